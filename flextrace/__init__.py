@@ -1,0 +1,1 @@
+"""FlexAttention for MLX."""

@@ -1,0 +1,1 @@
+"""Expression tree -> running kernel."""

@@ -1,0 +1,79 @@
+"""What cannot be traced -> an error that shows the user's line, a caret, the reason and the remedy."""
+
+from __future__ import annotations
+
+import linecache
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Place:
+    """A span of the user's source: 1-based line, 0-based columns."""
+
+    filename: str
+    function: str
+    line: int
+    column: int = 0
+    end_column: int | None = None
+
+    def excerpt(self) -> str:
+        text = linecache.getline(self.filename, self.line).rstrip("\n")
+        if not text.strip():
+            return ""
+        # ast columns count UTF-8 bytes; the caret counts characters.
+        start = len(text.encode()[: self.column].decode(errors="ignore"))
+        end = len(text)
+        if self.end_column is not None:
+            end = len(text.encode()[: self.end_column].decode(errors="ignore"))
+        indent = len(text) - len(text.lstrip())
+        start = max(start, indent)
+        caret = " " * (start - indent) + "^" * max(1, end - start)
+        return f"    {text.strip()}\n    {caret}"
+
+    def __str__(self) -> str:
+        head = f'  File "{self.filename}", line {self.line}, in {self.function}'
+        excerpt = self.excerpt()
+        return f"{head}\n{excerpt}" if excerpt else head
+
+
+class Untraceable(Exception):
+    """Raised deep in the tracer with a reason and a remedy; the reader adds the places, outermost last."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.remedy = remedy
+        self.places: list[Place] = []
+
+
+@dataclass
+class TraceError(Exception):
+    """A score_mod or mask_mod that cannot become a kernel.
+
+    Attributes:
+        mod: name of the decorated function.
+        reason: what went wrong, in one sentence.
+        remedy: what to write instead.
+        places: the user's source spans, outermost call first.
+
+    Example:
+        >>> import flextrace as flex, mlx.core as mx
+        >>> @flex.mask_mod
+        ... def until_end(b, h, q_idx, kv_idx):
+        ...     while kv_idx > 0:
+        ...         kv_idx -= 1
+        ...     return kv_idx == 0
+        >>> until_end.expr                      # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        flextrace.tracer.errors.TraceError: cannot trace until_end: ...
+    """
+
+    mod: str
+    reason: str
+    remedy: str
+    places: list[Place] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        where = "\n".join(str(place) for place in self.places)
+        lines = [f"cannot trace {self.mod}: {self.reason}", where, f"Remedy: {self.remedy}"]
+        return "\n".join(line for line in lines if line)
