@@ -1,1 +1,35 @@
-"""FlexAttention for MLX."""
+"""FlexAttention for MLX: a plain Python score or mask function becomes a fused attention kernel."""
+
+from flextrace.cache import CacheError, CacheWarning
+from flextrace.kernels import BackendUnavailable
+from flextrace.tracer import Expr, TraceError
+
+from .attention import AuxOutput, AuxRequest, flex_attention
+from .block_mask import BlockMask, and_masks, create_block_mask, create_mask, noop_mask, or_masks
+from .gradient import GradientError
+from .mod import MaskMod, ScoreMod, mask_mod, score_mod
+from .notices import FlextraceWarning
+
+__version__ = "0.1.0"
+__all__ = [
+    "AuxOutput",
+    "AuxRequest",
+    "BackendUnavailable",
+    "BlockMask",
+    "CacheError",
+    "CacheWarning",
+    "Expr",
+    "FlextraceWarning",
+    "GradientError",
+    "MaskMod",
+    "ScoreMod",
+    "TraceError",
+    "and_masks",
+    "create_block_mask",
+    "create_mask",
+    "flex_attention",
+    "mask_mod",
+    "noop_mask",
+    "or_masks",
+    "score_mod",
+]

@@ -1,0 +1,208 @@
+"""Key, builder -> Entry: read a verified entry, or build it once, publish it by a rename, and hand it out.
+
+A hit takes no lock. Entries lie in <cache>/kernels (entry.py), builds in <cache>/building (building.py).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .building import KEY, delete, discard, locked, make_folder, make_folders, scratch, sweep
+from .entry import Damaged, Entry, check_trusted, flush, note_use, read_entry, read_manifest, seal
+from .fallback import Unwritable, nowhere, own_step, private_folder, run_builder, warn_once
+
+_private_stores: dict[int, Store] = {}  # by process id: a forked child must not use its parent's
+
+
+class Store:
+    """A folder of entries, each built once and verified at every use. Safe across threads, processes, forks.
+
+    `folder`: default FLEXTRACE_CACHE_DIR, else the user's cache folder; made, with mode 0700, when needed.
+    `lock_timeout`: seconds to wait for another process that builds the same key.
+
+    >>> import tempfile
+    >>> from flextrace.cache import key_of
+    >>> store = Store(Path(tempfile.mkdtemp()) / "cache")
+    >>> def build(folder):
+    ...     print("building")
+    ...     _ = (folder / "kernel.cpp").write_text("int f() { return 1; }")
+    ...     return {"mod": "alibi"}
+    >>> entry = store.get_or_build(key_of("int f() { return 1; }"), build, required=["kernel.cpp"])
+    building
+    >>> entry = store.get_or_build(key_of("int f() { return 1; }"), build, required=["kernel.cpp"])
+    >>> entry.manifest["mod"], (entry.folder / "kernel.cpp").read_text()
+    ('alibi', 'int f() { return 1; }')
+    """
+
+    def __init__(self, folder: Path | None = None, *, lock_timeout: float = 600.0) -> None:
+        chosen = folder or os.environ.get("FLEXTRACE_CACHE_DIR")
+        if not chosen:
+            from platformdirs import user_cache_path  # costs milliseconds, and the variable does without
+
+            chosen = user_cache_path("flextrace")
+        self.folder = Path(os.path.abspath(os.path.expanduser(chosen)))
+        self.lock_timeout = lock_timeout
+        self._private = False  # this is the store of last resort, in a temporary folder
+        self._unwritable = False
+
+    def get(self, key: str, required: Sequence[str] = ()) -> Entry | None:
+        """The verified entry of `key`, or None if there is none or it is damaged. Takes no lock.
+
+        Raises CacheError if others can write to the cache folder, ValueError if `key` is not from `key_of`.
+        """
+        folder = self._folder_of(key)
+        try:
+            for parent in (self.folder, folder.parent.parent, folder.parent):
+                check_trusted(parent)
+            entry = read_entry(folder, required)
+        except (OSError, Damaged):
+            return _private_store().get(key, required) if self._unwritable else None
+        note_use(entry, time.time())
+        return entry
+
+    def get_or_build(
+        self, key: str, build: Callable[[Path], dict[str, Any]], required: Sequence[str] = ()
+    ) -> Entry:
+        """The verified entry of `key`. If there is none, or it is damaged, `build(folder)` makes it.
+
+        `build` writes files into the empty folder it is given and returns fields for manifest.json. It runs
+        once, however many threads and processes ask. What it raises is raised here, unchanged, and nothing
+        stays behind. `required` names the files that an entry must have.
+
+        Where the folder cannot be written to (read-only, full), the entry is built in a temporary folder of
+        this process, with one CacheWarning. A folder handed out stays until somebody prunes or clears the
+        cache; a binary already loaded from it stays valid even then.
+
+        Raises CacheError if others can write to the cache folder, another process holds the lock too long, no
+        folder at all can be written to, or `build` left something that is no entry; ValueError for a bad key.
+        """
+        if (entry := self.get(key, required)) is not None:
+            return entry
+        if not self._unwritable:
+            try:
+                return self._build(key, build, required)
+            except Unwritable as failure:
+                reason = failure.__cause__
+            if self._private:
+                raise nowhere(reason) from reason
+            self._unwritable = True
+            warn_once(self.folder, reason)
+        return _private_store().get_or_build(key, build, required)
+
+    def entries(self) -> list[Entry]:
+        """Every entry with a readable manifest, the most recently used first; files are not verified."""
+        found = []
+        for folder in self._folders():
+            try:
+                found.append(read_manifest(folder))
+            except (OSError, Damaged):
+                continue  # verify() reports it, the next use rebuilds it
+        return sorted(found, key=lambda entry: entry.used, reverse=True)
+
+    def verify(self) -> dict[str, str]:
+        """Key -> what is wrong with it, for every damaged entry; empty if all are whole. Changes nothing."""
+        faults = {}
+        for folder in self._folders():
+            try:
+                read_entry(folder)
+            except (OSError, Damaged) as error:
+                faults[folder.name] = str(error)
+        return faults
+
+    def size(self) -> int:
+        """Bytes of all entries on disk, damaged ones and manifests included."""
+        return sum(_size(folder) for folder in self._folders())
+
+    def remove(self, key: str) -> bool:
+        """Remove one entry; whether it was there. Raises OSError, ValueError for a bad key."""
+        folder = self._folder_of(key)
+        if not os.path.lexists(folder):
+            return False
+        make_folders(self.folder)
+        return discard(self.folder, folder)
+
+    def prune(self, max_bytes: int) -> int:
+        """Remove the least recently used entries until `size()` is at most `max_bytes`; how many went.
+
+        Raises OSError where nothing can be removed, CacheError if others can write to the cache folder.
+        """
+        used = {entry.key: entry.used for entry in self.entries()}  # one that is damaged goes first
+        sizes = {folder.name: _size(folder) for folder in self._folders()}
+        total, removed = sum(sizes.values()), 0
+        for key in sorted(sizes, key=lambda key: used.get(key, 0.0)):
+            if total <= max_bytes:
+                break
+            removed += self.remove(key)
+            total -= sizes[key]
+        if (self.folder / "building").is_dir():
+            sweep(self.folder)
+        return removed
+
+    def clear(self) -> int:
+        """Remove every entry; how many went. What a live process is building stays. Raises as prune does."""
+        return self.prune(-1)
+
+    def _folder_of(self, key: str) -> Path:
+        if not KEY.fullmatch(key):
+            raise ValueError(f"a cache key is 64 hexadecimal digits, got {key!r}: make it with key_of(...)")
+        return self.folder / "kernels" / key[:2] / key
+
+    def _folders(self) -> list[Path]:
+        kernels = self.folder / "kernels"
+        if not kernels.is_dir():
+            return []
+        check_trusted(self.folder)
+        check_trusted(kernels)
+        return sorted(path for path in kernels.glob("??/*") if KEY.fullmatch(path.name))
+
+    def _build(self, key: str, build: Callable[[Path], dict[str, Any]], required: Sequence[str]) -> Entry:
+        with own_step():
+            make_folders(self.folder)
+        with locked(self.folder, key, self.lock_timeout):
+            if (entry := self.get(key, required)) is not None:
+                return entry  # somebody else built it while this one waited
+            with own_step():
+                sweep(self.folder, held=key)
+                folder = scratch(self.folder, key)
+                folder.mkdir(mode=0o700)
+            try:
+                fields = run_builder(build, folder)
+                with own_step():
+                    return self._publish(folder, key, seal(folder, key, fields, required))
+            except BaseException:
+                delete(folder)
+                raise
+
+    def _publish(self, folder: Path, key: str, manifest: dict[str, Any]) -> Entry:
+        final = self._folder_of(key)
+        make_folder(final.parent)
+        if os.path.lexists(final):  # damaged, yet a process may have it open or loaded: never written over
+            discard(self.folder, final)
+        os.rename(folder, final)
+        flush(final.parent)
+        return Entry(key, final, manifest, time.time())
+
+
+def _private_store() -> Store:
+    pid = os.getpid()
+    if pid not in _private_stores:
+        store = Store(private_folder())
+        store._private = True
+        _private_stores.setdefault(
+            pid, store
+        )  # of two threads here at once one wins; both folders go at exit
+    return _private_stores[pid]
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_size
+        except FileNotFoundError:
+            continue  # removed meanwhile
+    return total

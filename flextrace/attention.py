@@ -1,0 +1,207 @@
+"""flex_attention: scaled dot-product attention under any score_mod and mask, as one fused kernel.
+
+    out = softmax(mask(score_mod(scale * Q K^T))) V
+
+check the arguments -> trace the mods -> choose a backend -> run. The stages are `flextrace.tracer` (Python function
+-> expression), `flextrace.kernels` (expression -> kernel) and `flextrace.cache` (kernels on disk).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import mlx.core as mx
+
+from flextrace.kernels import AttentionCall, Backend, BackendUnavailable, Result, backend_for
+from flextrace.kernels.registry import chosen_name
+
+from .block_mask import BlockMask
+from .checks import check_options, check_tensors
+from .gradient import forward_only
+from .mod import MaskMod, ScoreMod, as_mod
+from .notices import FlextraceWarning, notice
+
+
+@dataclass(frozen=True)
+class AuxRequest:
+    """Which by-products `flex_attention(..., return_aux=...)` also returns."""
+
+    lse: bool = False
+    max_scores: bool = False
+
+
+@dataclass(frozen=True)
+class AuxOutput:
+    """By-products of attention, float32, shape [batch, query_heads, q_len]; None where not requested.
+
+    lse: natural log of the sum of exp(score) over the keys of a row, after score_mod; -inf for an empty row.
+    max_scores: the largest score of a row, after score_mod; -inf for an empty row.
+    """
+
+    lse: mx.array | None = None
+    max_scores: mx.array | None = None
+
+
+Aux = tuple[mx.array, AuxOutput]
+Options = Mapping[str, Any] | None
+
+
+@overload
+def flex_attention(
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    score_mod: Any = None,
+    block_mask: Any = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: Literal[False] = False,
+    kernel_options: Options = None,
+    *,
+    return_aux: None = None,
+) -> mx.array: ...
+@overload
+def flex_attention(
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    score_mod: Any = None,
+    block_mask: Any = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    return_lse: Literal[True],
+    kernel_options: Options = None,
+    return_aux: None = None,
+) -> tuple[mx.array, mx.array]: ...
+@overload
+def flex_attention(
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    score_mod: Any = None,
+    block_mask: Any = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: Literal[False] = False,
+    kernel_options: Options = None,
+    *,
+    return_aux: AuxRequest,
+) -> tuple[mx.array, AuxOutput]: ...
+def flex_attention(
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    score_mod: Any = None,
+    block_mask: Any = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+    kernel_options: Options = None,
+    *,
+    return_aux: AuxRequest | None = None,
+) -> mx.array | tuple[mx.array, mx.array] | tuple[mx.array, AuxOutput]:
+    """Attention whose scores and mask are plain Python functions.
+
+    Args:
+        query: [batch, query_heads, q_len, head_dim], float32, float16 or bfloat16; any strides.
+        key: [batch or 1, kv_heads, kv_len, head_dim], dtype of query.
+        value: [batch or 1, kv_heads, kv_len, value_dim], dtype of query.
+        score_mod: `(score, b, h, q_idx, kv_idx) -> score`, or None. `score` is already scaled; `h` is the query head.
+        block_mask: a `BlockMask`, or a mask_mod `(b, h, q_idx, kv_idx) -> bool` itself, or None.
+        scale: factor of the dot products; None is 1 / sqrt(head_dim).
+        enable_gqa: allow query_heads to be a multiple of kv_heads (grouped-query attention).
+        return_lse: also return the log-sum-exp.
+        kernel_options: "BACKEND" ("cpu" or "ops") and "NUM_THREADS" (cpu backend).
+        return_aux: which by-products to return as an `AuxOutput`.
+
+    Returns:
+        out [batch, query_heads, q_len, value_dim] of query's dtype; or (out, lse); or (out, AuxOutput). A row that
+        attends to nothing gives 0, with lse and max_scores -inf.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit, before any work.
+        TraceError: a mod cannot become a kernel; the message shows its line.
+        OverflowError: a captured integer does not fit int32.
+        BackendUnavailable: the backend asked for cannot run here.
+
+    Captured arrays and numbers are read at every call; a changed number compiles nothing. The API is that of
+    torch.nn.attention.flex_attention (Dong et al., arXiv 2412.05496); the algorithm is FlashAttention (Dao et al.,
+    arXiv 2205.14135).
+
+    Example:
+        >>> import mlx.core as mx, flextrace as flex
+        >>> q = k = v = mx.ones((1, 2, 16, 8))
+        >>> @flex.mask_mod
+        ... def causal(b, h, q_idx, kv_idx):
+        ...     return q_idx >= kv_idx
+        >>> flex.flex_attention(q, k, v, block_mask=causal).shape
+        (1, 2, 16, 8)
+    """
+    check_tensors(query, key, value, scale, enable_gqa)
+    if return_lse and return_aux is not None:
+        raise ValueError("return_lse and return_aux exclude each other; write return_aux=AuxRequest(lse=True)")
+    if return_aux is not None and not isinstance(return_aux, AuxRequest):
+        raise TypeError(f"return_aux takes an AuxRequest, not a {type(return_aux).__name__}")
+    options = check_options(kernel_options)
+    score = None if score_mod is None else as_mod(score_mod, ScoreMod, "score_mod").bind()
+    mask_function, blocks = block_mask, None
+    if isinstance(block_mask, BlockMask):
+        block_mask.check_lengths(query, key)
+        mask_function, blocks = block_mask.mask_mod, block_mask.blocks
+    mask = None if mask_function is None else as_mod(mask_function, MaskMod, "block_mask").bind()
+    call = AttentionCall(
+        query,
+        key,
+        value,
+        float(1.0 / math.sqrt(max(1, query.shape[-1])) if scale is None else scale),
+        score,
+        mask,
+        blocks,
+        want_lse=return_lse or (return_aux is not None and return_aux.lse),
+        want_max=return_aux is not None and return_aux.max_scores,
+        threads=options.get("NUM_THREADS", 0),
+    )
+    result = _run(call, chosen_name(options.get("BACKEND")))
+    if return_aux is not None:
+        return result.out, AuxOutput(result.lse, result.max_scores)
+    if return_lse:
+        assert result.lse is not None
+        return result.out, result.lse
+    return result.out
+
+
+def _run(call: AttentionCall, wanted: str | None) -> Result:
+    """Run on the backend asked for; without one, on the cpu backend, or on ops where that cannot run (said once)."""
+    backend: Backend
+    try:
+        backend = backend_for(wanted or "cpu")
+    except BackendUnavailable as reason:
+        if wanted is not None:
+            raise
+        notice("no compiler", f"flextrace runs on MLX operations, which is slower: {reason}")
+        backend = backend_for("ops")
+    if backend.name == "ops":
+        return backend.attention(call)
+    try:
+        return forward_only(backend, call)
+    except (ValueError, RuntimeError) as error:
+        if "during function transformations" not in str(error):
+            raise
+        if wanted is not None:
+            raise BackendUnavailable(
+                f"the {wanted} backend needs values, which mx.compile and mx.vmap hide; call flex_attention outside "
+                'them, or with kernel_options={"BACKEND": "ops"}'
+            ) from None
+        notice(
+            "transformation",
+            "inside mx.compile or mx.vmap flextrace runs on MLX operations, which is slower; call flex_attention "
+            'outside them for the compiled kernel, or ask for it with kernel_options={"BACKEND": "ops"}',
+        )
+        return backend_for("ops").attention(call)
+
+
+__all__ = ["AuxOutput", "AuxRequest", "FlextraceWarning", "flex_attention"]

@@ -1,0 +1,63 @@
+"""Arguments -> errors: everything about shapes, dtypes and options that is wrong is said before any work."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+
+DTYPES = (mx.float32, mx.float16, mx.bfloat16)
+OPTIONS: dict[str, type] = {"BACKEND": str, "NUM_THREADS": int}
+
+
+def check_tensors(query: mx.array, key: mx.array, value: mx.array, scale: float | None, enable_gqa: bool) -> None:
+    """Raises TypeError or ValueError unless q, k and v fit together."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, mx.array):
+            raise TypeError(f"{name} is a {type(tensor).__name__}; convert it with mx.array(...)")
+        if tensor.ndim != 4:
+            raise ValueError(f"{name} has shape {tensor.shape}; expected 4 axes: [batch, heads, length, head_dim]")
+    if query.dtype not in DTYPES or not query.dtype == key.dtype == value.dtype:
+        raise TypeError(
+            f"query, key and value are {_name(query)}, {_name(key)} and {_name(value)}; make all three float32, "
+            "float16 or bfloat16 with .astype(...)"
+        )
+    (b, hq, _, d), (bk, hkv, s, dk), (bv, hv, sv, _) = query.shape, key.shape, value.shape
+    if d != dk:
+        raise ValueError(f"head_dim of query is {d}, of key {dk}; they must be equal")
+    if (hkv, s) != (hv, sv):
+        raise ValueError(f"key has {hkv} heads of length {s}, value {hv} of length {sv}; they must be equal")
+    if bk != bv or bk not in (b, 1):
+        raise ValueError(f"batch sizes: query {b}, key {bk}, value {bv}; key and value need {b}, or 1 for all")
+    if hq != hkv:
+        if not enable_gqa:
+            raise ValueError(
+                f"query has {hq} heads, key and value have {hkv}; pass enable_gqa=True for grouped-query attention"
+            )
+        if hkv == 0 or hq % hkv:
+            raise ValueError(f"with enable_gqa the {hq} query heads must be a multiple of the {hkv} key heads")
+    if scale is not None and (not isinstance(scale, (int, float)) or not math.isfinite(scale)):
+        raise ValueError(f"scale is {scale!r}; expected a finite number, or None for 1 / sqrt(head_dim)")
+
+
+def _name(tensor: mx.array) -> str:
+    return str(tensor.dtype).removeprefix("mlx.core.")
+
+
+def check_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Raises ValueError on an unknown kernel option or a value of the wrong kind."""
+    if options is None:
+        return {}
+    for key, value in options.items():
+        if key not in OPTIONS:
+            near = difflib.get_close_matches(str(key).upper(), OPTIONS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown kernel option {key!r}; known: {', '.join(OPTIONS)}{hint}")
+        if not isinstance(value, OPTIONS[key]) or isinstance(value, bool):
+            raise ValueError(f"kernel option {key} takes a {OPTIONS[key].__name__}, not {value!r}")
+    if options.get("NUM_THREADS", 1) < 1:
+        raise ValueError(f"kernel option NUM_THREADS is {options['NUM_THREADS']}; expected at least 1")
+    return options

@@ -1,0 +1,189 @@
+"""Python function -> mod: the decorators, and what a decorated function shows of itself."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from flextrace.kernels import BoundMod, backend_for
+from flextrace.tracer import Expr, Kind, Trace, TraceError, Traces, count_parameters, underlying
+from flextrace.tracer.errors import Untraceable
+from flextrace.tracer.source import source_of
+from flextrace.tracer.trace import name_of
+
+_traces = Traces()
+
+
+class Mod:
+    """A decorated score_mod or mask_mod. Calling it with numbers runs the user's own function.
+
+    Attributes:
+        expr: the expression tree that kernels are made from (prints as Python).
+    """
+
+    kind: ClassVar[Kind]
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        if isinstance(function, Mod):
+            function = function.__flextrace_function__
+        if not callable(function):
+            raise TypeError(f"@flex.{self.kind} decorates a function, not a {type(function).__name__}")
+        self.__flextrace_function__ = function
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__flextrace_function__(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Mod:
+        """As a method: the mod of that instance."""
+        if instance is None:
+            return self
+        return type(self)(types.MethodType(self.__flextrace_function__, instance))
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {name_of(self.__flextrace_function__)}>"
+
+    def trace(self) -> Trace:
+        """The trace that holds for the captured values of this moment.
+
+        Raises:
+            TraceError: the function cannot become a kernel; the message shows line, reason and remedy.
+        """
+        return _traces.get(self.__flextrace_function__, self.kind)
+
+    def bind(self) -> BoundMod:
+        """The trace, with the captured arrays and numbers of this moment."""
+        trace = self.trace()
+        function = self.__flextrace_function__
+        return BoundMod(trace, trace.read_arrays(function), trace.read_numbers(function))
+
+    @property
+    def expr(self) -> Expr:
+        return self.trace().expr
+
+    def source(self, backend: str = "cpu") -> str:
+        """The complete kernel text of this mod for a backend, as it is compiled.
+
+        Raises:
+            TraceError: as `trace`.
+            ValueError: there is no such backend.
+        """
+        trace = self.trace()
+        chosen = backend_for(backend)
+        return chosen.source(trace, None) if self.kind == "score_mod" else chosen.source(None, trace)
+
+    def inspect(self) -> str:
+        """The stages of this mod as text: the user's function, its expression, its captured inputs."""
+        trace = self.trace()
+        lines = [repr(self), "", *canonical_source(self.__flextrace_function__).splitlines(), "", "expression:"]
+        lines += [f"  {line}" for line in repr(trace.expr).splitlines()]
+        lines += [f"  array{i} = {a.name} ({a.element}, {a.ndim} dimensions)" for i, a in enumerate(trace.arrays)]
+        lines += [f"  number{i} = {n.name} ({n.dtype}, read at every call)" for i, n in enumerate(trace.numbers)]
+        if trace.volatile:
+            lines.append("  traced anew at every call: it runs Python whose result may change")
+        return "\n".join(lines)
+
+
+class ScoreMod(Mod):
+    """`score_mod(score, b, h, q_idx, kv_idx) -> score`: see `score_mod`."""
+
+    kind = "score_mod"
+
+
+class MaskMod(Mod):
+    """`mask_mod(b, h, q_idx, kv_idx) -> bool`: see `mask_mod`."""
+
+    kind = "mask_mod"
+
+
+def score_mod(function: Callable[..., Any]) -> ScoreMod:
+    """Decorate a function of one attention score.
+
+    Args:
+        function: `(score, b, h, q_idx, kv_idx) -> score`. `score` is a float32 number, already scaled, in natural
+            units; b, h, q_idx, kv_idx are int32 numbers: batch, query head, row and column of the score matrix.
+
+    Returns:
+        A callable object for the `score_mod` argument of `flex_attention`.
+
+    Example:
+        >>> import flextrace as flex
+        >>> @flex.score_mod
+        ... def relative(score, b, h, q_idx, kv_idx):
+        ...     return score + 0.1 * (kv_idx - q_idx)
+        >>> relative.expr
+        score + (float((kv_idx - q_idx)) * 0.10000000149011612)
+        >>> relative(1.0, 0, 0, 2, 4)
+        1.2
+    """
+    return ScoreMod(function)
+
+
+def mask_mod(function: Callable[..., Any]) -> MaskMod:
+    """Decorate a function that says which keys a query attends to.
+
+    Args:
+        function: `(b, h, q_idx, kv_idx) -> bool` over int32 numbers; True keeps the pair.
+
+    Returns:
+        A callable object for `block_mask` of `flex_attention` and for `create_block_mask`.
+
+    Example:
+        >>> import flextrace as flex
+        >>> @flex.mask_mod
+        ... def causal(b, h, q_idx, kv_idx):
+        ...     return q_idx >= kv_idx
+        >>> causal.expr
+        kv_idx <= q_idx
+    """
+    return MaskMod(function)
+
+
+def as_mod(function: Any, wanted: type[Mod], argument: str) -> Mod:
+    """The mod for an argument of the public call: decorated, or a plain function of the right kind.
+
+    Raises:
+        TypeError: it is no function, or a mod of the other kind.
+    """
+    if isinstance(function, wanted):
+        return function
+    if isinstance(function, Mod):
+        raise TypeError(f"{argument} takes a {wanted.kind}, {function!r} is a {function.kind}")
+    if not callable(function):
+        raise TypeError(f"{argument} takes a {wanted.kind} function, not a {type(function).__name__}")
+    return wanted(function)
+
+
+def is_mask_function(value: Any) -> bool:
+    """Whether `value` is a mask_mod, or a plain function with the four parameters of one."""
+    if isinstance(value, Mod):
+        return isinstance(value, MaskMod)
+    return callable(value) and underlying(value) is not None and count_parameters(value) in (4, None)
+
+
+def canonical_source(function: Any) -> str:
+    """The function's source, rendered anew from its tree (comments and spacing gone)."""
+    python = underlying(function)
+    if python is None:
+        raise TraceError(name_of(function), "it is not written in Python", "wrap it in a Python function")
+    try:
+        node = source_of(python.__code__).node
+    except Untraceable as error:
+        raise TraceError(name_of(function), error.reason, error.remedy, error.places) from None
+    return render(node)
+
+
+def render(node: ast.AST) -> str:
+    """`node` as Python text, by astor; by `ast.unparse` where astor cannot (it needs names that Python 3.14 drops)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            import astor
+        except (ImportError, AttributeError):
+            return ast.unparse(node)
+        return inspect.cleandoc(str(astor.to_source(node)))

@@ -1,0 +1,38 @@
+"""Kernel file + generated header -> one source text: includes inlined, the hole filled, lines kept.
+
+Every `#include "file.h"` of the kernel's folder is replaced by that file's text once, between `#line` marks, so
+that a compiler's message points into the real file. A file named in `replace` is the hole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+_INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"', re.MULTILINE)
+
+
+def assemble(folder: Path, kernel: str, replace: Mapping[str, str]) -> str:
+    """The text of `kernel` with its includes inlined; `replace` gives the text of generated headers by name."""
+    done: set[str] = set()
+
+    def inline(name: str) -> list[str]:
+        done.add(name)
+        text = replace[name] if name in replace else (folder / name).read_text(encoding="ascii")
+        label = f"{name} (generated)" if name in replace else name
+        lines = [f'#line 1 "{label}"']
+        for number, line in enumerate(text.splitlines(), start=1):
+            include = _INCLUDE.match(line)
+            if include is None:
+                if line.strip() != "#pragma once":
+                    lines.append(line)
+                else:
+                    lines.append("")
+            elif include[1] not in done:
+                lines += [*inline(include[1]), f'#line {number + 1} "{label}"']
+            else:
+                lines.append("")
+        return lines
+
+    return "\n".join(inline(kernel)) + "\n"

@@ -1,0 +1,232 @@
+// attention.cpp: attention forward on the CPU, a tile at a time, never the full score matrix (FlashAttention,
+// arXiv 2205.14135; online softmax, arXiv 1805.02867).
+//
+//   for each tile of query rows, of each head
+//     find which tiles of keys the masks leave             find_tiles
+//     for each of those tiles of keys, for each group of rows
+//       S = (scale Q) K^T                                  multiply_keys
+//       S = mask(score_mod(S)); P = exp(S - max)           softmax_rows
+//       O = O * exp(old max - max) + P V                   multiply_values
+//     out = O / sum of P; lse = max + log(sum)             write_rows
+//
+// Shapes, strides and dtypes are run-time values; only the mods are compiled in. plan.h cuts a call into jobs.
+#include "mod.h"
+#include "plan.h"
+#include "tiles.h"
+
+constexpr float LOG2_E = 0x1.715476p+0f;
+constexpr double LN_2 = 0.6931471805599453;
+
+// Which rows a job computes.
+struct QueryTile {
+  int b, h;
+  int first, rows;
+  int64_t index;  // of the tile among those of one head
+  int64_t unit;   // the head of keys and values that it reads
+};
+
+// -- which tiles of keys to visit -------------------------------------------------------------------------------------
+
+// Which of VL keys row q_idx attends to, by the block mask and mask_mod together.
+INLINE vbool keep(const int32_t* allow, int b, int h, int q_idx, vint kv_idx, const Inputs& in) {
+  vint allowed = load_vector<vint>(allow);
+  if constexpr (HAS_MASK_MOD) return {(allowed == YES) | ((allowed == ASK) & mask_mod(b, h, q_idx, kv_idx, in).lanes)};
+  return {allowed == YES};
+}
+
+// The VL keys from `first` on. In a tile that the end of the keys cuts, a mod sees the last key again, never one
+// that does not exist.
+template <bool RAGGED>
+INLINE vint key_indices(int64_t first, int64_t kv_len) {
+  vint kv_idx = lane_index() + (int32_t)first;
+  if constexpr (RAGGED) kv_idx = select(kv_idx < (int32_t)kv_len, kv_idx, splat((int32_t)kv_len - 1));
+  return kv_idx;
+}
+
+// Evaluates the mask over one group of rows and one tile of keys.
+static TileState evaluate_tile(const Attention& a, const QueryTile& q, int first_row, int rows, int64_t first_key, int vectors,
+                               const int32_t* allow) {
+  vint any = {}, all = ~vint{};
+  for (int r = 0; r < rows; r++) {
+    for (int i = 0; i < vectors; i++) {
+      vint kv_idx = key_indices<true>(first_key + i * VL, a.p.kv_len);
+      vint kept = keep(allow + i * VL, q.b, q.h, first_row + r, kv_idx, a.in).lanes;
+      any |= kept;
+      all &= kept;
+    }
+    if (r == 0 && any_lane(any) && any_lane(~all)) return MASKED;  // what most partial tiles show at once
+  }
+  return !any_lane(any) ? SKIP : any_lane(~all) ? MASKED : FULL;
+}
+
+// s.tiles = what each group of the query tile's rows needs in each tile of keys.
+static void find_tiles(const Attention& a, Scratch& s, const QueryTile& q) {
+  bool per_batch = (HAS_MASK_MOD && MASK_USES_BATCH) || (a.p.has_block_mask && a.p.mask_batch > 1);
+  bool per_head = (HAS_MASK_MOD && MASK_USES_HEAD) || (a.p.has_block_mask && a.p.mask_heads > 1);
+  int64_t key = (q.index * a.p.batch + (per_batch ? q.b : 0)) * a.p.query_heads + (per_head ? q.h : 0);
+  if (s.tiles_found_for == key) return;  // the thread's last job, for another head
+  s.tiles_found_for = key;
+
+  read_block_row<HAS_MASK_MOD>(a, q.b, q.h, q.index / a.q_tiles_per_block, s.blocks);
+  for (int64_t tile = 0; tile < a.kv_tiles; tile++) {
+    int allowance = allowance_of_tile(a, s.blocks, tile);
+    bool evaluate = HAS_MASK_MOD && (allowance == ASK || allowance == MIXED);
+    if (evaluate) allow_keys(a, s.blocks, tile, s.allow);
+    for (int g = 0; g * ROWS < q.rows; g++) {
+      TileState state = allowance == NO ? SKIP : allowance == YES ? FULL : MASKED;
+      if (evaluate)
+        state = evaluate_tile(a, q, q.first + g * ROWS, smaller(q.rows - g * ROWS, ROWS), tile * KV_TILE,
+                              a.key_vectors(tile), s.allow);
+      s.tiles[tile * GROUPS + g] = state;
+    }
+  }
+}
+
+// -- one group of rows and one tile of keys -------------------------------------------------------------------------
+
+// scores -> weights: S = mask(score_mod(S)), the rows' new maxima, P = exp(S - max) and its sum, all in place.
+// Exponents are in base 2: `reference` is max * log2(e), -inf as long as a row has attended to nothing.
+template <bool MASK>
+static void softmax_rows(const Attention& a, Scratch& s, const QueryTile& q, int group, int rows, int64_t first_key,
+                         int vectors) {
+  float* max = s.max + group * ROW_STATE;
+  float* reference = s.reference + group * ROW_STATE;
+  float* sum = s.sum + group * ROWS * VL;
+
+  for (int r = 0; r < rows; r++) {
+    float* row = s.scores + r * KV_TILE;
+    vfloat largest = splat(max[r]);
+    for (int i = 0; i < vectors; i++) {
+      vfloat x = load_vector<vfloat>(row + i * VL);
+      if constexpr (HAS_SCORE_MOD || MASK) {
+        int q_idx = q.first + group * ROWS + r;
+        vint kv_idx = key_indices<MASK>(first_key + i * VL, a.p.kv_len);
+        x = score_mod(x, q.b, q.h, q_idx, kv_idx, a.in);
+        if constexpr (MASK)
+          x = select(keep(s.allow + i * VL, q.b, q.h, q_idx, kv_idx, a.in).lanes, x, splat(-INFINITE));
+        store_vector(row + i * VL, x);
+      }
+      largest = larger(x, largest);
+    }
+    max[r] = largest_lane(largest)[0];
+  }
+
+  float exponent[ROW_STATE];  // what to subtract: 0 where max is -inf, as -inf - -inf is nan
+  for (int r = 0; r < ROW_STATE; r += VL) {
+    vfloat base = load_vector<vfloat>(max + r) * LOG2_E;
+    vfloat shift = select(base == -INFINITE, splat(0.0f), base);
+    store_vector(s.factor + r, exp2_nonpositive(load_vector<vfloat>(reference + r) - shift));
+    store_vector(reference + r, base);
+    store_vector(exponent + r, shift);
+  }
+
+  for (int r = 0; r < rows; r++) {
+    float* row = s.scores + r * KV_TILE;
+    vfloat shift = splat(exponent[r]);
+    vfloat total = load_vector<vfloat>(sum + r * VL) * s.factor[r];
+    for (int i = 0; i < vectors; i++) {
+      vfloat weight = exp2_nonpositive(load_vector<vfloat>(row + i * VL) * LOG2_E - shift);
+      store_vector(row + i * VL, weight);
+      total += weight;
+    }
+    store_vector(sum + r * VL, total);
+  }
+}
+
+// -- one tile of query rows -----------------------------------------------------------------------------------------
+
+static void read_queries(const Attention& a, Scratch& s, const QueryTile& q) {
+  const Params& p = a.p;
+  for (int g = 0; g * ROWS < q.rows; g++) {
+    int64_t row = q.first + g * ROWS;
+    int64_t start = q.b * p.q_strides[0] + q.h * p.q_strides[1] + row * p.q_strides[2];
+    pack_queries(s.queries + g * ROWS * p.head_dim, element_address(p.q, start, p.dtype), p.q_strides,
+                 smaller(q.rows - g * ROWS, ROWS), p.head_dim, p.dtype, p.scale, s.row);
+    __builtin_memset(s.out + g * a.out_floats, 0, a.out_floats * sizeof(float));
+    __builtin_memset(s.sum + g * ROWS * VL, 0, ROWS * VL * sizeof(float));
+    for (int r = 0; r < ROW_STATE; r++) s.max[g * ROW_STATE + r] = s.reference[g * ROW_STATE + r] = -INFINITE;
+  }
+}
+
+static void write_rows(const Attention& a, Scratch& s, const QueryTile& q) {
+  const Params& p = a.p;
+  int64_t first = (q.b * p.query_heads + q.h) * p.q_len + q.first;
+  for (int i = 0; i < q.rows; i++) {
+    int g = i / ROWS, r = i % ROWS;
+    float sum = sum_lanes(load_vector<vfloat>(s.sum + i * VL));
+    float inverse = sum == 0 ? 0 : 1 / sum;  // a row with nothing to attend to gives 0
+    for (int64_t d = 0; d < p.value_dim; d += VL) {
+      const float* from = s.out + g * a.out_floats + d / PANEL * PANEL * ROWS + r * PANEL + d % PANEL;
+      store_vector(s.row + d, load_vector<vfloat>(from) * inverse);
+    }
+    narrow_row((char*)p.out + (first + i) * p.value_dim * dtype_bytes(p.dtype), s.row, p.value_dim, p.dtype);
+    float reference = s.reference[g * ROW_STATE + r];
+    if (p.lse) p.lse[first + i] = sum == 0 ? -INFINITE : reference * LN_2 + __builtin_log(sum);
+    if (p.max_scores) p.max_scores[first + i] = s.max[g * ROW_STATE + r];
+  }
+}
+
+static void attend(const Attention& a, Scratch& s, const QueryTile& q) {
+  const Params& p = a.p;
+  find_tiles(a, s, q);
+  read_queries(a, s, q);
+  for (int64_t tile = 0; tile < a.kv_tiles; tile++) {
+    const uint8_t* state = s.tiles + tile * GROUPS;
+    int groups = (q.rows + ROWS - 1) / ROWS, seen[3] = {};
+    for (int g = 0; g < groups; g++) seen[state[g]]++;
+    for (int i = 0; i < 3; i++) s.counts[i] += seen[i];
+    if (seen[SKIP] == groups) continue;
+    if (seen[MASKED]) allow_keys(a, s.blocks, tile, s.allow);
+    const float* keys = a.pack_ahead ? a.packed_tile(q.unit, tile) : s.packed;
+    const float* values = keys + a.key_floats;
+    if (!a.pack_ahead) a.pack_tile(q.unit, tile, s.packed, s.row);
+
+    int64_t count = a.keys_in(tile);
+    for (int g = 0; g < groups; g++) {
+      if (state[g] == SKIP) continue;
+      int rows = smaller(q.rows - g * ROWS, ROWS);
+      multiply_keys(s.scores, s.queries + g * ROWS * p.head_dim, keys, count, p.head_dim);
+      (state[g] == FULL ? softmax_rows<false> : softmax_rows<true>)(a, s, q, g, rows, tile * KV_TILE, a.key_vectors(tile));
+      multiply_values(s.out + g * a.out_floats, s.scores, values, count, p.value_dim, s.factor);
+    }
+  }
+  write_rows(a, s, q);
+}
+
+// -- one call -----------------------------------------------------------------------------------------------------
+
+// Job -> rows: the last query tile of every head first, as those are the heaviest under a causal mask, and heads next to
+// each other, as they usually share the tiles that find_tiles found.
+static void run_attend_job(const Attention& a, const Round& round, int64_t job, Scratch& s) {
+  const Params& p = a.p;
+  int64_t per_tile = round.units * a.queries_per_unit;
+  int64_t unit = round.first_unit + job % per_tile / a.queries_per_unit, reader = job % a.queries_per_unit;
+  int64_t ratio = p.query_heads / p.kv_heads, index = a.q_tiles - 1 - job / per_tile;
+  int64_t block_start = index / a.q_tiles_per_block * a.q_block, first = block_start + index % a.q_tiles_per_block * a.q_tile;
+  int64_t end = smaller(smaller(first + a.q_tile, block_start + a.q_block), p.q_len);
+  int64_t b = unit / p.kv_heads + reader / ratio, h = unit % p.kv_heads * ratio + reader % ratio;
+  if (first < end) attend(a, s, {(int)b, (int)h, (int)first, (int)(end - first), index, unit});
+}
+
+static void run_job(Jobs& jobs, int64_t job, int thread) {
+  const Attention& a = *(const Attention*)jobs.state;
+  Round round = a.round_of(job);
+  int64_t done = round.first_job + round.pack_jobs;
+  if (job < done) {
+    jobs.wait_until_done(round.first_job);  // the round before still reads what this one overwrites
+    a.run_pack_job(round, job - round.first_job, a.scratch[thread]);
+  } else {
+    if (round.pack_jobs) jobs.wait_until_done(done);
+    run_attend_job(a, round, job - done, a.scratch[thread]);
+  }
+}
+
+extern "C" __attribute__((visibility("default"))) int flextrace_attention(const Params* params) {
+  Attention attention(*params);
+  if (attention.q_tiles * params->batch * params->query_heads == 0) return OK;
+  if (!attention.allocate()) return OUT_OF_MEMORY;
+  Jobs jobs = {attention.total_jobs, run_job, &attention};
+  jobs.run_all(attention.threads);
+  attention.finish();
+  return attention.overflow ? INTEGER_OVERFLOW : OK;
+}

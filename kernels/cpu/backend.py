@@ -1,0 +1,107 @@
+"""Traces + call -> result on the CPU: generate, compile or load from disk, launch."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from flextrace.cache import Store, key_of
+from flextrace.tracer import Expr, Trace
+
+from ..call import AttentionCall, Result
+from .generate import kernel_source
+from .launch import MAX_NDIM, Kernel
+from .toolchain import REMEDY, Compiler, find_compiler
+
+LIBRARY, SOURCE = "kernel.so", "kernel.cpp"
+
+
+class CpuBackend:
+    """Attention in C++ on all cores, for MLX's CPU build and for arrays in unified memory."""
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        self._kernels: dict[tuple[Expr | None, Expr | None], Kernel] = {}
+        self._lock = threading.Lock()
+        self.compiled = 0  # kernels compiled by this process
+
+    def unavailable(self) -> str | None:
+        if self._compiler() is not None:
+            return None
+        return f"the cpu backend found no C++ compiler; {REMEDY}"
+
+    @staticmethod
+    def _compiler() -> Compiler | None:
+        return find_compiler(os.environ.get("CXX"))
+
+    def source(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
+        return kernel_source(score_mod, mask_mod)
+
+    def prepare(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
+        if _key(score_mod, mask_mod) in self._kernels:
+            return "memory"
+        before = self.compiled
+        self.kernel(score_mod, mask_mod)
+        return "compiled" if self.compiled > before else "disk"
+
+    def kernel(self, score_mod: Trace | None, mask_mod: Trace | None) -> Kernel:
+        """The loaded kernel for these mods: from memory, from disk, or compiled now."""
+        key = _key(score_mod, mask_mod)
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            with self._lock:
+                kernel = self._kernels.get(key)
+                if kernel is None:
+                    kernel = self._kernels[key] = self._load(score_mod, mask_mod)
+        return kernel
+
+    def _load(self, score_mod: Trace | None, mask_mod: Trace | None) -> Kernel:
+        for mod in (score_mod, mask_mod):
+            for capture in mod.arrays if mod is not None else ():
+                if capture.ndim > MAX_NDIM:
+                    raise ValueError(f"{capture.name} has {capture.ndim} dimensions; the cpu backend reads {MAX_NDIM}")
+        compiler = self._compiler()
+        assert compiler is not None
+        text = self.source(score_mod, mask_mod)
+
+        def build(folder: Path) -> dict[str, Any]:
+            (folder / SOURCE).write_text(text, encoding="ascii")
+            command = compiler.build(folder / SOURCE, folder / LIBRARY)
+            self.compiled += 1
+            return {
+                "backend": self.name,
+                "score_mod": None if score_mod is None else describe(score_mod),
+                "mask_mod": None if mask_mod is None else describe(mask_mod),
+                "compiler": compiler.version(),
+                "flags": command[1 : 1 + len(compiler.flags)],
+                "mlx": mx.__version__,
+            }
+
+        entry = Store().get_or_build(key_of(text, compiler.fingerprint), build, [SOURCE, LIBRARY])
+        return Kernel(entry.folder / LIBRARY)
+
+    def attention(self, call: AttentionCall) -> Result:
+        mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
+        score, mask = (None if mod is None else mod.trace for mod in (call.score_mod, call.mask_mod))
+        # MLX refuses this inside mx.compile and mx.vmap; reading the buffers below needs the values.
+        mx.eval(call.q, call.k, call.v, *(a for mod in mods for a in mod.arrays if isinstance(a, mx.array)))
+        return self.kernel(score, mask).run(call)
+
+
+def _key(score_mod: Trace | None, mask_mod: Trace | None) -> tuple[Expr | None, Expr | None]:
+    return (None if score_mod is None else score_mod.expr, None if mask_mod is None else mask_mod.expr)
+
+
+def describe(mod: Trace) -> dict[str, Any]:
+    """What a manifest says about a mod: name, expression, captured inputs."""
+    return {
+        "name": mod.name,
+        "expression": repr(mod.expr).split("\n"),
+        "arrays": [f"{a.name}: {a.element}, {a.ndim} dimensions" for a in mod.arrays],
+        "numbers": [f"{n.name}: {n.dtype}" for n in mod.numbers],
+    }

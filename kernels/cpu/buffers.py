@@ -1,0 +1,68 @@
+"""mlx and numpy arrays -> addresses and strides, without copies, and new mlx arrays that a kernel may fill."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import threading
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+_RECORDS_RO = 0x1C  # PyBUF_STRIDES | PyBUF_FORMAT: strides wanted, the buffer may be read-only
+_NUMPY = {mx.float32: np.float32, mx.float16: np.float16, mx.bfloat16: np.uint16}
+
+
+class _PyBuffer(ctypes.Structure):
+    """CPython's Py_buffer."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.POINTER(ctypes.c_ssize_t)),
+        ("strides", ctypes.POINTER(ctypes.c_ssize_t)),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+_get = ctypes.pythonapi.PyObject_GetBuffer
+_get.argtypes = [ctypes.py_object, ctypes.POINTER(_PyBuffer), ctypes.c_int]
+_get.restype = ctypes.c_int
+_release = ctypes.pythonapi.PyBuffer_Release
+_release.argtypes = [ctypes.POINTER(_PyBuffer)]
+_release.restype = None
+
+
+class _Scratch(threading.local):
+    def __init__(self) -> None:
+        self.buffer = _PyBuffer()
+        self.reference = ctypes.pointer(self.buffer)
+
+
+_scratch = _Scratch()
+
+
+def locate(array: Any) -> tuple[int, list[int]]:
+    """The address of an evaluated array's first element, and its strides in elements."""
+    buffer, reference = _scratch.buffer, _scratch.reference
+    _get(array, reference, _RECORDS_RO)
+    try:
+        size = buffer.itemsize
+        return buffer.buf or 0, [stride // size for stride in buffer.strides[: buffer.ndim]] if buffer.ndim else []
+    finally:
+        _release(reference)
+
+
+def new_array(shape: tuple[int, ...], dtype: mx.Dtype) -> tuple[mx.array, int]:
+    """An evaluated mlx array of any content and its address. `mx.array` of a numpy array is immediate, which
+    `mx.zeros` (a task for the stream's thread) is not."""
+    made = mx.array(np.empty(shape, _NUMPY[dtype]))
+    address = locate(made)[0] if math.prod(shape) else 0
+    return (made.view(mx.bfloat16) if dtype == mx.bfloat16 else made), address

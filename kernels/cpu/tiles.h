@@ -1,0 +1,138 @@
+// tiles.h: the verbs over tiles: pack keys, values and queries as float32 in the order in which the matmul reads
+// them, multiply a group of rows by a tile, write rows back.
+#pragma once
+#include "params.h"
+#include "vector.h"
+
+// Sizes. A matmul tile keeps ROWS x 2 registers of sums, so the rows follow from the number of registers.
+constexpr int ROWS = REGISTERS == 32 ? 12 : 6;  // query rows that are computed together: a row group
+constexpr int PANEL = 2 * VL;                   // columns of a matmul tile
+constexpr int KV_TILE = 64;                     // keys of one step of the online softmax
+static_assert(KV_TILE % PANEL == 0, "a tile of scores is made of whole panels");
+
+inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+inline int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
+
+inline int64_t dtype_bytes(int32_t dtype) { return dtype == FLOAT32 ? 4 : 2; }
+inline const void* element_address(const void* base, int64_t index, int32_t dtype) {
+  return (const char*)base + index * dtype_bytes(dtype);
+}
+
+// row[0 .. n) = source, any dtype and stride, as float32; zeros up to the next multiple of VL.
+inline void widen_row(float* row, const void* source, int64_t stride, int64_t n, int32_t dtype) {
+  for (int64_t i = 0; i < n; i += VL) {
+    int64_t count = smaller(n - i, VL);
+    bool whole = count == VL && stride == 1;
+    if (dtype == FLOAT32) {
+      const float* from = (const float*)source + i * stride;
+      float lanes[VL] = {};
+      if (!whole)
+        for (int64_t j = 0; j < count; j++) lanes[j] = from[j * stride];
+      store_vector(row + i, load_vector<vfloat>(whole ? from : lanes));
+    } else {
+      const uint16_t* from = (const uint16_t*)source + i * stride;
+      uint16_t lanes[VL] = {};
+      if (!whole)
+        for (int64_t j = 0; j < count; j++) lanes[j] = from[j * stride];
+      vshort bits = load_vector<vshort>(whole ? from : lanes);
+      store_vector(row + i, dtype == FLOAT16 ? widen_float16(bits) : widen_bfloat16(bits));
+    }
+  }
+}
+
+// The reverse: n numbers, contiguous in memory. row is readable up to the next multiple of VL.
+inline void narrow_row(void* target, const float* row, int64_t n, int32_t dtype) {
+  for (int64_t i = 0; i < n; i += VL) {
+    int64_t count = smaller(n - i, VL);
+    vfloat x = load_vector<vfloat>(row + i);
+    if (dtype == FLOAT32) {
+      __builtin_memcpy((float*)target + i, &x, count * 4);
+    } else {
+      vshort bits = dtype == FLOAT16 ? narrow_float16(x) : narrow_bfloat16(x);
+      __builtin_memcpy((uint16_t*)target + i, &bits, count * 2);
+    }
+  }
+}
+
+// Keys, transposed: [panel][head_dim][PANEL]. `row` holds one widened row.
+inline void pack_keys(float* packed, const void* k, const int64_t* strides, int64_t keys, int64_t head_dim, int32_t dtype,
+                      float* row) {
+  for (int64_t first = 0; first < keys; first += PANEL, packed += head_dim * PANEL)
+    for (int64_t j = 0; j < PANEL; j++) {
+      bool exists = first + j < keys;
+      if (exists) widen_row(row, element_address(k, (first + j) * strides[2], dtype), strides[3], head_dim, dtype);
+      for (int64_t d = 0; d < head_dim; d++) packed[d * PANEL + j] = exists ? row[d] : 0;
+    }
+}
+
+// Values: [panel of value_dim][KV_TILE][PANEL]; the last panel is VL wide when that is enough.
+inline void pack_values(float* packed, const void* v, const int64_t* strides, int64_t keys, int64_t value_dim, int32_t dtype,
+                        float* row) {
+  int64_t width = round_up(value_dim, VL);
+  for (int64_t j = 0; j < keys; j++) {
+    widen_row(row, element_address(v, j * strides[2], dtype), strides[3], value_dim, dtype);
+    for (int64_t d = 0; d < width; d += VL) {
+      int64_t panel = d / PANEL * PANEL, panel_width = smaller(width - panel, PANEL);
+      store_vector(packed + panel * KV_TILE + j * panel_width + d % PANEL, load_vector<vfloat>(row + d));
+    }
+  }
+}
+
+// Queries times the scale, transposed: [head_dim][ROWS]. Rows that do not exist are zero.
+inline void pack_queries(float* packed, const void* q, const int64_t* strides, int64_t rows, int64_t head_dim, int32_t dtype,
+                         float scale, float* row) {
+  for (int64_t r = 0; r < ROWS; r++) {
+    bool exists = r < rows;
+    if (exists) widen_row(row, element_address(q, r * strides[2], dtype), strides[3], head_dim, dtype);
+    for (int64_t d = 0; d < head_dim; d++) packed[d * ROWS + r] = exists ? row[d] * scale : 0;
+  }
+}
+
+// c[ROWS][PANEL] = c * factor[row] + a @ b, all sums in registers. Element (row, step) of a lies at
+// row * A_ROW + step * A_STEP; b is [steps][COLUMNS * VL]; without a factor c is only written.
+template <int COLUMNS, int A_ROW, int A_STEP, int C_ROW, bool ACCUMULATE>
+inline void multiply(float* c, const float* a, const float* b, int64_t steps, const float* factor) {
+  vfloat sum[ROWS][COLUMNS];
+#pragma GCC unroll 12
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 2
+    for (int j = 0; j < COLUMNS; j++)
+      sum[r][j] = ACCUMULATE ? load_vector<vfloat>(c + r * C_ROW + j * VL) * factor[r] : vfloat{};
+
+  for (int64_t step = 0; step < steps; step++) {
+    vfloat columns[COLUMNS];
+#pragma GCC unroll 2
+    for (int j = 0; j < COLUMNS; j++) columns[j] = load_vector<vfloat>(b + j * VL);
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) {
+      vfloat x = splat(a[r * A_ROW]);
+#pragma GCC unroll 2
+      for (int j = 0; j < COLUMNS; j++) sum[r][j] += x * columns[j];
+    }
+    a += A_STEP;
+    b += COLUMNS * VL;
+  }
+
+#pragma GCC unroll 12
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 2
+    for (int j = 0; j < COLUMNS; j++) store_vector(c + r * C_ROW + j * VL, sum[r][j]);
+}
+
+// scores[ROWS][KV_TILE] = q @ k^T for the panels that hold the first `keys` keys of a packed tile.
+inline void multiply_keys(float* scores, const float* q, const float* k, int64_t keys, int64_t head_dim) {
+  for (int64_t first = 0; first < keys; first += PANEL)
+    multiply<2, 1, ROWS, KV_TILE, false>(scores + first, q, k + first * head_dim, head_dim, nullptr);
+}
+
+// out[panel][ROWS][PANEL] = out * factor[row] + weights[ROWS][KV_TILE] @ v
+inline void multiply_values(float* out, const float* weights, const float* v, int64_t keys, int64_t value_dim,
+                            const float* factor) {
+  for (int64_t first = 0; first < value_dim; first += PANEL) {
+    float* panel = out + first * ROWS;
+    if (value_dim - first > VL)
+      multiply<2, KV_TILE, 1, PANEL, true>(panel, weights, v + first * KV_TILE, keys, factor);
+    else
+      multiply<1, KV_TILE, 1, PANEL, true>(panel, weights, v + first * KV_TILE, keys, factor);
+  }
+}

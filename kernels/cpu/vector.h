@@ -1,0 +1,134 @@
+// vector.h: one machine register of floats, ints or bools, in the vector extensions that GCC and clang share.
+#pragma once
+#include <stdint.h>
+
+#define INLINE inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
+constexpr int VL = VECTOR_BYTES / 4;  // lanes
+
+typedef float vfloat __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t vint __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t vuint __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t vshort __attribute__((vector_size(VECTOR_BYTES / 2)));  // VL half-width numbers
+struct vbool {
+  vint lanes;  // -1 or 0, as comparisons of vectors give
+};
+
+// How many registers a matmul tile may count on.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int REGISTERS = 32;
+#else
+constexpr int REGISTERS = 16;
+#endif
+
+constexpr float INFINITE = __builtin_inff();
+
+INLINE vfloat splat(float x) { return x - vfloat{}; }
+INLINE vint splat(int32_t x) { return x - vint{}; }
+INLINE vbool splat(bool x) { return {splat(-(int32_t)x)}; }
+INLINE vfloat splat(vfloat x) { return x; }
+INLINE vint splat(vint x) { return x; }
+INLINE vbool splat(vbool x) { return x; }
+
+// Unaligned access. Typed rather than by memcpy, so that storing scores does not make the compiler forget what it has
+// read through other pointers.
+template <class V>
+INLINE V load_vector(const void* p) {
+  typedef V unaligned __attribute__((aligned(1)));
+  return *(const unaligned*)p;
+}
+template <class V>
+INLINE void store_vector(void* p, V v) {
+  typedef V unaligned __attribute__((aligned(1)));
+  *(unaligned*)p = v;
+}
+
+// 0, 1, 2, ...
+INLINE vint lane_index() {
+  constexpr int32_t index[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load_vector<vint>(index);
+}
+
+INLINE vfloat select(vint condition, vfloat x, vfloat y) { return condition ? x : y; }
+INLINE vint select(vint condition, vint x, vint y) { return condition ? x : y; }
+INLINE vbool select(vint condition, vbool x, vbool y) { return {(condition & x.lanes) | (~condition & y.lanes)}; }
+
+// The larger one; y where either is nan, as the machine's max instruction.
+INLINE vfloat larger(vfloat x, vfloat y) { return x > y ? x : y; }
+
+INLINE vfloat bits_to_float(vint x) { return (vfloat)x; }
+INLINE vint float_to_bits(vfloat x) { return (vint)x; }
+INLINE vfloat int_to_float(vint x) { return __builtin_convertvector(x, vfloat); }
+
+// Lane i gets lane i ^ N.
+#if defined(__clang__)
+#define SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#else
+#define SHUFFLE(v, ...) __builtin_shuffle(v, vint{__VA_ARGS__})
+#endif
+template <int N, class V>
+INLINE V swap_lanes(V v) {
+#if VECTOR_BYTES == 64
+  return SHUFFLE(v, 0 ^ N, 1 ^ N, 2 ^ N, 3 ^ N, 4 ^ N, 5 ^ N, 6 ^ N, 7 ^ N, 8 ^ N, 9 ^ N, 10 ^ N, 11 ^ N, 12 ^ N,
+                 13 ^ N, 14 ^ N, 15 ^ N);
+#elif VECTOR_BYTES == 32
+  return SHUFFLE(v, 0 ^ N, 1 ^ N, 2 ^ N, 3 ^ N, 4 ^ N, 5 ^ N, 6 ^ N, 7 ^ N);
+#else
+  return SHUFFLE(v, 0 ^ N, 1 ^ N, 2 ^ N, 3 ^ N);
+#endif
+}
+
+// The largest lane, in every lane.
+INLINE vfloat largest_lane(vfloat v) {
+  if constexpr (VL > 8) v = larger(v, swap_lanes<VL / 2>(v));
+  if constexpr (VL > 4) v = larger(v, swap_lanes<4>(v));
+  v = larger(v, swap_lanes<2>(v));
+  return larger(v, swap_lanes<1>(v));
+}
+INLINE float sum_lanes(vfloat v) {
+  if constexpr (VL > 8) v += swap_lanes<VL / 2>(v);
+  if constexpr (VL > 4) v += swap_lanes<4>(v);
+  v += swap_lanes<2>(v);
+  v += swap_lanes<1>(v);
+  return v[0];
+}
+INLINE bool any_lane(vint v) {
+  if constexpr (VL > 8) v |= swap_lanes<VL / 2>(v);
+  if constexpr (VL > 4) v |= swap_lanes<4>(v);
+  v |= swap_lanes<2>(v);
+  v |= swap_lanes<1>(v);
+  return v[0] != 0;
+}
+
+// float16 and bfloat16 are storage formats here: widened to float32 when read, rounded to nearest even when written.
+INLINE vfloat widen_bfloat16(vshort x) { return (vfloat)(__builtin_convertvector(x, vuint) << 16); }
+INLINE vshort narrow_bfloat16(vfloat x) {
+  vuint bits = (vuint)x;
+  vuint rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  vuint quiet_nan = bits | 0x400000u;
+  return __builtin_convertvector((x != x ? quiet_nan : rounded) >> 16, vshort);
+}
+INLINE vfloat widen_float16(vshort x) {
+  vuint bits = __builtin_convertvector(x, vuint);
+  vuint sign = (bits & 0x8000u) << 16, magnitude = (bits & 0x7fffu) << 13;
+  vfloat finite = (vfloat)magnitude * 0x1p112f;  // moves the exponent's bias; subnormals come out right too
+  vuint special = magnitude | 0x7f800000u;       // inf, nan
+  return (vfloat)((magnitude >= (0x7c00u << 13) ? special : (vuint)finite) | sign);
+}
+INLINE vshort narrow_float16(vfloat x) {
+  vuint bits = (vuint)x, sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  vuint normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
+  vuint subnormal = (vuint)((vfloat)magnitude + 0.5f) - 0x3f000000u;  // 0.5 has an ulp of 2^-24, float16's last place
+  vuint half = magnitude < (113u << 23) ? subnormal : normal;
+  half = magnitude >= 0x477ff000u ? vuint{} + 0x7c00u : half;  // 65520 and beyond
+  half = magnitude > 0x7f800000u ? vuint{} + 0x7e00u : half;
+  return __builtin_convertvector(half | sign, vshort);
+}

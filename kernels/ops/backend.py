@@ -1,0 +1,151 @@
+"""Traces + call -> result in MLX operations: tiles of scores with an online softmax (arXiv 1805.02867).
+
+Runs wherever MLX runs, also inside mx.compile, mx.vmap and mx.grad; never forms the full score matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import mlx.core as mx
+import numpy as np
+
+from flextrace.tracer import Trace
+
+from ..call import AttentionCall, BoundMod, Result
+from .table import evaluate
+
+TILE_SCORES = 2**23  # scores held at once, over all heads
+
+
+class OpsBackend:
+    """Attention in MLX array operations."""
+
+    name = "ops"
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def source(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
+        parts = [f"{kind}: {trace.expr}" for kind, trace in (("score", score_mod), ("mask", mask_mod)) if trace]
+        return "\n".join(parts or ["plain attention"])
+
+    def prepare(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
+        return "memory"
+
+    def attention(self, call: AttentionCall) -> Result:
+        batch, heads, q_len, _ = call.q.shape
+        kv_heads, kv_len, value_dim = call.v.shape[1:]
+        groups = heads // kv_heads
+        split = (batch, kv_heads, groups)
+        q = call.q.astype(mx.float32).reshape(*split, q_len, -1) * call.scale
+        k = call.k.astype(mx.float32)[:, :, None].swapaxes(-1, -2)
+        v = call.v.astype(mx.float32)[:, :, None]
+        inputs = _Inputs(call, split)
+        tile = max(128, int(math.sqrt(TILE_SCORES / max(1, batch * heads))) // 128 * 128)
+        outs, lses, maxima = [], [], []
+        for q_first in range(0, q_len, tile):
+            rows = slice(q_first, min(q_first + tile, q_len))
+            m = mx.full((*split, rows.stop - rows.start, 1), -mx.inf)
+            total = mx.zeros_like(m)
+            acc = mx.zeros((*split, rows.stop - rows.start, value_dim))
+            for columns in _visited(call, rows, kv_len, tile):
+                s = inputs.scores(q[..., rows, :] @ k[..., columns], rows, columns)
+                m_new = mx.maximum(m, s.max(axis=-1, keepdims=True))
+                safe = mx.where(m_new == -mx.inf, 0.0, m_new)  # a row without keys so far
+                p = mx.exp(s - safe)
+                shrink = mx.exp(m - safe)
+                total = total * shrink + p.sum(axis=-1, keepdims=True)
+                acc = acc * shrink + p @ v[..., columns, :]
+                m = m_new
+            empty = total == 0
+            outs.append(mx.where(empty, 0.0, acc / mx.where(empty, 1.0, total)))
+            lses.append(mx.where(empty, -mx.inf, m + mx.log(mx.where(empty, 1.0, total))))
+            maxima.append(m)
+
+        def joined(parts: list[mx.array], width: int) -> mx.array:
+            whole = mx.concatenate(parts, axis=3) if parts else mx.zeros((*split, 0, width))
+            return whole.reshape(batch, heads, q_len, width)
+
+        return Result(
+            joined(outs, value_dim).astype(call.q.dtype),
+            joined(lses, 1)[..., 0] if call.want_lse else None,
+            joined(maxima, 1)[..., 0] if call.want_max else None,
+        )
+
+
+def _visited(call: AttentionCall, rows: slice, kv_len: int, tile: int) -> Iterator[slice]:
+    """The tiles of keys to compute for these rows: with a BlockMask, those that it leaves."""
+    live = None if call.blocks is None else _live_columns(call, rows)
+    for first in range(0, kv_len, tile):
+        columns = slice(first, min(first + tile, kv_len))
+        if live is None or live[columns].any():
+            yield columns
+
+
+def _live_columns(call: AttentionCall, rows: slice) -> np.ndarray:  # type: ignore[type-arg]
+    """Per key: whether any block of these rows, in any batch and head, holds it."""
+    blocks = call.blocks
+    assert blocks is not None
+    touched = slice(rows.start // blocks.q_block, -(-rows.stop // blocks.q_block))
+    dense = _states(call)[:, :, touched].any(axis=(0, 1, 2))
+    return np.repeat(dense, blocks.kv_block)
+
+
+def _states(call: AttentionCall) -> np.ndarray:  # type: ignore[type-arg]
+    assert call.blocks is not None
+    return call.blocks.states(-(-call.k.shape[2] // call.blocks.kv_block))
+
+
+class _Inputs:
+    """Scores of one tile -> scores after score_mod and mask, at their positions."""
+
+    def __init__(self, call: AttentionCall, split: tuple[int, int, int]) -> None:
+        self.call = call
+        batch, kv_heads, groups = split
+        self.b = mx.arange(batch, dtype=mx.int32).reshape(-1, 1, 1, 1, 1)
+        self.h = mx.arange(kv_heads * groups, dtype=mx.int32).reshape(1, kv_heads, groups, 1, 1)
+        self.mods = {mod: [_readable(mod, a) for a in mod.arrays] for mod in _mods(call)}
+        self.states = None if call.blocks is None else mx.array(_states(call))
+
+    def scores(self, scores: mx.array, rows: slice, columns: slice) -> mx.array:
+        q_idx = mx.arange(rows.start, rows.stop, dtype=mx.int32).reshape(-1, 1)
+        kv_idx = mx.arange(columns.start, columns.stop, dtype=mx.int32)
+        values = {"score": scores, "b": self.b, "h": self.h, "q_idx": q_idx, "kv_idx": kv_idx}
+        call = self.call
+        if call.score_mod is not None:
+            after = self._run(call.score_mod, values)
+            scores = mx.broadcast_to(after, scores.shape)
+        keep = None if call.mask_mod is None else self._run(call.mask_mod, values)
+        if self.states is not None and call.blocks is not None:
+            state = self.states[:, :, q_idx // call.blocks.q_block, kv_idx // call.blocks.kv_block]
+            # [mask_batch, mask_heads, q, kv] -> [batch or 1, kv_heads or 1, groups or 1, q, kv]
+            heads = self.h.shape[1:3] if state.shape[1] > 1 else (1, 1)
+            state = state.reshape(state.shape[0], *heads, *state.shape[2:])
+            keep = (state > 0) if keep is None else (state == 2) | ((state == 1) & keep)
+        return scores if keep is None else mx.where(keep, scores, -mx.inf)
+
+    def _run(self, mod: BoundMod, values: dict[str, mx.array]) -> mx.array:
+        return evaluate(mod.trace.expr, values, mod.numbers, self.mods[mod])
+
+
+def _mods(call: AttentionCall) -> list[BoundMod]:
+    return [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
+
+
+def _readable(mod: BoundMod, array: mx.array | np.ndarray) -> mx.array:  # type: ignore[type-arg]
+    """A captured array for gathers. Integers beyond int32 are refused; where MLX hides the values (an array that
+    mx.compile or mx.vmap replaces), they are taken modulo 2**32."""
+    given = mx.array(array) if isinstance(array, np.ndarray) else array
+    if given.dtype in (mx.int64, mx.uint64, mx.uint32) and given.size:
+        try:
+            low, high = given.min().item(), given.max().item()
+        except (ValueError, RuntimeError):  # MLX's refusal to evaluate inside a transformation
+            return given
+        if low < -(2**31) or high >= 2**31:
+            raise OverflowError(
+                f"{mod.trace.name}: a captured integer array holds a value outside int32, the integer type of "
+                "kernels; renumber its values (for ids: the inverse of a unique) or convert it to float32"
+            )
+    return given

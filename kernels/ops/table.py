@@ -1,0 +1,145 @@
+"""Expr -> mlx arrays: the op table of MLX, with Python's semantics on int32, float32 and bool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from flextrace.tracer import Expr
+from flextrace.tracer.evaluate import run
+
+MLX_DTYPE = {"bool": mx.bool_, "int": mx.int32, "float": mx.float32}
+INT_MIN, INT_MAX = -(2**31), 2**31 - 1
+
+
+def _is_int(a: mx.array) -> bool:
+    return bool(a.dtype == mx.int32)
+
+
+def _int_mod(a: mx.array, b: mx.array) -> mx.array:
+    zero = b == 0
+    divisor = mx.where(zero | (b == -1), 1, b)  # x mod -1 is 0, and INT_MIN / -1 traps on some machines
+    remainder = mx.remainder(a, divisor)
+    remainder = mx.where((remainder != 0) & ((remainder ^ divisor) < 0), remainder + divisor, remainder)
+    return mx.where(zero, 0, remainder)
+
+
+def _int_floor_div(a: mx.array, b: mx.array) -> mx.array:
+    special = (b == 0) | (b == -1)
+    divisor = mx.where(special, 1, b)
+    exact = mx.floor_divide(a - _int_mod(a, divisor), divisor)  # an exact division, whichever way MLX rounds
+    return mx.where(b == 0, 0, mx.where(b == -1, -a, exact))
+
+
+def _float_mod(a: mx.array, b: mx.array) -> mx.array:
+    """As CPython: the exact remainder of truncated division, then the divisor's sign."""
+    remainder = mx.remainder(mx.abs(a), mx.abs(b))
+    remainder = mx.where(mx.isinf(b) & mx.isfinite(a), mx.abs(a), remainder)
+    remainder = mx.where(a < 0, -remainder, remainder)
+    shifted = mx.where((remainder != 0) & ((remainder < 0) != (b < 0)), remainder + b, remainder)
+    return mx.where(remainder == 0, mx.where(b < 0, -0.0, 0.0), shifted)
+
+
+def _float_floor_div(a: mx.array, b: mx.array) -> mx.array:
+    quotient = (a - _float_mod(a, b)) / b
+    below = mx.floor(quotient)
+    return mx.where(quotient - below > 0.5, below + 1.0, below)
+
+
+def _to_int(a: mx.array) -> mx.array:
+    if a.dtype != mx.float32:
+        return a.astype(mx.int32)
+    inside = (a > -2147483648.0) & (a < 2147483648.0)
+    whole = mx.where(inside, a, 0.0).astype(mx.int32)  # truncates
+    return mx.where(inside | mx.isnan(a), whole, mx.where(a < 0, INT_MIN, INT_MAX))
+
+
+def _by_dtype(integer: Callable[..., Any], floating: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda a, b: integer(a, b) if _is_int(a) else floating(a, b)
+
+
+MLX: dict[str, Callable[..., Any]] = {
+    "add": mx.add,
+    "sub": mx.subtract,
+    "mul": mx.multiply,
+    "min": mx.minimum,
+    "max": mx.maximum,
+    "floor_div": _by_dtype(_int_floor_div, _float_floor_div),
+    "mod": _by_dtype(_int_mod, _float_mod),
+    "neg": mx.negative,
+    "abs": mx.abs,
+    "div": mx.divide,
+    "pow": mx.power,
+    "atan2": mx.arctan2,
+    "shl": lambda a, b: mx.left_shift(a, b & 31),
+    "shr": lambda a, b: mx.right_shift(a, b & 31),
+    "bit_and": mx.bitwise_and,
+    "bit_or": mx.bitwise_or,
+    "bit_xor": mx.bitwise_xor,
+    "bit_not": lambda a: -1 - a,
+    "lt": mx.less,
+    "le": mx.less_equal,
+    "eq": mx.equal,
+    "ne": mx.not_equal,
+    "and": mx.logical_and,
+    "or": mx.logical_or,
+    "xor": mx.not_equal,
+    "not": mx.logical_not,
+    "to_float": lambda a: a.astype(mx.float32),
+    "to_int": _to_int,
+    "exp": mx.exp,
+    "exp2": lambda a: mx.power(2.0, a),
+    "expm1": mx.expm1,
+    "log": mx.log,
+    "log2": mx.log2,
+    "log10": mx.log10,
+    "log1p": mx.log1p,
+    "sqrt": mx.sqrt,
+    "rsqrt": mx.rsqrt,
+    "erf": mx.erf,
+    "sigmoid": mx.sigmoid,
+    "sin": mx.sin,
+    "cos": mx.cos,
+    "tan": mx.tan,
+    "asin": mx.arcsin,
+    "acos": mx.arccos,
+    "atan": mx.arctan,
+    "sinh": mx.sinh,
+    "cosh": mx.cosh,
+    "tanh": mx.tanh,
+    "asinh": mx.arcsinh,
+    "acosh": mx.arccosh,
+    "atanh": mx.arctanh,
+    "floor": mx.floor,
+    "ceil": mx.ceil,
+    "trunc": lambda a: mx.where(a < 0, mx.ceil(a), mx.floor(a)),
+    "round": mx.round,
+    "where": mx.where,
+}
+
+
+def evaluate(
+    root: Expr,
+    values: dict[str, mx.array],
+    numbers: Sequence[bool | int | float],
+    arrays: Sequence[mx.array],
+) -> mx.array:
+    """The expression over mlx arrays that broadcast: "score" float32, the indices int32."""
+
+    def leaf(node: Expr) -> mx.array:
+        if node.op in ("const", "param"):
+            value = node.value if node.op == "const" else numbers[node.value]
+            return mx.array(value, dtype=MLX_DTYPE[node.dtype])
+        return values["score" if node.op == "score" else node.value]
+
+    def load(node: Expr, indices: Sequence[mx.array]) -> mx.array:
+        array = arrays[node.value[0]]
+        inside = [
+            mx.clip(mx.where(i < 0, i + size, i), 0, size - 1) for i, size in zip(indices, array.shape, strict=True)
+        ]
+        element = array[tuple(inside)] if inside else array
+        return element.astype(MLX_DTYPE[node.dtype])
+
+    return run(root, leaf, load, MLX)

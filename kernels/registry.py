@@ -1,0 +1,73 @@
+"""Name -> Backend: which backends there are, and which one runs a call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+from flextrace.tracer import Trace
+
+from .call import AttentionCall, Result
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend cannot run here, or not inside this MLX transformation. The message names the remedy."""
+
+
+class Backend(Protocol):
+    """What a folder of `kernels/` provides."""
+
+    name: str
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run on this machine, or None."""
+
+    def source(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
+        """The complete text of the attention kernel for these mods."""
+
+    def prepare(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
+        """Build or load the kernel without running it; says what it took ("memory", "disk", "compiled")."""
+
+    def attention(self, call: AttentionCall) -> Result:
+        """Run. Raises ValueError where MLX forbids to evaluate (inside mx.compile and mx.vmap)."""
+
+
+def _cpu() -> Backend:
+    from .cpu import CpuBackend
+
+    return CpuBackend()
+
+
+def _ops() -> Backend:
+    from .ops import OpsBackend
+
+    return OpsBackend()
+
+
+BACKENDS: dict[str, Callable[[], Backend]] = {"cpu": _cpu, "ops": _ops}
+_made: dict[str, Backend] = {}
+
+
+def backend_for(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        ValueError: there is no such backend.
+        BackendUnavailable: it cannot run on this machine.
+    """
+    backend = _made.get(name)
+    if backend is None:
+        if name not in BACKENDS:
+            raise ValueError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
+        backend = BACKENDS[name]()
+        reason = backend.unavailable()
+        if reason is not None:
+            raise BackendUnavailable(reason)
+        _made[name] = backend
+    return backend
+
+
+def chosen_name(option: str | None) -> str | None:
+    """The backend that the caller asked for: kernel_options before FLEXTRACE_BACKEND; None leaves it to us."""
+    return option or os.environ.get("FLEXTRACE_BACKEND") or None
