@@ -12,7 +12,7 @@ import numpy as np
 from flextrace.tracer import Trace
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class BoundMod:
     """A traced mod with this call's captured arrays (mlx or numpy) and numbers, by slot."""
 
@@ -47,7 +47,7 @@ class Blocks:
         return states[..., :kv_blocks]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class AttentionCall:
     """One checked call.
 
@@ -67,7 +67,7 @@ class AttentionCall:
     threads: int = 0  # 0: as many as the process may use
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Result:
     """out: [batch, query_heads, q_len, value_dim], dtype of q; lse, max_scores: [batch, query_heads, q_len], float32."""
 

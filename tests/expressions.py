@@ -24,6 +24,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
+INT_CONSTANTS = (0, 1, 2, 3, 5, 7, 8, 31, 32, 33, 100, 255, 65535, 2**24 + 1, 2**30, INT_MAX)
+INT_CONSTANTS += (-1, -2, -3, -7, -8, -32, -256, INT_MIN + 1, INT_MIN)
+USUAL = (0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 3.7, -7.25, 0.1, 100.3, -88.0, 1e-3)
+EXTREME = (-0.0, 2.0**24, 1e10, 2.0**31, -(2.0**31), 1e38, -1e38, 3.4e38, 1e-45, -1e-39, math.inf, -math.inf, math.nan)
 
 
 # --- numbers as kernels hold them ---------------------------------------------------------------------
@@ -107,7 +111,7 @@ class F32(Number):
     def __bool__(self) -> bool:
         return compare("!=", self, F32(0.0)).value != 0
 
-    def exact(self) -> np.float32:
+    def exact(self) -> Any:
         if self.err:
             raise Undecided("a step of an approximate value")
         return self.value
@@ -339,7 +343,7 @@ def _where(condition: Any, a: Any, b: Any) -> Number:
 
 
 def _rounded(f: Callable[[Any], Any]) -> Callable[[Any], Number]:
-    return lambda x: F32(f(x.exact())) if isinstance(x, F32) else I32(lift(x).value)
+    return lambda x: F32(f(lift(x).exact())) if isinstance(lift(x), F32) else I32(lift(x).value)
 
 
 def _names_of_functions(prefix: str) -> dict[str, Callable[[Any], F32]]:
@@ -385,6 +389,7 @@ REFERENCE_NAMES: dict[str, Any] = {
     "any": lambda xs: Bool(any(xs)),
     "all": lambda xs: Bool(all(xs)),
     "_not": lambda x: Bool(not x),
+    "_lift": lift,
 }
 
 
@@ -407,6 +412,8 @@ TABLES: dict[str, np.ndarray] = {
     "ints": np.array([3, -1, 0, INT_MAX, INT_MIN, 17, 2], np.int32),
     "grid": np.array([[0.5, -0.0, 3e38], [np.inf, -2.25, 1e-40]], np.float32),
     "flags": np.array([True, False, False, True, True]),
+    "edges": np.array(INT_CONSTANTS, np.int32),
+    "reals": np.array([*USUAL, *EXTREME], np.float32),
 }
 
 
@@ -424,14 +431,25 @@ def define(source: str, name: str, names: dict[str, Any]) -> Callable[..., Any]:
     return namespace[name]
 
 
-class _Not(ast.NodeTransformer):
-    """`not x` -> `_not(x)`: Python's own `not` can only give a Python bool."""
+class _Kernelised(ast.NodeTransformer):
+    """What operators cannot do: `not x` -> `_not(x)`, as Python's can only give a Python bool, and
+    `5 if c else x` -> `_lift(5 if c else x)`, `x and 5` likewise, so that what comes out is a Number."""
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
         self.generic_visit(node)
-        if isinstance(node.op, ast.Not):
-            return ast.Call(ast.Name("_not", ast.Load()), [node.operand], [])
-        return node
+        return _call("_not", node.operand) if isinstance(node.op, ast.Not) else node
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
+        self.generic_visit(node)
+        return _call("_lift", node)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+        self.generic_visit(node)
+        return _call("_lift", node)
+
+
+def _call(name: str, argument: ast.expr) -> ast.Call:
+    return ast.Call(ast.Name(name, ast.Load()), [argument], [])
 
 
 class Expected(NamedTuple):
@@ -463,7 +481,7 @@ class Program:
 
     def expected(self, score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Expected:
         """The source run by Python on I32 and F32 at every point; the arguments broadcast."""
-        tree = ast.fix_missing_locations(_Not().visit(ast.parse(self.source)))
+        tree = ast.fix_missing_locations(_Kernelised().visit(ast.parse(self.source)))
         numbers = {name: lift(value) for name, value in self.numbers}
         namespace = {**REFERENCE_NAMES, **numbers, **{k: Table(v) for k, v in TABLES.items()}}
         exec(compile(tree, f"<reference of {self.name}>", "exec"), namespace)
@@ -500,8 +518,6 @@ def parameters(kind: str) -> list[str]:
 
 # --- writing them -------------------------------------------------------------------------------------
 
-INT_CONSTANTS = (0, 1, 2, 3, 5, 7, 8, 31, 32, 33, 100, 255, 65535, 2**24 + 1, 2**30, INT_MAX)
-INT_CONSTANTS += (-1, -2, -3, -7, -8, -32, -256, INT_MIN + 1, INT_MIN)
 FLOAT_CONSTANTS = ("0.0", "(-0.0)", "0.5", "1.0", "(-1.0)", "2.0", "(-3.5)", "0.1", "7.25", "100.0", "1e-3")
 FLOAT_CONSTANTS += ("1e38", "(-1e38)", "3.4e38", "1e39", "1e-39", "(-1e-45)", "1.1754944e-38", "16777217.0")
 FLOAT_CONSTANTS += ("math.inf", "(-math.inf)", "math.nan", "2147483648.0", "math.pi")

@@ -144,7 +144,7 @@ def source_documents() -> Iterator[Document]:
         except (
             SyntaxError,
             ValueError,
-        ):  # the test data and templates among the sources are not all Python 3
+        ):  # a template, or Python 2, among the sources
             continue
         for name, docstring in tree_docstrings(tree):
             top = name.partition(".")[0]

@@ -27,7 +27,7 @@ class Layer(nn.Module):
     """One encoder layer, in two halves around attention; both work row by row on [length, WIDTH]."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
         self.attention_out = nn.Linear(WIDTH, WIDTH)
         self.attention_norm = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
@@ -44,12 +44,13 @@ class Layer(nn.Module):
 
     def after_attention(self, x: mx.array, mixed: mx.array) -> mx.array:
         x = self.attention_norm(x + self.attention_out(mixed))
-        return self.norm(x + self.inner_out(gelu(self.inner(x))))
+        x = self.norm(x + self.inner_out(gelu(self.inner(x))))
+        return x
 
 
 class Encoder(nn.Module):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.words = nn.Embedding(VOCABULARY, WIDTH)
         self.positions = nn.Embedding(POSITIONS, WIDTH)
         self.token_type = mx.zeros((2, WIDTH))

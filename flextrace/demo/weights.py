@@ -65,7 +65,7 @@ def load_encoder(folder: Path) -> Encoder:
     assert isinstance(checkpoint, dict)
     encoder = Encoder()
     encoder.load_weights(list(renamed(checkpoint).items()))
-    mx.eval(encoder.parameters())
+    mx.eval(encoder.parameters())  # type: ignore[no-untyped-call]
     return encoder
 
 

@@ -97,13 +97,16 @@ INLINE auto load(const Inputs& in, int slot, Index... index) {
 // array[..., last] where last is kv_idx plus something uniform: usually VL neighbours in memory.
 INLINE int32_t first_index(int32_t index) { return index; }
 INLINE int32_t first_index(vint index) { return index[0]; }
+INLINE vint last_of(vint index) { return index; }
+template <class... Index>
+INLINE vint last_of(int32_t, Index... index) { return last_of(index...); }
 
 template <class T, class... Index>
 INLINE auto load_unit(const Inputs& in, int slot, Index... index) {
   const Array& array = in.arrays[slot];
   constexpr int LAST = sizeof...(Index) - 1;
   int32_t first[] = {first_index(index)...};
-  vint last = (index, ...);
+  vint last = last_of(index...);
   bool neighbours = array.strides[LAST] == 1 && first[LAST] >= 0 && first[LAST] + (int64_t)VL <= array.shape[LAST] &&
                     last[VL - 1] == first[LAST] + VL - 1;
   if (!neighbours) return load<T>(in, slot, index...);

@@ -43,20 +43,42 @@ INLINE vint key_indices(int64_t first, int64_t kv_len) {
   return kv_idx;
 }
 
-// Evaluates the mask over one group of rows and one tile of keys.
-static TileState evaluate_tile(const Attention& a, const QueryTile& q, int first_row, int rows, int64_t first_key, int vectors,
-                               const int32_t* allow) {
-  vint any = {}, all = ~vint{};
+// Which of VL keys some row of a group attends to, and which of them all its rows do.
+struct Kept {
+  vint any, all;
+};
+template <bool WHOLE>
+static Kept evaluate_mask(const Attention& a, const QueryTile& q, int first_row, int rows, int64_t first_key,
+                          const int32_t* allow) {
+  const Inputs in = a.in;
+  vint kv_idx = key_indices<!WHOLE>(first_key, a.p.kv_len);
+  Kept kept = {vint{}, ~vint{}};
   for (int r = 0; r < rows; r++) {
-    for (int i = 0; i < vectors; i++) {
-      vint kv_idx = key_indices<true>(first_key + i * VL, a.p.kv_len);
-      vint kept = keep(allow + i * VL, q.b, q.h, first_row + r, kv_idx, a.in).lanes;
-      any |= kept;
-      all &= kept;
-    }
-    if (r == 0 && any_lane(any) && any_lane(~all)) return MASKED;  // what most partial tiles show at once
+    vint lanes = WHOLE ? mask_mod(q.b, q.h, first_row + r, kv_idx, in).lanes
+                       : keep(allow, q.b, q.h, first_row + r, kv_idx, in).lanes;
+    kept.any |= lanes;
+    kept.all &= lanes;
   }
-  return !any_lane(any) ? SKIP : any_lane(~all) ? MASKED : FULL;
+  return kept;
+}
+
+// Evaluates the mask over one group of rows and one tile of keys. In a WHOLE tile mask_mod alone decides for every key.
+template <bool WHOLE>
+static TileState evaluate_tile(const Attention& a, const QueryTile& q, int first_row, int rows, int64_t tile,
+                               const int32_t* allow) {
+  TileState state = {0, 0, false};
+  int vectors = a.key_vectors(tile);
+  vint all = ~vint{};
+  for (int i = 0; i < vectors; i++) {
+    Kept kept = evaluate_mask<WHOLE>(a, q, first_row, rows, tile * KV_TILE + i * VL, allow + i * VL);
+    if (!any_lane(kept.any)) continue;
+    if (state.end == 0) state.begin = i;
+    state.masked |= state.end != 0 && state.end != i;  // a gap
+    state.end = i + 1;
+    all &= kept.all;
+  }
+  state.masked |= any_lane(~all);
+  return state;
 }
 
 // s.tiles = what each group of the query tile's rows needs in each tile of keys.
@@ -70,14 +92,15 @@ static void find_tiles(const Attention& a, Scratch& s, const QueryTile& q) {
   read_block_row<HAS_MASK_MOD>(a, q.b, q.h, q.index / a.q_tiles_per_block, s.blocks);
   for (int64_t tile = 0; tile < a.kv_tiles; tile++) {
     int allowance = allowance_of_tile(a, s.blocks, tile);
+    bool whole = allowance == ASK && a.keys_in(tile) % VL == 0;
     bool evaluate = HAS_MASK_MOD && (allowance == ASK || allowance == MIXED);
-    if (evaluate) allow_keys(a, s.blocks, tile, s.allow);
+    if (evaluate && !whole) allow_keys(a, s.blocks, tile, s.allow);
     for (int g = 0; g * ROWS < q.rows; g++) {
-      TileState state = allowance == NO ? SKIP : allowance == YES ? FULL : MASKED;
-      if (evaluate)
-        state = evaluate_tile(a, q, q.first + g * ROWS, smaller(q.rows - g * ROWS, ROWS), tile * KV_TILE,
-                              a.key_vectors(tile), s.allow);
-      s.tiles[tile * GROUPS + g] = state;
+      int first_row = q.first + g * ROWS, rows = smaller(q.rows - g * ROWS, ROWS);
+      uint8_t end = allowance == NO ? 0 : a.key_vectors(tile);
+      s.tiles[tile * GROUPS + g] = !evaluate ? TileState{0, end, allowance == MIXED}
+                                   : whole   ? evaluate_tile<true>(a, q, first_row, rows, tile, s.allow)
+                                             : evaluate_tile<false>(a, q, first_row, rows, tile, s.allow);
     }
   }
 }
@@ -88,7 +111,9 @@ static void find_tiles(const Attention& a, Scratch& s, const QueryTile& q) {
 // Exponents are in base 2: `reference` is max * log2(e), -inf as long as a row has attended to nothing.
 template <bool MASK>
 static void softmax_rows(const Attention& a, Scratch& s, const QueryTile& q, int group, int rows, int64_t first_key,
-                         int vectors) {
+                         TileState state) {
+  const Inputs in = a.in;
+  const int32_t* allow = s.allow;
   float* max = s.max + group * ROW_STATE;
   float* reference = s.reference + group * ROW_STATE;
   float* sum = s.sum + group * ROWS * VL;
@@ -96,14 +121,14 @@ static void softmax_rows(const Attention& a, Scratch& s, const QueryTile& q, int
   for (int r = 0; r < rows; r++) {
     float* row = s.scores + r * KV_TILE;
     vfloat largest = splat(max[r]);
-    for (int i = 0; i < vectors; i++) {
+    for (int i = state.begin; i < state.end; i++) {
       vfloat x = load_vector<vfloat>(row + i * VL);
       if constexpr (HAS_SCORE_MOD || MASK) {
         int q_idx = q.first + group * ROWS + r;
         vint kv_idx = key_indices<MASK>(first_key + i * VL, a.p.kv_len);
-        x = score_mod(x, q.b, q.h, q_idx, kv_idx, a.in);
+        x = score_mod(x, q.b, q.h, q_idx, kv_idx, in);
         if constexpr (MASK)
-          x = select(keep(s.allow + i * VL, q.b, q.h, q_idx, kv_idx, a.in).lanes, x, splat(-INFINITE));
+          x = select(keep(allow + i * VL, q.b, q.h, q_idx, kv_idx, in).lanes, x, splat(-INFINITE));
         store_vector(row + i * VL, x);
       }
       largest = larger(x, largest);
@@ -124,7 +149,7 @@ static void softmax_rows(const Attention& a, Scratch& s, const QueryTile& q, int
     float* row = s.scores + r * KV_TILE;
     vfloat shift = splat(exponent[r]);
     vfloat total = load_vector<vfloat>(sum + r * VL) * s.factor[r];
-    for (int i = 0; i < vectors; i++) {
+    for (int i = state.begin; i < state.end; i++) {
       vfloat weight = exp2_nonpositive(load_vector<vfloat>(row + i * VL) * LOG2_E - shift);
       store_vector(row + i * VL, weight);
       total += weight;
@@ -141,7 +166,7 @@ static void read_queries(const Attention& a, Scratch& s, const QueryTile& q) {
     int64_t row = q.first + g * ROWS;
     int64_t start = q.b * p.q_strides[0] + q.h * p.q_strides[1] + row * p.q_strides[2];
     pack_queries(s.queries + g * ROWS * p.head_dim, element_address(p.q, start, p.dtype), p.q_strides,
-                 smaller(q.rows - g * ROWS, ROWS), p.head_dim, p.dtype, p.scale, s.row);
+                 smaller(q.rows - g * ROWS, ROWS), p.head_dim, p.dtype, p.scale);
     __builtin_memset(s.out + g * a.out_floats, 0, a.out_floats * sizeof(float));
     __builtin_memset(s.sum + g * ROWS * VL, 0, ROWS * VL * sizeof(float));
     for (int r = 0; r < ROW_STATE; r++) s.max[g * ROW_STATE + r] = s.reference[g * ROW_STATE + r] = -INFINITE;
@@ -171,23 +196,26 @@ static void attend(const Attention& a, Scratch& s, const QueryTile& q) {
   find_tiles(a, s, q);
   read_queries(a, s, q);
   for (int64_t tile = 0; tile < a.kv_tiles; tile++) {
-    const uint8_t* state = s.tiles + tile * GROUPS;
-    int groups = (q.rows + ROWS - 1) / ROWS, seen[3] = {};
-    for (int g = 0; g < groups; g++) seen[state[g]]++;
-    for (int i = 0; i < 3; i++) s.counts[i] += seen[i];
-    if (seen[SKIP] == groups) continue;
-    if (seen[MASKED]) allow_keys(a, s.blocks, tile, s.allow);
+    const TileState* states = s.tiles + tile * GROUPS;
+    int groups = (q.rows + ROWS - 1) / ROWS, visited = 0, masked = 0;
+    for (int g = 0; g < groups; g++) visited += states[g].end != 0, masked += states[g].end != 0 && states[g].masked;
+    s.counts[0] += groups - visited;
+    s.counts[1] += masked;
+    s.counts[2] += visited - masked;
+    if (!visited) continue;
+    if (masked) allow_keys(a, s.blocks, tile, s.allow);
     const float* keys = a.pack_ahead ? a.packed_tile(q.unit, tile) : s.packed;
     const float* values = keys + a.key_floats;
-    if (!a.pack_ahead) a.pack_tile(q.unit, tile, s.packed, s.row);
+    if (!a.pack_ahead) a.pack_tile(q.unit, tile, s.packed);
 
-    int64_t count = a.keys_in(tile);
     for (int g = 0; g < groups; g++) {
-      if (state[g] == SKIP) continue;
+      TileState state = states[g];
+      if (state.end == 0) continue;
       int rows = smaller(q.rows - g * ROWS, ROWS);
-      multiply_keys(s.scores, s.queries + g * ROWS * p.head_dim, keys, count, p.head_dim);
-      (state[g] == FULL ? softmax_rows<false> : softmax_rows<true>)(a, s, q, g, rows, tile * KV_TILE, a.key_vectors(tile));
-      multiply_values(s.out + g * a.out_floats, s.scores, values, count, p.value_dim, s.factor);
+      int64_t begin = state.begin * VL, end = smaller(state.end * VL, a.keys_in(tile));
+      multiply_keys(s.scores, s.queries + g * ROWS * p.head_dim, keys, begin, end, p.head_dim);
+      (state.masked ? softmax_rows<true> : softmax_rows<false>)(a, s, q, g, rows, tile * KV_TILE, state);
+      multiply_values(s.out + g * a.out_floats, s.scores, values, begin, end, p.value_dim, s.factor);
     }
   }
   write_rows(a, s, q);
@@ -214,7 +242,7 @@ static void run_job(Jobs& jobs, int64_t job, int thread) {
   int64_t done = round.first_job + round.pack_jobs;
   if (job < done) {
     jobs.wait_until_done(round.first_job);  // the round before still reads what this one overwrites
-    a.run_pack_job(round, job - round.first_job, a.scratch[thread]);
+    a.run_pack_job(round, job - round.first_job);
   } else {
     if (round.pack_jobs) jobs.wait_until_done(done);
     run_attend_job(a, round, job - done, a.scratch[thread]);

@@ -25,7 +25,7 @@ class _PyBuffer(ctypes.Structure):
         ("readonly", ctypes.c_int),
         ("ndim", ctypes.c_int),
         ("format", ctypes.c_char_p),
-        ("shape", ctypes.POINTER(ctypes.c_ssize_t)),
+        ("shape", ctypes.c_void_p),
         ("strides", ctypes.POINTER(ctypes.c_ssize_t)),
         ("suboffsets", ctypes.c_void_p),
         ("internal", ctypes.c_void_p),
@@ -43,21 +43,21 @@ _release.restype = None
 class _Scratch(threading.local):
     def __init__(self) -> None:
         self.buffer = _PyBuffer()
-        self.reference = ctypes.pointer(self.buffer)
+        self.reference = ctypes.byref(self.buffer)
 
 
 _scratch = _Scratch()
 
 
-def locate(array: Any) -> tuple[int, list[int]]:
+def locate(array: Any) -> tuple[int, tuple[int, ...]]:
     """The address of an evaluated array's first element, and its strides in elements."""
-    buffer, reference = _scratch.buffer, _scratch.reference
+    scratch = _scratch
+    buffer, reference = scratch.buffer, scratch.reference
     _get(array, reference, _RECORDS_RO)
-    try:
-        size = buffer.itemsize
-        return buffer.buf or 0, [stride // size for stride in buffer.strides[: buffer.ndim]] if buffer.ndim else []
-    finally:
-        _release(reference)
+    address, size, ndim = buffer.buf or 0, buffer.itemsize, buffer.ndim
+    strides = tuple([stride // size for stride in buffer.strides[:ndim]]) if ndim else ()
+    _release(reference)
+    return address, strides
 
 
 def new_array(shape: tuple[int, ...], dtype: mx.Dtype) -> tuple[mx.array, int]:

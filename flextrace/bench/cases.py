@@ -1,0 +1,146 @@
+"""What is timed: one mod per row, for flextrace, for MLX's own attention and for torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+import flextrace as flex
+
+WINDOW = 256
+CAP = 30.0
+DOCUMENTS = 8
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """q, k, v: float32 numpy arrays [batch, heads, length, head_dim]; `dtype` is what they are run in."""
+
+    q: np.ndarray[Any, Any]
+    k: np.ndarray[Any, Any]
+    v: np.ndarray[Any, Any]
+    dtype: str
+
+    @property
+    def length(self) -> int:
+        return int(self.q.shape[2])
+
+    @property
+    def dense_flops(self) -> float:
+        b, h, n, d = self.q.shape
+        return 4.0 * b * h * n * n * d
+
+    def slopes(self) -> np.ndarray[Any, Any]:
+        heads = self.q.shape[1]
+        return np.asarray(2.0 ** (-8.0 * np.arange(1, heads + 1) / heads), np.float32)
+
+    def documents(self) -> np.ndarray[Any, Any]:
+        """int32 [length]: the document of each token, of ragged lengths."""
+        cuts = np.random.default_rng(1).choice(np.arange(1, self.length), DOCUMENTS - 1, replace=False)
+        return np.asarray(np.searchsorted(np.sort(cuts), np.arange(self.length), side="right"), np.int32)
+
+
+def problem(batch: int, heads: int, length: int, head_dim: int, dtype: str) -> Problem:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((batch, heads, length, head_dim), dtype=np.float32) for _ in range(3))
+    return Problem(q, k, v, dtype)
+
+
+NAMES = ("none", "causal", "window", "document", "alibi", "softcap")
+
+
+def flextrace_run(p: Problem, name: str) -> Run:
+    """A call of flex_attention as a user writes it, with the mask given as a mask_mod."""
+    q, k, v = (mx.array(x).astype(getattr(mx, p.dtype)) for x in (p.q, p.k, p.v))
+    slopes, document, window, cap = mx.array(p.slopes()), mx.array(p.documents()), WINDOW, CAP
+    mx.eval(q, k, v, slopes, document)
+
+    @flex.mask_mod
+    def causal(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return q_idx >= kv_idx
+
+    @flex.mask_mod
+    def banded(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return q_idx >= kv_idx and q_idx - kv_idx < window
+
+    @flex.mask_mod
+    def same_document(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return document[q_idx] == document[kv_idx]
+
+    @flex.score_mod
+    def alibi(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return score + slopes[h] * (kv_idx - q_idx)
+
+    @flex.score_mod
+    def softcap(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return cap * mx.tanh(score / cap)
+
+    masks = {"causal": causal, "window": banded, "document": same_document}
+    mods = {"alibi": alibi, "softcap": softcap}
+    return lambda: mx.eval(flex.flex_attention(q, k, v, mods.get(name), masks.get(name)))
+
+
+def mlx_run(p: Problem, name: str) -> Run | None:
+    """mx.fast.scaled_dot_product_attention with the equivalent mask; None where it has none."""
+    if name == "softcap":
+        return None
+    dtype = getattr(mx, p.dtype)
+    q, k, v = (mx.array(x).astype(dtype) for x in (p.q, p.k, p.v))
+    at = mx.arange(p.length)
+    distance = at[:, None] - at[None]
+    mask: Any = None
+    if name == "causal":
+        mask = "causal"
+    elif name == "window":
+        mask = (distance >= 0) & (distance < WINDOW)
+    elif name == "document":
+        document = mx.array(p.documents())
+        mask = document[:, None] == document[None]
+    elif name == "alibi":
+        mask = (mx.array(p.slopes())[:, None, None] * -distance).astype(dtype)
+    mx.eval(q, k, v, *([mask] if isinstance(mask, mx.array) else []))
+    scale = p.q.shape[-1] ** -0.5
+    return lambda: mx.eval(mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask))
+
+
+def torch_run(p: Problem, name: str) -> Run:
+    """torch.compile(flex_attention) with the same mod; masks as a prepared BlockMask."""
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    torch._dynamo.config.recompile_limit = 1000  # else it runs unfused after 8 shapes or mods, silently
+    q, k, v = (torch.from_numpy(x).to(getattr(torch, p.dtype)) for x in (p.q, p.k, p.v))
+    slopes, document, window, cap = torch.from_numpy(p.slopes()), torch.from_numpy(p.documents()), WINDOW, CAP
+
+    def causal(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return q_idx >= kv_idx
+
+    def banded(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return (q_idx >= kv_idx) & (q_idx - kv_idx < window)
+
+    def same_document(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return document[q_idx] == document[kv_idx]
+
+    def alibi(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return score + slopes[h] * (kv_idx - q_idx)
+
+    def softcap(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return cap * torch.tanh(score / cap)
+
+    masks = {"causal": causal, "window": banded, "document": same_document}
+    mods = {"alibi": alibi, "softcap": softcap}
+    block_mask = None
+    if name in masks:
+        block_mask = create_block_mask(masks[name], None, None, p.length, p.length, device="cpu")
+    compiled = torch.compile(flex_attention)
+
+    def run() -> None:
+        with torch.no_grad():
+            compiled(q, k, v, score_mod=mods.get(name), block_mask=block_mask)
+
+    return run

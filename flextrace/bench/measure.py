@@ -1,0 +1,185 @@
+"""Clocks: medians in this process, and what only a new process can show."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SECONDS = 1.5  # spent on one figure, at least MIN_RUNS runs unless one alone takes longer
+MIN_RUNS = 5
+
+
+def median_ms(run: Callable[[], Any]) -> float:
+    """The median time of one run after a first, untimed one."""
+    start = time.perf_counter()
+    run()
+    first = time.perf_counter() - start
+    if first > 4 * SECONDS:
+        return first * 1e3
+    time.sleep(0.25)  # threads of the peer before may still spin
+    times: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while len(times) < MIN_RUNS or time.perf_counter() < end:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+        if sum(times) > 4 * SECONDS:
+            break
+    return statistics.median(times) * 1e3
+
+
+def peak_gflops(threads: int) -> float:
+    """float32 multiply-adds per second that this machine reaches on registers, on all threads at once (best of 5)."""
+    from flextrace.kernels.cpu.toolchain import REMEDY, find_compiler
+
+    compiler = find_compiler(os.environ.get("CXX"))
+    if compiler is None:
+        raise RuntimeError(f"no C++ compiler; {REMEDY}")
+    import flextrace.kernels.cpu as cpu
+
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "peak.so"
+        compiler.build(Path(cpu.__file__).parent / "peak.cpp", library)
+        entry = ctypes.CDLL(str(library)).flextrace_peak
+    entry.argtypes, entry.restype = [ctypes.c_int64], ctypes.c_double
+    rounds = 4_000_000
+    flops = entry(1)
+    best = 0.0
+    for _ in range(5):
+        workers = [threading.Thread(target=entry, args=(rounds,)) for _ in range(threads)]
+        start = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        best = max(best, threads * rounds * flops / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+_FIRST_CALL = """
+import json, time
+import mlx.core as mx
+import flextrace as flex
+slopes = mx.array([0.5, 0.25, 0.125, 0.0625])
+@flex.score_mod
+def alibi(score, b, h, q_idx, kv_idx):
+    return score + slopes[h] * (kv_idx - q_idx)
+@flex.mask_mod
+def causal(b, h, q_idx, kv_idx):
+    return q_idx >= kv_idx
+q = k = v = mx.ones((1, 4, 64, 64))
+mx.eval(q, slopes)
+start = time.perf_counter()
+mx.eval(flex.flex_attention(q, k, v, alibi, causal))
+print(json.dumps(time.perf_counter() - start))
+"""
+
+_LONG_CALL = """
+import json, os, resource, sys, time
+import mlx.core as mx
+import flextrace as flex
+@flex.mask_mod
+def causal(b, h, q_idx, kv_idx):
+    return q_idx >= kv_idx
+small = mx.ones((1, 1, 8, 64))
+mx.eval(flex.flex_attention(small, small, small, block_mask=causal))
+q, k, v = (mx.random.normal((1, 1, 131072, 64)) for _ in range(3))
+mx.eval(q, k, v)
+unit = 1 if sys.platform == "darwin" else 1024
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+start = time.perf_counter()
+out = flex.flex_attention(q, k, v, block_mask=causal)
+mx.eval(out)
+seconds = time.perf_counter() - start
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+print(json.dumps({"seconds": seconds, "bytes": after - before - out.nbytes}))
+"""
+
+
+def _in_new_process(program: str, cache: str) -> Any:
+    environment = {**os.environ, "FLEXTRACE_CACHE_DIR": cache}
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "program.py"
+        script.write_text(program, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=True
+        )
+    return json.loads(done.stdout)
+
+
+def start_ms(repeats: int = 3) -> tuple[float, float]:
+    """(cold, warm): the first call in a new process with an empty cache, and with the kernel on disk; medians."""
+    cold, warm = [], []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as cache:
+            cold.append(_in_new_process(_FIRST_CALL, cache) * 1e3)
+            warm += [_in_new_process(_FIRST_CALL, cache) * 1e3 for _ in range(2)]
+    return statistics.median(cold), statistics.median(warm)
+
+
+def long_causal() -> dict[str, float]:
+    """Causal attention over 1x1x131072x64 in a new process: seconds, and peak bytes above inputs and output."""
+    with tempfile.TemporaryDirectory() as cache:
+        result: dict[str, float] = _in_new_process(_LONG_CALL, cache)
+        return result
+
+
+def overhead_us() -> tuple[float, float]:
+    """(whole call, kernel alone) on 1x1x1x64 with a score_mod and a mask: what a call costs besides the kernel."""
+    import mlx.core as mx
+
+    import flextrace as flex
+    from flextrace.kernels import backend_for
+    from flextrace.kernels.cpu import CpuBackend
+
+    slopes = mx.array([0.5])
+
+    @flex.score_mod
+    def alibi(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return score + slopes[h] * (kv_idx - q_idx)
+
+    @flex.mask_mod
+    def causal(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return q_idx >= kv_idx
+
+    q = k = v = mx.ones((1, 1, 1, 64))
+    mx.eval(q, slopes)
+    backend = backend_for("cpu")
+    assert isinstance(backend, CpuBackend)
+    kernel = backend.kernel(alibi.trace(), causal.trace())
+    whole = _per_call(lambda: flex.flex_attention(q, k, v, alibi, causal))
+    entry, inside = kernel.entry, []
+
+    def timed(params: bytes) -> int:
+        start = time.perf_counter()
+        status = entry(params)
+        inside.append(time.perf_counter() - start)
+        return int(status)
+
+    kernel.entry = timed
+    try:
+        for _ in range(2000):
+            flex.flex_attention(q, k, v, alibi, causal)
+    finally:
+        kernel.entry = entry
+    return whole * 1e6, statistics.median(inside) * 1e6
+
+
+def _per_call(run: Callable[[], Any], calls: int = 1000, rounds: int = 9) -> float:
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        times.append((time.perf_counter() - start) / calls)
+    return statistics.median(times)

@@ -1,0 +1,175 @@
+"""Figures -> tables or JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import mlx.core as mx
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from flextrace.kernels.cpu.launch import thread_count
+
+from .cases import NAMES, flextrace_run, mlx_run, problem, torch_run
+from .measure import long_causal, median_ms, overhead_us, peak_gflops, start_ms
+
+
+class BenchError(RuntimeError):
+    """The benchmark cannot run as asked."""
+
+
+@dataclass
+class Row:
+    """Times in milliseconds of one forward pass; None where a peer has no such attention or is not installed."""
+
+    mod: str
+    dtype: str
+    shape: tuple[int, int, int, int]
+    flextrace: float
+    mlx: float | None
+    torch: float | None
+    dense_gflops: float  # 4 B H L^2 D per second: counts skipped tiles as done
+
+    def ratio(self, peer: float | None) -> float | None:
+        return None if peer is None else peer / self.flextrace
+
+
+@dataclass
+class Report:
+    """All figures of one run, on one machine."""
+
+    machine: dict[str, Any]
+    peak_gflops: float = 0.0
+    rows: list[Row] = field(default_factory=list)
+    start: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
+
+
+SECTIONS = ("attention", "start", "memory")
+
+
+def main(
+    *,
+    lengths: Sequence[int],
+    dtypes: Sequence[str],
+    heads: int = 8,
+    head_dim: int = 64,
+    mods: Sequence[str] = (),
+    sections: Sequence[str] = SECTIONS,
+    peers: bool = True,
+    as_json: bool = False,
+) -> Report:
+    """Measure, and print tables (or JSON).
+
+    Raises:
+        BenchError: an unknown mod, dtype or section.
+    """
+    for given, known, what in ((mods, NAMES, "mod"), (sections, SECTIONS, "section"), (dtypes, DTYPES, "dtype")):
+        for name in given:
+            if name not in known:
+                raise BenchError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+    torch = peers and importlib.util.find_spec("torch") is not None
+    console = Console(stderr=as_json)
+    report = Report(machine(torch))
+    if "attention" in sections:
+        report.peak_gflops = peak_gflops(thread_count())
+        cases = [(d, n, m) for d in dtypes for n in lengths for m in (mods or NAMES)]
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("attention", total=len(cases))
+            for dtype, length, mod in cases:
+                progress.update(task, description=f"{mod} {dtype} {length}")
+                report.rows.append(measure(mod, dtype, (1, heads, length, head_dim), peers, torch))
+                progress.advance(task)
+    with console.status("cold and warm starts, in new processes"):
+        if "start" in sections:
+            cold, warm = start_ms()
+            call, kernel = overhead_us()
+            report.start = {"cold_ms": cold, "warm_ms": warm, "call_us": call, "kernel_us": kernel}
+    with console.status("causal 1x1x131072x64, in a new process"):
+        if "memory" in sections:
+            report.memory = long_causal()
+    if as_json:
+        print(json.dumps(asdict(report), indent=1))
+    else:
+        show(report, console)
+    return report
+
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def machine(torch: bool) -> dict[str, Any]:
+    """What the figures were taken on."""
+    versions: dict[str, Any] = {"mlx": mx.__version__}
+    if torch:
+        import torch as module
+
+        versions["torch"] = module.__version__
+    return {"machine": platform.machine(), "system": platform.system(), "threads": thread_count(), **versions}
+
+
+def measure(mod: str, dtype: str, shape: tuple[int, int, int, int], peers: bool, torch: bool) -> Row:
+    """One row: flextrace first, then its peers on the same inputs."""
+    p = problem(*shape, dtype)
+    ours = median_ms(flextrace_run(p, mod))
+    mlx = mlx_run(p, mod) if peers else None
+    return Row(
+        mod,
+        dtype,
+        shape,
+        ours,
+        None if mlx is None else median_ms(mlx),
+        median_ms(torch_run(p, mod)) if torch else None,
+        p.dense_flops / ours / 1e6,
+    )
+
+
+def show(report: Report, console: Console) -> None:
+    """The tables."""
+    about = ", ".join(f"{name} {value}" for name, value in report.machine.items())
+    if report.rows:
+        table = Table(title=f"attention forward ({about})")
+        for name in ("mod", "dtype", "B x H x L x D", "flextrace ms", "MLX ms", "ratio", "torch ms", "ratio"):
+            table.add_column(name, justify="left" if name in ("mod", "dtype") else "right")
+        table.add_column("GFLOP/s", justify="right")
+        for row in report.rows:
+            shape = "x".join(map(str, row.shape))
+            speed = f"{row.dense_gflops:.0f}" if row.mod in ("none", "alibi", "softcap") else "-"
+            cells = (row.mlx, row.ratio(row.mlx), row.torch, row.ratio(row.torch))
+            texts = [_ms(cells[0]), _ratio(cells[1]), _ms(cells[2]), _ratio(cells[3])]
+            table.add_row(row.mod, row.dtype, shape, f"{row.flextrace:.2f}", *texts, speed)
+        console.print(table)
+        best = max((r.dense_gflops for r in report.rows if r.mod == "none" and r.dtype == "float32"), default=None)
+        share = "" if best is None else f"; no mod, float32: {100 * best / report.peak_gflops:.0f} % of it"
+        console.print(f"multiply-add peak of this machine: {report.peak_gflops:.0f} GFLOP/s{share}")
+    if report.start:
+        s = report.start
+        table = Table(title="start and overhead")
+        table.add_column("what")
+        table.add_column("time", justify="right")
+        table.add_row("first call in a new process, nothing on disk", f"{s['cold_ms']:.0f} ms")
+        table.add_row("first call in a new process, kernel on disk", f"{s['warm_ms']:.1f} ms")
+        table.add_row("warm call on 1x1x1x64, score_mod and mask", f"{s['call_us']:.1f} us")
+        table.add_row("  of it inside the kernel", f"{s['kernel_us']:.1f} us")
+        table.add_row("  overhead", f"{s['call_us'] - s['kernel_us']:.1f} us")
+        console.print(table)
+    if report.memory:
+        m = report.memory
+        megabytes = m["bytes"] / 1e6
+        console.print(
+            f"causal 1x1x131072x64 float32: {m['seconds']:.2f} s, {megabytes:.0f} MB above its inputs and output"
+        )
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}x"
