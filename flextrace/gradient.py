@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -16,11 +18,13 @@ class GradientError(RuntimeError):
 def forward_only(backend: Backend, call: AttentionCall) -> Result:
     """Run `call` so that differentiating its result raises GradientError.
 
-    MLX sees one custom function of q, k, v and the captured mlx arrays; outside of mx.grad that costs nothing.
+    Only inside mx.grad and its kin: there MLX sees one custom function of q, k, v and the captured mlx arrays.
     """
-    mods = (call.score_mod, call.mask_mod)
-    captured = [a for mod in mods if mod is not None for a in mod.arrays if isinstance(a, mx.array)]
+    mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
+    inputs = [call.q, call.k, call.v, *(a for mod in mods for a in mod.arrays if isinstance(a, mx.array))]
     result = backend.attention(call)
+    if not is_traced(inputs):
+        return result
 
     def refuse(*_: Any) -> Any:
         raise GradientError(
@@ -32,5 +36,15 @@ def forward_only(backend: Backend, call: AttentionCall) -> Result:
     function = mx.custom_function(lambda *_: parts)
     function.vjp(refuse)
     function.jvp(refuse)
-    tied = iter(function(call.q, call.k, call.v, *captured))
+    tied = iter(function(*inputs))
     return Result(next(tied), next(tied) if call.want_lse else None, next(tied) if call.want_max else None)
+
+
+def is_traced(evaluated: Sequence[mx.array]) -> bool:
+    """Whether MLX differentiates any of these evaluated arrays: it keeps the graph of those, and of no others.
+
+    MLX has no public question for this; its graph export shows an edge for every array that still has inputs.
+    """
+    graph = io.StringIO()
+    mx.export_to_dot(graph, *evaluated)
+    return "->" in graph.getvalue()

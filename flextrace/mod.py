@@ -57,10 +57,19 @@ class Mod:
         return _traces.get(self.__flextrace_function__, self.kind)
 
     def bind(self) -> BoundMod:
-        """The trace, with the captured arrays and numbers of this moment."""
+        """The trace, with the captured arrays and numbers of this moment.
+
+        Raises:
+            TraceError: as `trace`.
+            OverflowError, ZeroDivisionError, ValueError: a captured value that a kernel cannot work with.
+        """
         trace = self.trace()
         function = self.__flextrace_function__
-        return BoundMod(trace, trace.read_arrays(function), trace.read_numbers(function))
+        arrays = trace.read_arrays(function)
+        for capture, array in zip(trace.arrays, arrays, strict=True):
+            if array.size == 0:
+                raise ValueError(f"{trace.name}: the captured array {capture.name} is empty, there is nothing to read")
+        return BoundMod(trace, arrays, trace.read_numbers(function))
 
     @property
     def expr(self) -> Expr:

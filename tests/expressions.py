@@ -501,7 +501,10 @@ class Program:
         return Expected(values, margin)
 
     def __repr__(self) -> str:
-        return "\n".join([f"# captured: {dict(self.numbers)}, tables: {', '.join(TABLES)}", self.source])
+        return f"{self.source}# captured: {dict(self.numbers)}, and expressions.TABLES"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(f"<program {self.name}>")  # hypothesis: the failure itself shows the text
 
 
 def combine(group: Sequence[Program], name: str) -> str:

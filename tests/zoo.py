@@ -350,7 +350,7 @@ def walrus_elif_augmented(z: Setting) -> Mod:
             bias -= 1
         elif distance > 2:
             bias += 0.5
-        elif distance == 0 or (half := distance // 2) == -2:
+        elif (half := distance // 2) == -2 or distance == 0:
             bias, score = 0.25, score / 2
         else:
             score *= 1.25

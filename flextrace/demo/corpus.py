@@ -1,8 +1,8 @@
 """Standard library -> documents: its docstrings with their qualified names, the best-known API first.
 
 The .py files are read with `ast`, nothing is imported; only what is written in C (`str.strip`, `time.strptime`)
-comes from importing the few modules of `WRITTEN_IN_C`. The order depends on nothing but the Python version, so
-the first N documents are always the same ones.
+comes from importing the few modules of `WRITTEN_IN_C`. The order depends on nothing but the installed Python,
+so the first N documents are always the same ones.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ pickletools opcode site venv tkinter
 def documents(limit: int | None = None) -> list[Document]:
     """The public docstrings of the running Python's standard library, the most useful `limit` of them.
 
-    A name appears once, and so does a text (aliases such as `os.makedirs` under a second name are dropped).
+    A name appears once, and so does a text: of two names for one thing the more useful one stays.
     """
     found: dict[str, Document] = {}
     for document in (*imported_documents(), *source_documents()):
@@ -136,15 +136,12 @@ def source_documents() -> Iterator[Document]:
     for module, path in source_files():
         public_name = SOURCE_OF.get(module, module)
         package = module.rpartition(".")[0]
-        exported = set() if private(package) else exports(path)
-        if private(public_name) and not exported:
-            continue
         try:
+            exported = set() if private(package) else exports(path)
             tree = ast.parse(path.read_bytes())
-        except (
-            SyntaxError,
-            ValueError,
-        ):  # a template, or Python 2, among the sources
+        except (SyntaxError, ValueError):
+            continue  # a template, or Python 2, among the sources
+        if private(public_name) and not exported:
             continue
         for name, docstring in tree_docstrings(tree):
             top = name.partition(".")[0]
@@ -205,7 +202,10 @@ def exports(path: Path) -> set[str]:
 def imported_documents() -> Iterator[Document]:
     """Docstrings of what has no .py source: the C functions and classes of WRITTEN_IN_C, with their methods."""
     for module_name in WRITTEN_IN_C.split():
-        module = importlib.import_module(module_name)
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError:
+            continue  # a Python built without it, as sqlite3 often is
         prefix = "" if module_name == "builtins" else f"{module_name}."
         homes = {module_name, f"_{module_name}", "posix", "nt", None}
         for name, member in sorted(vars(module).items()):

@@ -1,8 +1,7 @@
 """Packed tokens -> embeddings: all-MiniLM-L6-v2, a BERT encoder of 6 layers, in a page of `mlx.nn`.
 
-Architecture: Devlin et al., "BERT", 2018; mean
-pooling and normalisation: Reimers and Gurevych, "Sentence-BERT", 2019. Attention is an argument, so that the same
-encoder runs with flextrace and with MLX's own.
+Architecture: Devlin et al., "BERT", 2018; mean pooling and normalisation: Reimers and Gurevych, "Sentence-BERT",
+2019. Attention is an argument, so that the same encoder runs with flextrace and with MLX's own.
 """
 
 from __future__ import annotations
@@ -49,6 +48,8 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Embeddings of words and positions, LAYERS layers, mean over each document's tokens, length 1."""
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.words = nn.Embedding(VOCABULARY, WIDTH)

@@ -13,7 +13,7 @@ struct bfloat16 {
 
 namespace fx {
 
-// -- one element: float32 for floats, int32 for integers, bool for bool ------------------------------------------------
+// -- one element: float32 for floats, int32 for integers, bool for bool ------------------------------------------
 
 template <class T>
 INLINE auto element(T x, const Inputs& in) {
@@ -49,7 +49,7 @@ INLINE auto elements(const T* lanes, const Inputs& in) {
   }
 }
 
-// -- indices ---------------------------------------------------------------------------------------------------------
+// -- indices -----------------------------------------------------------------------------------------------------
 
 INLINE int64_t inside(int32_t index, int64_t size) {
   int64_t i = index < 0 ? index + size : index;

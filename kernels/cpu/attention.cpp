@@ -25,13 +25,13 @@ struct QueryTile {
   int64_t unit;   // the head of keys and values that it reads
 };
 
-// -- which tiles of keys to visit -------------------------------------------------------------------------------------
+// -- which tiles of keys to visit --------------------------------------------------------------------------------
 
 // Which of VL keys row q_idx attends to, by the block mask and mask_mod together.
 INLINE vbool keep(const int32_t* allow, int b, int h, int q_idx, vint kv_idx, const Inputs& in) {
   vint allowed = load_vector<vint>(allow);
-  if constexpr (HAS_MASK_MOD) return {(allowed == YES) | ((allowed == ASK) & mask_mod(b, h, q_idx, kv_idx, in).lanes)};
-  return {allowed == YES};
+  if constexpr (!HAS_MASK_MOD) return {allowed == YES};
+  return {(allowed == YES) | ((allowed == ASK) & mask_mod(b, h, q_idx, kv_idx, in).lanes)};
 }
 
 // The VL keys from `first` on. In a tile that the end of the keys cuts, a mod sees the last key again, never one
@@ -62,7 +62,8 @@ static Kept evaluate_mask(const Attention& a, const QueryTile& q, int first_row,
   return kept;
 }
 
-// Evaluates the mask over one group of rows and one tile of keys. In a WHOLE tile mask_mod alone decides for every key.
+// Evaluates the mask over one group of rows and one tile of keys. In a WHOLE tile every key exists and mask_mod alone
+// decides.
 template <bool WHOLE>
 static TileState evaluate_tile(const Attention& a, const QueryTile& q, int first_row, int rows, int64_t tile,
                                const int32_t* allow) {
@@ -105,7 +106,7 @@ static void find_tiles(const Attention& a, Scratch& s, const QueryTile& q) {
   }
 }
 
-// -- one group of rows and one tile of keys -------------------------------------------------------------------------
+// -- one group of rows and one tile of keys ----------------------------------------------------------------------
 
 // scores -> weights: S = mask(score_mod(S)), the rows' new maxima, P = exp(S - max) and its sum, all in place.
 // Exponents are in base 2: `reference` is max * log2(e), -inf as long as a row has attended to nothing.
@@ -158,15 +159,14 @@ static void softmax_rows(const Attention& a, Scratch& s, const QueryTile& q, int
   }
 }
 
-// -- one tile of query rows -----------------------------------------------------------------------------------------
+// -- one tile of query rows --------------------------------------------------------------------------------------
 
 static void read_queries(const Attention& a, Scratch& s, const QueryTile& q) {
   const Params& p = a.p;
   for (int g = 0; g * ROWS < q.rows; g++) {
-    int64_t row = q.first + g * ROWS;
-    int64_t start = q.b * p.q_strides[0] + q.h * p.q_strides[1] + row * p.q_strides[2];
-    pack_queries(s.queries + g * ROWS * p.head_dim, element_address(p.q, start, p.dtype), p.q_strides,
-                 smaller(q.rows - g * ROWS, ROWS), p.head_dim, p.dtype, p.scale);
+    int64_t rows = smaller(q.rows - g * ROWS, ROWS), first = q.first + g * ROWS;
+    Matrix queries = matrix_of(p.q, p.q_strides, q.b, q.h, first, rows, p.head_dim, p.dtype);
+    pack_queries(s.queries + g * ROWS * p.head_dim, queries, p.scale);
     __builtin_memset(s.out + g * a.out_floats, 0, a.out_floats * sizeof(float));
     __builtin_memset(s.sum + g * ROWS * VL, 0, ROWS * VL * sizeof(float));
     for (int r = 0; r < ROW_STATE; r++) s.max[g * ROW_STATE + r] = s.reference[g * ROW_STATE + r] = -INFINITE;
@@ -221,16 +221,17 @@ static void attend(const Attention& a, Scratch& s, const QueryTile& q) {
   write_rows(a, s, q);
 }
 
-// -- one call -----------------------------------------------------------------------------------------------------
+// -- one call ----------------------------------------------------------------------------------------------------
 
-// Job -> rows: the last query tile of every head first, as those are the heaviest under a causal mask, and heads next to
-// each other, as they usually share the tiles that find_tiles found.
+// Job -> rows: the last query tile of every head first, as those are the heaviest under a causal mask, and heads next
+// to each other, as they usually share the tiles that find_tiles found.
 static void run_attend_job(const Attention& a, const Round& round, int64_t job, Scratch& s) {
   const Params& p = a.p;
   int64_t per_tile = round.units * a.queries_per_unit;
   int64_t unit = round.first_unit + job % per_tile / a.queries_per_unit, reader = job % a.queries_per_unit;
   int64_t ratio = p.query_heads / p.kv_heads, index = a.q_tiles - 1 - job / per_tile;
-  int64_t block_start = index / a.q_tiles_per_block * a.q_block, first = block_start + index % a.q_tiles_per_block * a.q_tile;
+  int64_t block_start = index / a.q_tiles_per_block * a.q_block;
+  int64_t first = block_start + index % a.q_tiles_per_block * a.q_tile;
   int64_t end = smaller(smaller(first + a.q_tile, block_start + a.q_block), p.q_len);
   int64_t b = unit / p.kv_heads + reader / ratio, h = unit % p.kv_heads * ratio + reader % ratio;
   if (first < end) attend(a, s, {(int)b, (int)h, (int)first, (int)(end - first), index, unit});

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import threading
 from typing import Any
 
@@ -11,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 _RECORDS_RO = 0x1C  # PyBUF_STRIDES | PyBUF_FORMAT: strides wanted, the buffer may be read-only
+_BFLOAT16: int = mx.array(0, dtype=mx.bfloat16).__getstate__()[1]  # MLX's number for the dtype
 _NUMPY = {mx.float32: np.float32, mx.float16: np.float16, mx.bfloat16: np.uint16}
 
 
@@ -61,8 +61,15 @@ def locate(array: Any) -> tuple[int, tuple[int, ...]]:
 
 
 def new_array(shape: tuple[int, ...], dtype: mx.Dtype) -> tuple[mx.array, int]:
-    """An evaluated mlx array of any content and its address. `mx.array` of a numpy array is immediate, which
-    `mx.zeros` (a task for the stream's thread) is not."""
-    made = mx.array(np.empty(shape, _NUMPY[dtype]))
-    address = locate(made)[0] if math.prod(shape) else 0
-    return (made.view(mx.bfloat16) if dtype == mx.bfloat16 else made), address
+    """An evaluated mlx array of any content and its address.
+
+    Making one of a numpy array is immediate, which `mx.zeros` (a task for the stream's thread, which a forked
+    process lacks) is not. numpy has no bfloat16: that one is made as unpickling makes it, of its bits.
+    """
+    content = np.empty(shape, _NUMPY[dtype])
+    if dtype == mx.bfloat16:
+        made = mx.array.__new__(mx.array)
+        made.__setstate__((content, _BFLOAT16))
+    else:
+        made = mx.array(content)
+    return made, locate(made)[0] if content.size else 0

@@ -1,6 +1,6 @@
-// functions.h: the mathematical functions of ops.h. Those that attention uses most are polynomials over a register, within
-// a few ulp of float32 and right at 0, inf and nan; the others call the C library a lane at a time. The polynomials are
-// minimax fits made for this file.
+// functions.h: the mathematical functions of ops.h. Those that attention uses most are polynomials over a register,
+// within a few ulp of float32 and right at 0, inf and nan; the others call the C library a lane at a time. The
+// polynomials are minimax fits made for this file.
 #pragma once
 #include "vector.h"
 
@@ -62,7 +62,7 @@ INLINE vint per_double(vint x, vint y, F f) {
   return load_vector<vint>(&result);
 }
 
-// -- rounding to an integer: floats from 2^23 up are integers already; the sign of a zero is kept ------------------
+// -- rounding to an integer: floats from 2^23 up are integers already; the sign of a zero is kept ----------------
 
 INLINE vint sign_bit(vfloat x) { return float_to_bits(x) & INT32_MIN; }
 INLINE vfloat magnitude(vfloat x) { return bits_to_float(float_to_bits(x) & INT32_MAX); }
@@ -86,7 +86,7 @@ INLINE vfloat round(vfloat x) {  // half to even
   return select(size < 0x1p23f, with_sign((size + 0x1p23f) - 0x1p23f, x), x);
 }
 
-// -- exponentials ----------------------------------------------------------------------------------------------
+// -- exponentials ------------------------------------------------------------------------------------------------
 
 // x * 2^n for |n| <= 252, in two steps so that neither factor overflows.
 INLINE vfloat scale_by_power(vfloat x, vint n) {
@@ -157,7 +157,7 @@ INLINE vfloat tanh(vfloat x) {
   return x * p / q;
 }
 
-// -- logarithms ------------------------------------------------------------------------------------------------
+// -- logarithms --------------------------------------------------------------------------------------------------
 
 // x = 2^n (1 + f), sqrt(1/2) <= 1 + f < sqrt(2), and log(1 + f) in two parts: f - correction.
 struct logarithm {
@@ -189,7 +189,37 @@ INLINE vfloat log2(vfloat x) {
   return logarithm_of_special(x, l.n + (l.f - l.correction) * 0x1.715476p+0f);
 }
 
-// -- the C library's, one number or a lane at a time ---------------------------------------------------------------
+// log(1 + x), corrected by what 1 + x rounds off.
+INLINE vfloat log1p(vfloat x) {
+  vfloat u = x + 1.0f;
+  vfloat correction = (x - (u - 1.0f)) / u;
+  return log(u) + select((u > 0.0f) & (u < INFINITE), correction, vfloat{});
+}
+
+// -- sine and cosine ---------------------------------------------------------------------------------------------
+
+// sin(x + quarters * pi / 2). The parts of pi / 2 have 11 bits each, so that their products with n are exact up to the
+// bound; beyond it the C library reduces the argument.
+template <class F>
+INLINE vfloat sine(vfloat x, int32_t quarters, F library) {
+  vint inside = magnitude(x) < 0x1p13f;
+  if (__builtin_expect(any_lane(~inside), false)) return per_lane(x, library);
+  vfloat n = round(x * 0x1.45f306p-1f);
+  vfloat r = ((x - n * 0x1.92p+0f) - n * 0x1.fb4p-12f) - n * 0x1.444p-24f - n * 0x1.68c234p-39f, z = r * r;
+  vfloat s = (-0x1.993ce2p-13f * z + 0x1.110726p-7f) * z - 0x1.555544p-3f;
+  vfloat c = (0x1.99e538p-16f * z - 0x1.6c0c1ep-10f) * z + 0x1.55554ap-5f;
+  vint quadrant = __builtin_convertvector(n, vint) + quarters;
+  vfloat result = select((quadrant & 1) != 0, c * (z * z) + (1.0f - 0.5f * z), s * (r * z) + r);
+  return bits_to_float(float_to_bits(result) ^ ((quadrant & 2) << 30));
+}
+INLINE vfloat sin(vfloat x) {
+  return sine(x, 0, [](float lane) { return __builtin_sinf(lane); });
+}
+INLINE vfloat cos(vfloat x) {
+  return sine(x, 1, [](float lane) { return __builtin_cosf(lane); });
+}
+
+// -- the C library's, one number or a lane at a time -------------------------------------------------------------
 
 #define UNIFORM(name) \
   INLINE float name(float x) { return __builtin_##name##f(x); }
@@ -201,15 +231,15 @@ UNIFORM(exp2)
 UNIFORM(expm1)
 UNIFORM(log)
 UNIFORM(log2)
+UNIFORM(log1p)
+UNIFORM(sin)
+UNIFORM(cos)
 UNIFORM(tanh)
 UNIFORM(floor)
 UNIFORM(ceil)
 UNIFORM(trunc)
 PER_LANE(sqrt)
 PER_LANE(log10)
-PER_LANE(log1p)
-PER_LANE(sin)
-PER_LANE(cos)
 PER_LANE(tan)
 PER_LANE(asin)
 PER_LANE(acos)

@@ -1,11 +1,17 @@
-// ops.h: the vocabulary of generated mods, one function of namespace fx per op of an expression. Every operand may
-// be uniform (float, int32_t, bool) or one per lane (vfloat, vint, vbool); uniform operands give a uniform result, which the
-// compiler moves out of the loop over keys. Semantics are Python's, on float32 and wrapping int32 (-fwrapv).
+// ops.h: the vocabulary of generated mods, one function of namespace fx per op of an expression. Every operand may be
+// uniform (float, int32_t, bool) or one per lane (vfloat, vint, vbool); uniform operands give a uniform result, which
+// the compiler moves out of the loop over keys. Semantics are Python's, on float32 and wrapping int32 (-fwrapv).
 #pragma once
 #include "arrays.h"
 #include "functions.h"
 #include "params.h"
 #include "vector.h"
+
+// The constants that generated text names, as <math.h> has them.
+#ifndef INFINITY
+#define INFINITY __builtin_inff()
+#define NAN __builtin_nanf("")
+#endif
 
 namespace fx {
 
@@ -14,7 +20,7 @@ constexpr bool uniform_type = __is_same(T, float) || __is_same(T, int32_t) || __
 template <class... T>
 constexpr bool uniform = (uniform_type<T> && ...);
 
-// -- conversions ------------------------------------------------------------------------------------------------
+// -- conversions -------------------------------------------------------------------------------------------------
 
 INLINE int32_t to_int(bool x) { return x; }
 INLINE vint to_int(vbool x) { return -x.lanes; }
@@ -37,7 +43,7 @@ INLINE vfloat to_float(vint x) { return int_to_float(x); }
 INLINE float to_float(bool x) { return x; }
 INLINE vfloat to_float(vbool x) { return int_to_float(to_int(x)); }
 
-// -- arithmetic, int or float -----------------------------------------------------------------------------------
+// -- arithmetic, int or float ------------------------------------------------------------------------------------
 
 template <class A, class B>
 INLINE auto add(A a, B b) { return a + b; }
@@ -78,7 +84,7 @@ INLINE vint abs(vint a) { return select(a < 0, -a, a); }
 template <class A, class B>
 INLINE auto div(A a, B b) { return a / b; }
 
-// -- floor division and modulo: Python's, the remainder has the divisor's sign; an int divided by 0 gives 0 -------
+// -- floor division and modulo: Python's, the remainder has the divisor's sign; an int divided by 0 gives 0 ------
 
 INLINE int32_t floor_div(int32_t a, int32_t b) {
   if (b == 0) return 0;
@@ -143,11 +149,15 @@ PER_LANE_2(floor_div)
 
 INLINE float pow(float a, float b) { return __builtin_powf(a, b); }
 INLINE float atan2(float a, float b) { return __builtin_atan2f(a, b); }
-PER_LANE_2(pow)
+INLINE vfloat pow(vfloat a, vfloat b) {
+  return per_lane(a, b, [](float x, float y) { return pow(x, y); });
+}
+INLINE vfloat pow(vfloat a, float b) { return b == 2 ? a * a : pow(a, splat(b)); }
+INLINE vfloat pow(float a, vfloat b) { return pow(splat(a), b); }
 PER_LANE_2(atan2)
 #undef PER_LANE_2
 
-// -- bits of ints: the amount of a shift is taken modulo 32 ----------------------------------------------------------
+// -- bits of ints: the amount of a shift is taken modulo 32 ------------------------------------------------------
 
 template <class A, class B>
 INLINE auto shl(A a, B b) {
@@ -168,7 +178,7 @@ INLINE auto bit_xor(A a, B b) { return a ^ b; }
 template <class A>
 INLINE A bit_not(A a) { return ~a; }
 
-// -- comparisons and logic: bool ------------------------------------------------------------------------------------
+// -- comparisons and logic: bool ---------------------------------------------------------------------------------
 
 // What a comparison compares: bools count as 0 and 1.
 INLINE float comparable(float x) { return x; }

@@ -11,11 +11,11 @@ constexpr int64_t Q_TILE = GROUPS * ROWS;
 constexpr int ROW_STATE = (ROWS + VL - 1) / VL * VL;  // one number per row of a group, padded to whole registers
 constexpr int64_t TILES_PER_PACK = 8;          // tiles of keys packed by one job
 constexpr int64_t PACKED_BYTES = 16 << 20;     // packed keys and values held at a time; one head at least
-constexpr int64_t WORK_PER_THREAD = 2 << 20;   // multiply-adds that are worth a thread
+constexpr int64_t WORK_PER_THREAD = 8 << 20;   // multiply-adds that are worth a thread
 constexpr int64_t MOST_THREADS = 256;
 
-// What a group of rows attends to in a tile of keys: nothing outside the registers [begin, end) of VL keys each, and all
-// of those unless masked. begin == end: nothing at all, the tile is skipped.
+// What a group of rows attends to in a tile of keys: nothing outside the registers [begin, end) of VL keys each, and
+// all of those unless masked. end == 0: nothing at all, the tile is skipped.
 struct TileState {
   uint8_t begin, end;
   bool masked;
@@ -81,7 +81,8 @@ struct Attention {
     kv_block = p.has_block_mask ? p.kv_block : p.kv_len + 1;
     kv_blocks = (p.kv_len + kv_block - 1) / kv_block;
 
-    int64_t batch_heads = p.batch * p.query_heads, multiply_adds = p.q_len * p.kv_len * (p.head_dim + p.value_dim);
+    int64_t batch_heads = p.batch * p.query_heads;
+    int64_t multiply_adds = round_up(p.q_len, ROWS) * p.kv_len * (p.head_dim + p.value_dim);
     threads = smaller(smaller(p.max_threads, MOST_THREADS), 1 + batch_heads * multiply_adds / WORK_PER_THREAD);
     if (threads < 1) threads = 1;
 
@@ -89,8 +90,9 @@ struct Attention {
     if (q_block < 1) q_block = 1;
     int64_t q_blocks = (p.q_len + q_block - 1) / q_block;
     q_tiles_per_block = (q_block + Q_TILE - 1) / Q_TILE;
-    while (threads > 1 && batch_heads * q_blocks * q_tiles_per_block < 4 * threads && q_tiles_per_block * ROWS < q_block)
-      q_tiles_per_block++;
+    // Smaller tiles where there would be too few to share out well. The output's bits do not depend on them.
+    int64_t wanted = threads > 1 ? 4 * threads / (batch_heads * q_blocks) : 0;  // threads > 1: there is work
+    while (q_tiles_per_block < wanted && q_tiles_per_block * ROWS < q_block) q_tiles_per_block++;
     q_tile = round_up((q_block + q_tiles_per_block - 1) / q_tiles_per_block, ROWS);
     q_tiles = q_blocks * q_tiles_per_block;
 
@@ -114,7 +116,7 @@ struct Attention {
   int64_t keys_in(int64_t tile) const { return smaller(KV_TILE, p.kv_len - tile * KV_TILE); }
   int key_vectors(int64_t tile) const { return (keys_in(tile) + VL - 1) / VL; }
 
-  // -- memory -------------------------------------------------------------------------------------------------------
+  // -- memory ----------------------------------------------------------------------------------------------------
 
   int64_t lay_out(char* base) {
     Carver carver = {base};
@@ -150,7 +152,7 @@ struct Attention {
     free(memory);
   }
 
-  // -- packing ------------------------------------------------------------------------------------------------------
+  // -- packing ---------------------------------------------------------------------------------------------------
 
   Round round_of(int64_t job) const {
     int64_t number = job / jobs_per_round, first = number * units_per_round;
@@ -162,10 +164,9 @@ struct Attention {
   }
   void pack_tile(int64_t unit, int64_t tile, float* target) const {
     int64_t b = unit / p.kv_heads, h = unit % p.kv_heads, first = tile * KV_TILE;
-    int64_t k = b * p.k_strides[0] + h * p.k_strides[1] + first * p.k_strides[2];
-    int64_t v = b * p.v_strides[0] + h * p.v_strides[1] + first * p.v_strides[2];
-    pack_keys(target, element_address(p.k, k, p.dtype), p.k_strides, keys_in(tile), p.head_dim, p.dtype);
-    pack_values(target + key_floats, element_address(p.v, v, p.dtype), p.v_strides, keys_in(tile), p.value_dim, p.dtype);
+    int64_t keys = keys_in(tile);
+    pack_keys(target, matrix_of(p.k, p.k_strides, b, h, first, keys, p.head_dim, p.dtype));
+    pack_values(target + key_floats, matrix_of(p.v, p.v_strides, b, h, first, keys, p.value_dim, p.dtype));
   }
   void run_pack_job(const Round& round, int64_t job) const {
     int64_t unit = round.first_unit + job / pack_jobs_per_unit, first = job % pack_jobs_per_unit * TILES_PER_PACK;
@@ -174,7 +175,7 @@ struct Attention {
   }
 };
 
-// -- the block mask -----------------------------------------------------------------------------------------------
+// -- the block mask ----------------------------------------------------------------------------------------------
 
 // blocks[block of keys] = what the block mask says in one of its rows. Without one there is a single block.
 template <bool HAS_MASK_MOD>

@@ -13,32 +13,51 @@ static_assert(KV_TILE % PANEL == 0, "a tile of scores is made of whole panels");
 inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 inline int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
 
+// A matrix in the caller's memory: any dtype, any strides.
+struct Matrix {
+  const void* data;
+  int64_t rows, columns;
+  int64_t row_stride, column_stride;  // in elements
+  int32_t dtype;
+};
+
 inline int64_t dtype_bytes(int32_t dtype) { return dtype == FLOAT32 ? 4 : 2; }
-inline const void* element_address(const void* base, int64_t index, int32_t dtype) {
-  return (const char*)base + index * dtype_bytes(dtype);
+
+// [rows, columns] from row `first` of head h of batch b on, out of a tensor with these four strides.
+inline Matrix matrix_of(const void* tensor, const int64_t* strides, int64_t b, int64_t h, int64_t first, int64_t rows,
+                        int64_t columns, int32_t dtype) {
+  int64_t start = b * strides[0] + h * strides[1] + first * strides[2];
+  return {(const char*)tensor + start * dtype_bytes(dtype), rows, columns, strides[2], strides[3], dtype};
 }
 
-// `count` <= VL numbers of any dtype and stride, as float32; the lanes beyond are zero.
-INLINE vfloat widen(const void* source, int64_t stride, int64_t count, int32_t dtype) {
-  bool whole = count == VL && stride == 1;
-  if (dtype == FLOAT32) {
+// Columns [column, column + VL) of one row as float32; zeros outside the matrix.
+INLINE vfloat widen(const Matrix& m, int64_t row, int64_t column) {
+  if (row >= m.rows) return vfloat{};
+  int64_t start = row * m.row_stride + column * m.column_stride, count = smaller(m.columns - column, VL);
+  bool whole = count == VL && m.column_stride == 1;
+  if (m.dtype == FLOAT32) {
+    const float* from = (const float*)m.data + start;
     float lanes[VL] = {};
 #pragma GCC unroll 1
-    for (int64_t i = 0; !whole && i < count; i++) lanes[i] = ((const float*)source)[i * stride];
-    return load_vector<vfloat>(whole ? source : lanes);
+    for (int64_t i = 0; !whole && i < count; i++) lanes[i] = from[i * m.column_stride];
+    return load_vector<vfloat>(whole ? from : lanes);
   }
+  const uint16_t* from = (const uint16_t*)m.data + start;
   uint16_t lanes[VL] = {};
 #pragma GCC unroll 1
-  for (int64_t i = 0; !whole && i < count; i++) lanes[i] = ((const uint16_t*)source)[i * stride];
-  vshort bits = load_vector<vshort>(whole ? source : lanes);
-  return dtype == FLOAT16 ? widen_float16(bits) : widen_bfloat16(bits);
+  for (int64_t i = 0; !whole && i < count; i++) lanes[i] = from[i * m.column_stride];
+  vshort bits = load_vector<vshort>(whole ? from : lanes);
+  return m.dtype == FLOAT16 ? widen_float16(bits) : widen_bfloat16(bits);
 }
 
-// rows[VL][VL] = a block of a matrix with these strides of its rows and columns; zeros past its ends.
-__attribute__((noinline)) static void widen_block(vfloat* rows, const void* source, int64_t row_stride, int64_t row_count,
-                                                  int64_t stride, int64_t count, int32_t dtype) {
-  for (int64_t r = 0; r < VL; r++)
-    rows[r] = r < row_count ? widen(element_address(source, r * row_stride, dtype), stride, count, dtype) : vfloat{};
+// The VL x VL block at (row, column). The rows below it, which the caller reads next, are asked for meanwhile: reading
+// VL rows at a time is more than the machine foresees.
+__attribute__((noinline)) static void widen_block(vfloat* block, const Matrix& m, int64_t row, int64_t column) {
+  for (int i = 0; i < VL; i++) {
+    int64_t below = (row + i + VL) * m.row_stride + column * m.column_stride;
+    __builtin_prefetch((const char*)m.data + below * dtype_bytes(m.dtype));
+    block[i] = widen(m, row + i, column);
+  }
 }
 
 // The reverse: n numbers, contiguous in memory. row is readable up to the next multiple of VL.
@@ -56,42 +75,36 @@ inline void narrow_row(void* target, const float* row, int64_t n, int32_t dtype)
 }
 
 // Keys, transposed: [panel][head_dim][PANEL].
-inline void pack_keys(float* packed, const void* k, const int64_t* strides, int64_t keys, int64_t head_dim, int32_t dtype) {
-  for (int64_t first = 0; first < keys; first += VL)
-    for (int64_t d = 0; d < head_dim; d += VL) {
-      vfloat rows[VL];
-      int64_t count = smaller(head_dim - d, VL);
-      const void* block = element_address(k, first * strides[2] + d * strides[3], dtype);
-      widen_block(rows, block, strides[2], keys - first, strides[3], count, dtype);
-      transpose(rows);
-      float* to = packed + first / PANEL * PANEL * head_dim + d * PANEL + first % PANEL;
-      for (int64_t i = 0; i < count; i++) store_vector(to + i * PANEL, rows[i]);
+inline void pack_keys(float* packed, const Matrix& k) {
+  for (int64_t key = 0; key < k.rows; key += VL)
+    for (int64_t d = 0; d < k.columns; d += VL) {
+      vfloat block[VL];
+      widen_block(block, k, key, d);
+      transpose(block);
+      float* to = packed + key / PANEL * PANEL * k.columns + d * PANEL + key % PANEL;
+      for (int64_t i = 0; i < smaller(k.columns - d, VL); i++) store_vector(to + i * PANEL, block[i]);
     }
 }
 
 // Values: [panel of value_dim][KV_TILE][PANEL]; the last panel is VL wide when that is enough.
-inline void pack_values(float* packed, const void* v, const int64_t* strides, int64_t keys, int64_t value_dim, int32_t dtype) {
-  int64_t width = round_up(value_dim, VL);
-  for (int64_t first = 0; first < keys; first += VL)
-    for (int64_t d = 0; d < value_dim; d += VL) {
-      vfloat rows[VL];
+inline void pack_values(float* packed, const Matrix& v) {
+  int64_t width = round_up(v.columns, VL);
+  for (int64_t key = 0; key < v.rows; key += VL)
+    for (int64_t d = 0; d < v.columns; d += VL) {
+      vfloat block[VL];
+      widen_block(block, v, key, d);
       int64_t panel = d / PANEL * PANEL, panel_width = smaller(width - panel, PANEL);
-      const void* block = element_address(v, first * strides[2] + d * strides[3], dtype);
-      widen_block(rows, block, strides[2], keys - first, strides[3], smaller(value_dim - d, VL), dtype);
-      float* to = packed + panel * KV_TILE + first * panel_width + d % PANEL;
-      for (int64_t i = 0; i < smaller(keys - first, VL); i++) store_vector(to + i * panel_width, rows[i]);
+      float* to = packed + panel * KV_TILE + key * panel_width + d % PANEL;
+      for (int64_t i = 0; i < smaller(v.rows - key, VL); i++) store_vector(to + i * panel_width, block[i]);
     }
 }
 
 // Queries times the scale, transposed: [head_dim][ROWS]. Rows that do not exist are zero.
-inline void pack_queries(float* packed, const void* q, const int64_t* strides, int64_t rows, int64_t head_dim, int32_t dtype,
-                         float scale) {
+inline void pack_queries(float* packed, const Matrix& q, float scale) {
   for (int64_t r = 0; r < ROWS; r++)
-    for (int64_t d = 0; d < head_dim; d += VL) {
-      int64_t count = smaller(head_dim - d, VL);
-      const void* from = element_address(q, r * strides[2] + d * strides[3], dtype);
-      vfloat x = r < rows ? widen(from, strides[3], count, dtype) * scale : vfloat{};
-      for (int64_t i = 0; i < count; i++) packed[(d + i) * ROWS + r] = x[i];
+    for (int64_t d = 0; d < q.columns; d += VL) {
+      vfloat x = widen(q, r, d) * scale;
+      for (int64_t i = 0; i < smaller(q.columns - d, VL); i++) packed[(d + i) * ROWS + r] = x[i];
     }
 }
 
@@ -127,14 +140,15 @@ inline void multiply(float* c, const float* a, const float* b, int64_t steps, co
 }
 
 // scores[ROWS][KV_TILE] = q @ k^T for the panels of a packed tile that hold its keys [begin, end).
-inline void multiply_keys(float* scores, const float* q, const float* k, int64_t begin, int64_t end, int64_t head_dim) {
+inline void multiply_keys(float* scores, const float* q, const float* k, int64_t begin, int64_t end,
+                          int64_t head_dim) {
   for (int64_t first = begin / PANEL * PANEL; first < end; first += PANEL)
     multiply<2, 1, ROWS, KV_TILE, false>(scores + first, q, k + first * head_dim, head_dim, nullptr);
 }
 
 // out[panel][ROWS][PANEL] = out * factor[row] + weights[ROWS][KV_TILE] @ v, over the keys [begin, end) of a tile.
-inline void multiply_values(float* out, const float* weights, const float* v, int64_t begin, int64_t end, int64_t value_dim,
-                            const float* factor) {
+inline void multiply_values(float* out, const float* weights, const float* v, int64_t begin, int64_t end,
+                            int64_t value_dim, const float* factor) {
   for (int64_t first = 0; first < value_dim; first += PANEL) {
     float* panel = out + first * ROWS;
     const float* values = v + first * KV_TILE;

@@ -16,7 +16,7 @@ from pathlib import Path
 # -fwrapv: int32 wraps; -ffp-contract=fast: fused multiply-add; no errno, no traps: vectorised math.
 FLAGS = (
     "-std=c++17",
-    "-O3",
+    "-O2",
     "-fPIC",
     "-shared",
     "-fwrapv",

@@ -37,9 +37,13 @@ class OpsBackend:
     def attention(self, call: AttentionCall) -> Result:
         batch, heads, q_len, _ = call.q.shape
         kv_heads, kv_len, value_dim = call.v.shape[1:]
+        if batch * heads * q_len == 0:
+            none = mx.zeros((batch, heads, q_len))
+            out = mx.zeros((batch, heads, q_len, value_dim), dtype=call.q.dtype)
+            return Result(out, none if call.want_lse else None, none if call.want_max else None)
         groups = heads // kv_heads
         split = (batch, kv_heads, groups)
-        q = call.q.astype(mx.float32).reshape(*split, q_len, -1) * call.scale
+        q = call.q.astype(mx.float32).reshape(*split, q_len, call.q.shape[-1]) * call.scale
         k = call.k.astype(mx.float32)[:, :, None].swapaxes(-1, -2)
         v = call.v.astype(mx.float32)[:, :, None]
         inputs = _Inputs(call, split)
@@ -65,8 +69,7 @@ class OpsBackend:
             maxima.append(m)
 
         def joined(parts: list[mx.array], width: int) -> mx.array:
-            whole = mx.concatenate(parts, axis=3) if parts else mx.zeros((*split, 0, width))
-            return whole.reshape(batch, heads, q_len, width)
+            return mx.concatenate(parts, axis=3).reshape(batch, heads, q_len, width)
 
         return Result(
             joined(outs, value_dim).astype(call.q.dtype),

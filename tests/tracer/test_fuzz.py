@@ -240,29 +240,35 @@ def judged(group: Sequence[Program], expected: Sequence[Expected]) -> Callable[.
 
 def check_score_kernel(group: Sequence[Program], backend: str, kv_len: int = 7) -> None:
     shape = (2, len(group), len(SCORES), kv_len)
-    points = grid(*shape)
+    scores = SCORES + np.float32(0)  # a dot product gives no -0.0
+    _, *indices = grid(*shape)
+    points = (scores[indices[2]], *indices)
     expected = [program.expected(*head(points, h)) for h, program in enumerate(group)]
-    wrong, _ = run_kernel(judged(group, expected), None, SCORES, shape, backend)
+    highest, weights = run_kernel(judged(group, expected), None, scores, shape, backend)
+    assert np.isin(np.round(highest, 3), (0.0, 1.0)).all(), f"not a verdict, but {np.unique(highest)}, on {backend}"
+    # Within a row the answers 1 weigh e times the answers 0.
+    wrong = (highest[..., None] > 0.5) & (weights > 0.7 * weights.max(axis=-1, keepdims=True))
     for h, program in enumerate(group):
-        agrees = wrong[:, h] < 0.5
-        if not agrees.all():
-            b, q_idx = np.argwhere(~agrees)[0]
+        if wrong[:, h].any():
+            at = tuple(np.argwhere(wrong[:, h : h + 1])[0])
+            values = [p[at].item() for p in np.broadcast_arrays(*head(points, h))]
             pytest.fail(
-                f"{program}\non {backend} at score {SCORES[q_idx]!r}, b {b}, h {h}, q_idx {q_idx} a kv_idx differs "
-                f"from Python's {expected[h].values[b, 0, q_idx]!r}, allowed {expected[h].margin[b, 0, q_idx]}"
+                f"{program}\non {backend} at (score, b, h, q_idx, kv_idx) = {tuple(values)} the kernel differs from "
+                f"Python's {expected[h].values[at]!r}, allowed {expected[h].margin[at]}; {wrong[:, h].sum()} do"
             )
 
 
 def check_mask_kernel(group: Sequence[Program], backend: str) -> None:
-    """Longer than a tile in both directions: what a kernel skips or takes as full is judged too."""
-    shape = (1, len(group), 40, 140)
-    points = grid(*shape)
+    """Longer than a tile in both directions, at some points: what a kernel skips or takes as full is judged too."""
+    shape = (1, len(group), 70, 150)
     names = {k: v for program in group for k, v in program.captures(mx.array).items()}
     mod = define(combine(group, "combined"), "combined", names)
     _, weights = run_kernel(None, mod, np.zeros(shape[2], np.float32), shape, backend)
+    rng = np.random.default_rng(0)
+    q_idx, kv_idx = rng.integers(shape[2], size=500), rng.integers(shape[3], size=500)
     for h, program in enumerate(group):
-        expected = program.expected(*head(points, h))
-        assert_same(program, weights[:, h : h + 1] > 0, expected, head(points, h))
+        points = (np.float32(0), np.array(0), np.array(h), q_idx, kv_idx)
+        assert_same(program, weights[0, h, q_idx, kv_idx] > 0, program.expected(*points), points)
 
 
 # A kernel costs a compile: no shrinking, the failing program is in the message.
@@ -400,7 +406,8 @@ def test_i32_is_pythons_int_that_wraps(op: str) -> None:
 def test_division_of_ints_is_float32s() -> None:
     assert (I32(7) / 2).value == np.float32(3.5)
     assert (I32(2**24 + 1) / 1).value == np.float32(2**24)
-    assert (I32(1) / I32(0)).value == np.inf and np.isnan((I32(0) / 0).value)
+    with np.errstate(all="ignore"):
+        assert (I32(1) / I32(0)).value == np.inf and np.isnan((I32(0) / 0).value)
     assert isinstance(Bool(1) / 2, F32) and isinstance(Bool(1) + Bool(1), I32)
     assert isinstance(Bool(1) & Bool(1), Bool) and not isinstance(Bool(1) & 1, Bool)
 
@@ -462,8 +469,9 @@ def test_an_open_decision_is_undecided() -> None:
     for use in (lambda: one == 1.0, lambda: math.floor(one), lambda: bool(one - 1.0), lambda: one // 1.0):
         with pytest.raises(Undecided):
             use()
-    assert MATH.exp(F32(math.inf)).value == math.inf and MATH.log(F32(0.0)).value == -math.inf
-    assert np.isnan(MATH.sqrt(F32(-1.0)).value)
+    with np.errstate(all="ignore"):
+        assert MATH.exp(F32(math.inf)).value == math.inf and MATH.log(F32(0.0)).value == -math.inf
+        assert np.isnan(MATH.sqrt(F32(-1.0)).value)
 
 
 def test_tables_wrap_once_and_clamp() -> None:
@@ -480,15 +488,30 @@ def test_programs_are_functions_whose_source_is_found(program: Program) -> None:
     assert inspect.getsource(program.function(np.array)) == program.source
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=QUIET)
-@given(programs(results=("int", "bool"), approximate=False))
-def test_programs_mean_what_python_means(program: Program) -> None:
-    """Where plain Python raises nothing and nothing outgrows int32 or float32's integers, the results agree."""
+STATEMENTS = """
+def f(score, b, h, q_idx, kv_idx):
+    total, near = 0, not q_idx - kv_idx
+    for i in range(4):
+        if i == 3:
+            break
+        total += (q_idx - 2 * kv_idx) // 3 * i
+    if -2 < q_idx - kv_idx <= 1 or (half := kv_idx % -4) == -3:
+        total -= near + (5 if b else h)
+    elif half and not near:
+        return sum((total, near, half)) + any(q_idx == j for j in range(3))
+    total <<= (w := h & 3) + w
+    return (lambda x: max(x, -x, 7) ^ int(score * 4))(total) - round(score / 2) + (score < q_idx)
+"""
+
+
+def test_a_program_means_what_python_means() -> None:
+    """While nothing leaves int32 and float32's exact numbers, plain Python gives the same."""
+    program = Program("f", "score", "int", STATEMENTS)
     fn = program.function(np.array)
-    points = [p[:12] for p in POINTS]
+    points = (np.float32(-2.75), *np.ogrid[:2, :4, :9, :9])
     expected = program.expected(*points)
-    assert expected.values.shape == (12,) and (expected.margin >= -1).all()
-    assert callable(fn)
+    for at in np.ndindex(expected.values.shape):
+        assert expected.values[at] == fn(-2.75, *at) and expected.margin[at] == 0
 
 
 def test_most_points_are_compared() -> None:

@@ -1,0 +1,36 @@
+"""Shared set-up: every test process keeps its kernels in one cache of the test run, not in the user's."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # zoo, reference, expressions
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Workers of xdist inherit the folder, so a kernel is compiled once per run. CI may keep it between runs.
+    if "FLEXTRACE_CACHE_DIR" not in os.environ:
+        os.environ["FLEXTRACE_CACHE_DIR"] = tempfile.mkdtemp(prefix="flextrace-tests-")
+
+
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder for this test; kernels already in memory are forgotten."""
+    from flextrace.kernels import registry
+
+    monkeypatch.setenv("FLEXTRACE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(registry, "_made", {})
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def fresh_notices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notices that are said once per process may be said again."""
+    from flextrace import notices
+
+    monkeypatch.setattr(notices, "_said", set())
