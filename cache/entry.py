@@ -98,9 +98,7 @@ def seal(folder: Path, key: str, fields: dict[str, Any], required: Sequence[str]
         files[name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         flush(path)
     if missing := [name for name in required if name not in files]:
-        raise CacheError(
-            f"the builder did not write {missing}, only {sorted(files)}: write it, or do not require it"
-        )
+        raise CacheError(f"the builder did not write {missing}, only {sorted(files)}: write it, or do not require it")
     if taken := sorted({*OWN_FIELDS} & {*fields} | {MANIFEST} & {*files}):
         raise CacheError(f"the builder uses {taken}, which the store writes itself: choose other names")
 

@@ -64,9 +64,7 @@ class Store:
         note_use(entry, time.time())
         return entry
 
-    def get_or_build(
-        self, key: str, build: Callable[[Path], dict[str, Any]], required: Sequence[str] = ()
-    ) -> Entry:
+    def get_or_build(self, key: str, build: Callable[[Path], dict[str, Any]], required: Sequence[str] = ()) -> Entry:
         """The verified entry of `key`. If there is none, or it is damaged, `build(folder)` makes it.
 
         `build` writes files into the empty folder it is given and returns fields for manifest.json. It runs
@@ -192,9 +190,7 @@ def _private_store() -> Store:
     if pid not in _private_stores:
         store = Store(private_folder())
         store._private = True
-        _private_stores.setdefault(
-            pid, store
-        )  # of two threads here at once one wins; both folders go at exit
+        _private_stores.setdefault(pid, store)  # of two threads here at once one wins; both folders go at exit
     return _private_stores[pid]
 
 

@@ -91,7 +91,12 @@ class BlockMask:
         self.BLOCK_SIZE = BLOCK_SIZE
         self.mask_mod = mask_mod
         self.blocks = Blocks(
-            kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, q_block=BLOCK_SIZE[0], kv_block=BLOCK_SIZE[1]
+            kv_num_blocks,
+            kv_indices,
+            full_kv_num_blocks,
+            full_kv_indices,
+            q_block=BLOCK_SIZE[0],
+            kv_block=BLOCK_SIZE[1],
         )
 
     @classmethod
@@ -126,12 +131,15 @@ class BlockMask:
                     f"and [B, H, {rows}, columns] for lengths {lengths} in blocks of {block}"
                 )
             if n.size and (n.min() < 0 or n.max() > table.shape[3]):
-                raise ValueError(f"{name}_num_blocks holds {n.min()} to {n.max()}; its lists have {table.shape[3]} entries")
+                raise ValueError(
+                    f"{name}_num_blocks holds {n.min()} to {n.max()}; its lists have {table.shape[3]} entries"
+                )
             used = table[np.arange(table.shape[3]) < n[..., None]]
             if used.size and (used.min() < 0 or used.max() >= columns):
                 raise ValueError(f"{name}_indices names block {used.min()} to {used.max()}; there are {columns} blocks")
         mod = as_mod(noop_mask if mask_mod is None else mask_mod, MaskMod, "mask_mod")
-        return cls(lengths, counts, indices, *(full or (None, None)), block, mod)
+        full_counts, full_indices = full or (None, None)
+        return cls(lengths, counts, indices, full_counts, full_indices, block, mod)
 
     # ---- torch's fields --------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -36,7 +36,7 @@ def forward_only(backend: Backend, call: AttentionCall) -> Result:
     function = mx.custom_function(lambda *_: parts)
     function.vjp(refuse)
     function.jvp(refuse)
-    tied = iter(function(*inputs))
+    tied: Iterator[mx.array] = iter(function(*inputs))  # type: ignore[call-overload]
     return Result(next(tied), next(tied) if call.want_lse else None, next(tied) if call.want_max else None)
 
 

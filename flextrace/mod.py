@@ -8,7 +8,7 @@ import inspect
 import types
 import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from flextrace.kernels import BoundMod, backend_for
 from flextrace.tracer import Expr, Kind, Trace, TraceError, Traces, count_parameters, underlying
@@ -16,6 +16,7 @@ from flextrace.tracer.errors import Untraceable
 from flextrace.tracer.source import source_of
 from flextrace.tracer.trace import name_of
 
+AnyMod = TypeVar("AnyMod", bound="Mod")
 _traces = Traces()
 
 
@@ -33,7 +34,7 @@ class Mod:
             function = function.__flextrace_function__
         if not callable(function):
             raise TypeError(f"@flex.{self.kind} decorates a function, not a {type(function).__name__}")
-        self.__flextrace_function__ = function
+        self.__flextrace_function__: Callable[..., Any] = function
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -153,7 +154,7 @@ def mask_mod(function: Callable[..., Any]) -> MaskMod:
     return MaskMod(function)
 
 
-def as_mod(function: Any, wanted: type[Mod], argument: str) -> Mod:
+def as_mod(function: Any, wanted: type[AnyMod], argument: str) -> AnyMod:
     """The mod for an argument of the public call: decorated, or a plain function of the right kind.
 
     Raises:

@@ -69,7 +69,7 @@ class AttentionCall:
 
 @dataclass(slots=True, eq=False)
 class Result:
-    """out: [batch, query_heads, q_len, value_dim], dtype of q; lse, max_scores: [batch, query_heads, q_len], float32."""
+    """out: [batch, query_heads, q_len, value_dim], dtype of q; lse, max_scores: float32 [batch, query_heads, q_len]."""
 
     out: mx.array
     lse: mx.array | None

@@ -33,7 +33,7 @@ class Problem:
     @property
     def dense_flops(self) -> float:
         b, h, n, d = self.q.shape
-        return 4.0 * b * h * n * n * d
+        return float(4 * b * h * n * n * d)
 
     def slopes(self) -> np.ndarray[Any, Any]:
         heads = self.q.shape[1]
@@ -82,7 +82,12 @@ def flextrace_run(p: Problem, name: str) -> Run:
 
     masks = {"causal": causal, "window": banded, "document": same_document}
     mods = {"alibi": alibi, "softcap": softcap}
-    return lambda: mx.eval(flex.flex_attention(q, k, v, mods.get(name), masks.get(name)))
+    return lambda: _evaluated(flex.flex_attention(q, k, v, mods.get(name), masks.get(name)))
+
+
+def _evaluated(out: mx.array) -> mx.array:
+    mx.eval(out)
+    return out
 
 
 def mlx_run(p: Problem, name: str) -> Run | None:
@@ -105,7 +110,7 @@ def mlx_run(p: Problem, name: str) -> Run | None:
         mask = (mx.array(p.slopes())[:, None, None] * -distance).astype(dtype)
     mx.eval(q, k, v, *([mask] if isinstance(mask, mx.array) else []))
     scale = p.q.shape[-1] ** -0.5
-    return lambda: mx.eval(mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask))
+    return lambda: _evaluated(mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask))
 
 
 def torch_run(p: Problem, name: str) -> Run:
@@ -139,8 +144,8 @@ def torch_run(p: Problem, name: str) -> Run:
         block_mask = create_block_mask(masks[name], None, None, p.length, p.length, device="cpu")
     compiled = torch.compile(flex_attention)
 
-    def run() -> None:
+    def run() -> Any:
         with torch.no_grad():
-            compiled(q, k, v, score_mod=mods.get(name), block_mask=block_mask)
+            return compiled(q, k, v, score_mod=mods.get(name), block_mask=block_mask)
 
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import platform
@@ -9,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import mlx.core as mx
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -106,11 +106,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 def machine(torch: bool) -> dict[str, Any]:
     """What the figures were taken on."""
-    versions: dict[str, Any] = {"mlx": mx.__version__}
+    versions: dict[str, Any] = {"mlx": importlib.metadata.version("mlx")}
     if torch:
-        import torch as module
-
-        versions["torch"] = module.__version__
+        versions["torch"] = importlib.metadata.version("torch")
     return {"machine": platform.machine(), "system": platform.system(), "threads": thread_count(), **versions}
 
 

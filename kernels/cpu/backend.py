@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import threading
 from pathlib import Path
@@ -79,7 +80,7 @@ class CpuBackend:
                 "mask_mod": None if mask_mod is None else describe(mask_mod),
                 "compiler": compiler.version(),
                 "flags": command[1 : 1 + len(compiler.flags)],
-                "mlx": mx.__version__,
+                "mlx": importlib.metadata.version("mlx"),
             }
 
         entry = Store().get_or_build(key_of(text, compiler.fingerprint), build, [SOURCE, LIBRARY])

@@ -82,5 +82,3 @@ def shift_slots(expr: Expr, arrays: int, numbers: int) -> Expr:
         return Expr(node.op, node.dtype, tuple(args), value)
 
     return rebuild(expr, shifted)
-
-

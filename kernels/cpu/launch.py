@@ -104,7 +104,7 @@ class Kernel:
 
 
 def _address(data: bytes) -> int:
-    return ctypes.cast(data, ctypes.c_void_p).value or 0 if data else 0
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0 if data else 0
 
 
 def _captures(mods: Sequence[BoundMod]) -> tuple[bytes, bytes]:

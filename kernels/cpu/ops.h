@@ -45,12 +45,22 @@ INLINE vfloat to_float(vbool x) { return int_to_float(to_int(x)); }
 
 // -- arithmetic, int or float ------------------------------------------------------------------------------------
 
+// The product by itself, not fused with a following addition: a mod computes in float32, step by step, as written.
+// (clang fuses within one expression only, see vector.h.)
+template <class A>
+INLINE A rounded(A product) {
+#if !defined(__clang__) && __has_builtin(__builtin_assoc_barrier)
+  if constexpr (!__is_same(A, int32_t)) return __builtin_assoc_barrier(product);
+#endif
+  return product;
+}
+
 template <class A, class B>
 INLINE auto add(A a, B b) { return a + b; }
 template <class A, class B>
 INLINE auto sub(A a, B b) { return a - b; }
 template <class A, class B>
-INLINE auto mul(A a, B b) { return a * b; }
+INLINE auto mul(A a, B b) { return rounded(a * b); }
 template <class A>
 INLINE A neg(A a) { return -a; }
 
@@ -131,6 +141,7 @@ INLINE float mod(float a, float b) {
   return (b < 0) != (remainder < 0) ? remainder + b : remainder;
 }
 INLINE float floor_div(float a, float b) {
+  if (b == 0) return a / b;
   float remainder = __builtin_fmodf(a, b);
   float quotient = (a - remainder) / b;
   if (remainder != 0 && (b < 0) != (remainder < 0)) quotient -= 1.0f;

@@ -2,6 +2,10 @@
 #pragma once
 #include <stdint.h>
 
+#ifdef __clang__
+#pragma clang fp contract(on)  // a * b + c of one expression is one operation; GCC is told so by -ffp-contract=fast
+#endif
+
 #define INLINE inline __attribute__((always_inline))
 
 #if defined(__AVX512F__)

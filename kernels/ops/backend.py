@@ -87,7 +87,7 @@ def _visited(call: AttentionCall, rows: slice, kv_len: int, tile: int) -> Iterat
             yield columns
 
 
-def _live_columns(call: AttentionCall, rows: slice) -> np.ndarray:  # type: ignore[type-arg]
+def _live_columns(call: AttentionCall, rows: slice) -> np.ndarray:
     """Per key: whether any block of these rows, in any batch and head, holds it."""
     blocks = call.blocks
     assert blocks is not None
@@ -96,7 +96,7 @@ def _live_columns(call: AttentionCall, rows: slice) -> np.ndarray:  # type: igno
     return np.repeat(dense, blocks.kv_block)
 
 
-def _states(call: AttentionCall) -> np.ndarray:  # type: ignore[type-arg]
+def _states(call: AttentionCall) -> np.ndarray:
     assert call.blocks is not None
     return call.blocks.states(-(-call.k.shape[2] // call.blocks.kv_block))
 
@@ -137,13 +137,13 @@ def _mods(call: AttentionCall) -> list[BoundMod]:
     return [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
 
 
-def _readable(mod: BoundMod, array: mx.array | np.ndarray) -> mx.array:  # type: ignore[type-arg]
+def _readable(mod: BoundMod, array: mx.array | np.ndarray) -> mx.array:
     """A captured array for gathers. Integers beyond int32 are refused; where MLX hides the values (an array that
     mx.compile or mx.vmap replaces), they are taken modulo 2**32."""
-    given = mx.array(array) if isinstance(array, np.ndarray) else array
+    given = mx.array(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
     if given.dtype in (mx.int64, mx.uint64, mx.uint32) and given.size:
         try:
-            low, high = given.min().item(), given.max().item()
+            low, high = int(given.min()), int(given.max())
         except (ValueError, RuntimeError):  # MLX's refusal to evaluate inside a transformation
             return given
         if low < -(2**31) or high >= 2**31:

@@ -29,23 +29,32 @@ def _int_mod(a: mx.array, b: mx.array) -> mx.array:
 def _int_floor_div(a: mx.array, b: mx.array) -> mx.array:
     special = (b == 0) | (b == -1)
     divisor = mx.where(special, 1, b)
-    exact = mx.floor_divide(a - _int_mod(a, divisor), divisor)  # an exact division, whichever way MLX rounds
+    multiple = a.astype(mx.int64) - _int_mod(a, divisor)  # of the divisor, so that either rounding is exact
+    exact = mx.floor_divide(multiple, divisor.astype(mx.int64)).astype(mx.int32)
     return mx.where(b == 0, 0, mx.where(b == -1, -a, exact))
 
 
+def _truncated(a: mx.array, b: mx.array) -> mx.array:
+    """C's fmod: the exact remainder with the sign of `a`."""
+    remainder = mx.where(mx.isinf(b) & mx.isfinite(a), mx.abs(a), mx.remainder(mx.abs(a), mx.abs(b)))
+    return mx.where(a < 0, -remainder, remainder)
+
+
 def _float_mod(a: mx.array, b: mx.array) -> mx.array:
-    """As CPython: the exact remainder of truncated division, then the divisor's sign."""
-    remainder = mx.remainder(mx.abs(a), mx.abs(b))
-    remainder = mx.where(mx.isinf(b) & mx.isfinite(a), mx.abs(a), remainder)
-    remainder = mx.where(a < 0, -remainder, remainder)
+    """As CPython: the remainder of truncated division, then the divisor's sign."""
+    remainder = _truncated(a, b)
     shifted = mx.where((remainder != 0) & ((remainder < 0) != (b < 0)), remainder + b, remainder)
     return mx.where(remainder == 0, mx.where(b < 0, -0.0, 0.0), shifted)
 
 
 def _float_floor_div(a: mx.array, b: mx.array) -> mx.array:
-    quotient = (a - _float_mod(a, b)) / b
+    truncated = _truncated(a, b)
+    quotient = (a - truncated) / b
+    quotient = mx.where((truncated != 0) & ((truncated < 0) != (b < 0)), quotient - 1.0, quotient)
     below = mx.floor(quotient)
-    return mx.where(quotient - below > 0.5, below + 1.0, below)
+    below = mx.where(quotient - below > 0.5, below + 1.0, below)
+    zero = a / b * 0.0  # with the sign of the true quotient
+    return mx.where(b == 0, a / b, mx.where(quotient == 0, zero, below))
 
 
 def _to_int(a: mx.array) -> mx.array:
@@ -139,7 +148,8 @@ def evaluate(
         inside = [
             mx.clip(mx.where(i < 0, i + size, i), 0, size - 1) for i, size in zip(indices, array.shape, strict=True)
         ]
-        element = array[tuple(inside)] if inside else array
+        element: mx.array = array[tuple(inside)] if inside else array
         return element.astype(MLX_DTYPE[node.dtype])
 
-    return run(root, leaf, load, MLX)
+    result: mx.array = run(root, leaf, load, MLX)
+    return result

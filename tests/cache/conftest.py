@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from flextrace.cache import Store, fallback, store
 
 

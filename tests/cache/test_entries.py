@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from flextrace.cache import CacheError, Entry, Store, key_of
 
 KEY = key_of("the kernel")
@@ -218,9 +219,7 @@ def test_a_failing_builder_is_heard_and_leaves_nothing(cache: Store) -> None:
     assert whole(cache.get_or_build(KEY, Builder()))
 
 
-@pytest.mark.parametrize(
-    "error", [FileNotFoundError(2, "no g++"), PermissionError(13, "g++"), KeyboardInterrupt()]
-)
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "no g++"), PermissionError(13, "g++"), KeyboardInterrupt()])
 def test_a_builders_own_oserror_and_ctrl_c_pass_through(cache: Store, error: BaseException) -> None:
     def fail(folder: Path) -> dict[str, Any]:
         raise error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from flextrace.cache import CacheError, Entry, Store, key_of
 
 KEY, OTHER = key_of("the kernel"), key_of("another")
@@ -139,13 +140,8 @@ def test_waiting_too_long_names_the_lock_file(cache: Store, tmp_path: Path) -> N
         process.kill()
         process.communicate(timeout=60)
     message = str(caught.value)
-    assert message.startswith(
-        f"waited 0.05 s for another process that builds the same kernel and holds {lock}. "
-    )
-    assert (
-        f"end that process (`lsof '{lock}'` names it), or set FLEXTRACE_CACHE_DIR to another folder"
-        in message
-    )
+    assert message.startswith(f"waited 0.05 s for another process that builds the same kernel and holds {lock}. ")
+    assert f"end that process (`lsof '{lock}'` names it), or set FLEXTRACE_CACHE_DIR to another folder" in message
 
 
 def run_threads(work: Callable[[int], None], count: int) -> None:
@@ -228,9 +224,7 @@ def test_a_fork_in_the_middle_of_a_build(cache: Store) -> None:
         code = 1
         try:
             cache.get_or_build(OTHER, build)
-            code = (
-                0 if "made_by" not in cache.get_or_build(KEY, lambda _: {"made_by": "child"}).manifest else 2
-            )
+            code = 0 if "made_by" not in cache.get_or_build(KEY, lambda _: {"made_by": "child"}).manifest else 2
         finally:
             os._exit(code)
     until(lambda: cache.get(OTHER))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from flextrace.cache import CacheError, CacheWarning, Store, fallback, key_of
 
 KEY, OTHER = key_of("the kernel"), key_of("another")
@@ -63,10 +64,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     messages = build_twice_and_count_warnings(cache, Builder())
     assert len(messages) == 1
     assert f"the kernel cache {cache.folder} cannot be written to (Not a directory)" in messages[0]
-    assert (
-        "free some space there, make it writable, or set FLEXTRACE_CACHE_DIR to a folder that is"
-        in messages[0]
-    )
+    assert "free some space there, make it writable, or set FLEXTRACE_CACHE_DIR to a folder that is" in messages[0]
 
 
 def test_a_file_in_its_place(tmp_path: Path) -> None:
@@ -76,9 +74,7 @@ def test_a_file_in_its_place(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT, errno.EIO])
 @pytest.mark.parametrize("step", ["mkdir", "rename", "open"])
-def test_every_step_of_the_store_may_fail(
-    cache: Store, monkeypatch: pytest.MonkeyPatch, error: int, step: str
-) -> None:
+def test_every_step_of_the_store_may_fail(cache: Store, monkeypatch: pytest.MonkeyPatch, error: int, step: str) -> None:
     fail_under(cache.folder, error, step, monkeypatch)
     messages = build_twice_and_count_warnings(cache, Builder())
     assert len(messages) == 1 and f"({os.strerror(error)})" in messages[0]
@@ -87,9 +83,7 @@ def test_every_step_of_the_store_may_fail(
         assert list(cache.folder.glob("building/*")) == [] and cache.entries() == []
 
 
-def test_what_is_there_already_is_read_from_a_read_only_disk(
-    cache: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_there_already_is_read_from_a_read_only_disk(cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     build = Builder()
     there = cache.get_or_build(KEY, build)
     os.utime(there.folder / "manifest.json", (1e9, 1e9))
@@ -117,9 +111,7 @@ def test_a_builder_that_runs_out_of_disk_builds_elsewhere(cache: Store) -> None:
     assert len(caught) == len(build.folders) == 1 and list(cache.folder.glob("building/*")) == []
 
 
-def test_a_compiler_that_fails_on_a_full_disk_is_run_elsewhere(
-    cache: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiler_that_fails_on_a_full_disk_is_run_elsewhere(cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     build = Builder()
     full_disk = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(fallback, "probe", lambda at: full_disk if cache.folder in at.parents else None)
@@ -150,9 +142,7 @@ def test_no_folder_at_all_is_an_error_that_says_so(tmp_path: Path, monkeypatch: 
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(fallback, "probe", lambda folder: OSError(errno.ENOSPC, "full"))
     cache = Store(tmp_path / "file" / "cache")
-    message = (
-        r"neither the kernel cache nor a temporary folder can be written to \(no room\). Remedy: free some "
-    )
+    message = r"neither the kernel cache nor a temporary folder can be written to \(no room\). Remedy: free some "
     with pytest.warns(CacheWarning), pytest.raises(CacheError, match=message):
         cache.get_or_build(KEY, Builder())
 
@@ -170,9 +160,7 @@ def test_a_temporary_folder_that_fills_up_is_an_error_that_says_so(tmp_path: Pat
     ):
         cache.get_or_build(KEY, full)
     assert isinstance(caught.value.__cause__, OSError)
-    assert "set FLEXTRACE_CACHE_DIR or TMPDIR to a writable folder that is not mounted noexec" in str(
-        caught.value
-    )
+    assert "set FLEXTRACE_CACHE_DIR or TMPDIR to a writable folder that is not mounted noexec" in str(caught.value)
 
 
 def test_threads_share_the_temporary_folder_and_the_warning(tmp_path: Path) -> None:
@@ -181,9 +169,7 @@ def test_threads_share_the_temporary_folder_and_the_warning(tmp_path: Path) -> N
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         threads = [
-            threading.Thread(
-                target=lambda: found.append(Store(tmp_path / "file" / "cache").get_or_build(KEY, build))
-            )
+            threading.Thread(target=lambda: found.append(Store(tmp_path / "file" / "cache").get_or_build(KEY, build)))
             for _ in range(8)
         ]
         for thread in threads:

@@ -224,7 +224,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "not an array": ({"query": np.ones((2, 4, 8, 16))}, TypeError, "query is a ndarray; convert it with mx.array"),
     "three axes": ({"key": ones(4, 8, 16)}, ValueError, r"key has shape \(4, 8, 16\); expected 4 axes"),
     "mixed dtypes": ({"value": ones(2, 4, 8, 16, dtype=mx.float16)}, TypeError, "float32 and float16; make all three"),
-    "integers": ({n: Q.astype(mx.int32) for n in ("query", "key", "value")}, TypeError, "int32.*make all three float32"),
+    "integers": (
+        {n: Q.astype(mx.int32) for n in ("query", "key", "value")},
+        TypeError,
+        "int32.*make all three float32",
+    ),
     "head_dim": ({"key": ones(2, 4, 8, 8)}, ValueError, "head_dim of query is 16, of key 8"),
     "kv lengths": ({"value": ones(2, 4, 9, 16)}, ValueError, "key has 4 heads of length 8, value 4 of length 9"),
     "batch": ({n: ones(3, 4, 8, 16) for n in ("key", "value")}, ValueError, "key and value need 2, or 1 for all"),
@@ -250,7 +254,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "lse and aux": ({"return_lse": True, "return_aux": flex.AuxRequest()}, ValueError, "exclude each other"),
     "aux type": ({"return_aux": {"lse": True}}, TypeError, "return_aux takes an AuxRequest, not a dict"),
     "score_mod type": ({"score_mod": 3}, TypeError, "score_mod takes a score_mod function, not a int"),
-    "mask as score": ({"score_mod": flex.mask_mod(causal)}, TypeError, "score_mod takes a score_mod, <mask_mod causal>"),
+    "mask as score": (
+        {"score_mod": flex.mask_mod(causal)},
+        TypeError,
+        "score_mod takes a score_mod, <mask_mod causal>",
+    ),
     "block_mask type": ({"block_mask": ones(8, 8)}, TypeError, "block_mask takes a mask_mod function, not a array"),
     "block_mask lengths": (
         {"block_mask": flex.create_block_mask(causal, None, None, 9, 9)},
@@ -359,7 +367,7 @@ def test_backend_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="unknown backend 'nonsense'"):
         flex.flex_attention(Q, Q, Q)
     monkeypatch.setenv("FLEXTRACE_BACKEND", "ops")
-    mx.compile(lambda q: flex.flex_attention(q, Q, Q))(Q)  # no notice: ops was asked for
+    mx.compile(lambda x: flex.flex_attention(x, x, x))(Q)  # no notice: ops was asked for
 
 
 def test_same_bits_on_any_number_of_threads() -> None:

@@ -1,0 +1,212 @@
+"""The cpu backend's own parts: assembling, the compiler, the cache, which tiles are visited, memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import flextrace as flex
+from flextrace.kernels import AttentionCall, backend_for
+from flextrace.kernels.assemble import assemble
+from flextrace.kernels.cpu import CompileError, toolchain
+from flextrace.tracer import trace
+
+FOLDER = Path(toolchain.__file__).parent
+
+
+def causal(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+    return q_idx >= kv_idx
+
+
+# ---- text --------------------------------------------------------------------------------------------------------
+
+
+def test_the_kernel_compiles_as_it_lies() -> None:
+    compiler = toolchain.find_compiler()
+    assert compiler is not None
+    for file in ("attention.cpp", "peak.cpp"):
+        command = [compiler.path, "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wno-psabi", file]
+        done = subprocess.run([*command, "-march=native"], cwd=FOLDER, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_kernel_files_are_ascii() -> None:
+    for file in [*FOLDER.glob("*.h"), *FOLDER.glob("*.cpp")]:
+        file.read_text(encoding="ascii")
+
+
+def test_assemble_inlines_each_include_once_and_keeps_lines(tmp_path: Path) -> None:
+    (tmp_path / "k.cpp").write_text('#include "a.h"\n#include <math.h>\n#include "b.h"\nint k;\n')
+    (tmp_path / "a.h").write_text("#pragma once\nint a;\n")
+    (tmp_path / "b.h").write_text('#pragma once\n#include "a.h"\n#include "mod.h"\nint b;\n')
+    text = assemble(tmp_path, "k.cpp", {"mod.h": "int mod;\n"})
+    assert text.splitlines() == [
+        '#line 1 "k.cpp"',
+        '#line 1 "a.h"',
+        "",
+        "int a;",
+        '#line 2 "k.cpp"',
+        "#include <math.h>",
+        '#line 1 "b.h"',
+        "",
+        "",
+        '#line 1 "mod.h (generated)"',
+        "int mod;",
+        '#line 4 "b.h"',
+        "int b;",
+        '#line 4 "k.cpp"',
+        "int k;",
+    ]
+
+
+def test_source_is_the_whole_kernel() -> None:
+    text = flex.mask_mod(causal).source("cpu")
+    assert "fx::le(kv_idx, q_idx)" in text
+    assert 'extern "C"' in text
+    assert '#include "' not in text
+    with pytest.raises(ValueError, match="unknown backend 'tpu'"):
+        flex.mask_mod(causal).source("tpu")
+
+
+# ---- compiler ------------------------------------------------------------------------------------------------------
+
+
+def test_a_compile_error_shows_the_compiler_and_the_command(tmp_path: Path) -> None:
+    compiler = toolchain.find_compiler()
+    assert compiler is not None
+    (tmp_path / "bad.cpp").write_text("int f( { return 1; }\n")
+    with pytest.raises(CompileError, match=r"failed \(1\):\n.*bad.cpp:1(.|\n)*command: "):
+        compiler.build(tmp_path / "bad.cpp", tmp_path / "bad.so")
+    gone = toolchain.Compiler(str(tmp_path / "gone"), (), "")
+    with pytest.raises(CompileError, match=r"cannot run .*gone.*install a C\+\+17 compiler"):
+        gone.build(tmp_path / "bad.cpp", tmp_path / "bad.so")
+
+
+def test_the_fingerprint_follows_compiler_and_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = toolchain.find_compiler()
+    assert first is not None
+    toolchain.find_compiler.cache_clear()
+    monkeypatch.setattr(toolchain, "cpu_features", lambda: "another machine")
+    second = toolchain.find_compiler()
+    toolchain.find_compiler.cache_clear()
+    assert second is not None
+    assert first.fingerprint != second.fingerprint
+
+
+def test_a_kernel_that_cannot_be_loaded_names_the_remedy(tmp_path: Path) -> None:
+    from flextrace.kernels.cpu.launch import Kernel
+
+    (tmp_path / "kernel.so").write_bytes(b"not a library")
+    with pytest.raises(RuntimeError, match="cannot be loaded.*noexec.*FLEXTRACE_CACHE_DIR"):
+        Kernel(tmp_path / "kernel.so")
+
+
+# ---- disk ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_entry_reads_well_and_a_damaged_one_is_rebuilt(fresh_cache: Path) -> None:
+    import json
+
+    q = mx.ones((1, 1, 4, 8))
+    expected = flex.flex_attention(q, q, q, block_mask=causal)
+    (entry,) = fresh_cache.glob("kernels/*/*")
+    assert {file.name for file in entry.iterdir()} == {"manifest.json", "kernel.cpp", "kernel.so"}
+    manifest = json.loads((entry / "manifest.json").read_text())
+    assert manifest["mask_mod"]["expression"] == ["kv_idx <= q_idx"]
+    assert manifest["mask_mod"]["name"] == "causal"
+    assert manifest["score_mod"] is None
+    library = entry / "kernel.so"
+    program = f"""
+import mlx.core as mx, flextrace as flex
+from flextrace.kernels import backend_for
+q = mx.ones((1, 1, 4, 8))
+out = flex.flex_attention(q, q, q, block_mask=flex.mask_mod({causal.__name__}))
+assert mx.all(out == 1)
+print(backend_for("cpu").compiled)
+"""
+    script = fresh_cache.parent / "again.py"
+    script.write_text("def causal(b, h, q_idx, kv_idx):\n    return q_idx >= kv_idx\n" + program)
+
+    def compiled() -> int:
+        done = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True)
+        return int(done.stdout)
+
+    assert compiled() == 0  # a new process takes it from disk
+    data = bytearray(library.read_bytes())
+    data[len(data) // 2] ^= 1
+    library.unlink()  # this process has the old file mapped
+    library.write_bytes(data)
+    assert compiled() == 1  # one flipped bit: rebuilt
+    assert compiled() == 0
+    assert mx.all(expected == 1)
+
+
+def test_prepare_says_what_it_took(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flextrace.kernels import registry
+
+    mask = trace(causal, "mask_mod")
+    assert backend_for("cpu").prepare(None, mask) == "compiled"
+    assert backend_for("cpu").prepare(None, mask) == "memory"
+    monkeypatch.setattr(registry, "_made", {})
+    assert backend_for("cpu").prepare(None, mask) == "disk"
+
+
+# ---- tiles and memory ------------------------------------------------------------------------------------------------
+
+
+def tile_counts(mask: Any, n: int, block_mask: bool) -> dict[str, float]:
+    q = mx.ones((1, 2, n, 16))
+    mx.eval(q)
+    mod = flex.mask_mod(mask)
+    blocks = flex.create_block_mask(mod, None, None, n, n).blocks if block_mask else None
+    call = AttentionCall(q, q, q, 1.0, None, mod.bind(), blocks)
+    backend: Any = backend_for("cpu")
+    counts = np.zeros(3, np.int64)
+    backend.kernel(None, mod.trace()).run(call, counts)
+    return dict(zip(("skipped", "masked", "full"), counts / counts.sum(), strict=True))
+
+
+@pytest.mark.parametrize("block_mask", [False, True], ids=["mask_mod", "BlockMask"])
+def test_empty_tiles_are_skipped_and_full_ones_run_without_the_mask(block_mask: bool) -> None:
+    def window(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return abs(q_idx - kv_idx) < 100
+
+    share = tile_counts(causal, 4096, block_mask)
+    assert share["skipped"] == pytest.approx(0.5, abs=0.03)
+    assert share["masked"] < 0.05
+    assert share["full"] == pytest.approx(0.5, abs=0.05)
+    assert tile_counts(window, 4096, block_mask)["skipped"] > 0.9
+    assert tile_counts(flex.noop_mask, 512, block_mask)["full"] == 1.0
+    assert tile_counts(lambda b, h, q_idx, kv_idx: q_idx < 0, 512, block_mask)["skipped"] == 1.0
+
+
+PEAK = """
+import resource, sys
+import mlx.core as mx, flextrace as flex
+mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx and q_idx - kv_idx < 64)
+small = mx.ones((1, 1, 8, 64))
+mx.eval(flex.flex_attention(small, small, small, block_mask=mask))
+n = 32768
+q, k, v = (mx.random.normal((1, 1, n, 64)) for _ in range(3))
+mx.eval(q, k, v)
+unit = 1 if sys.platform == "darwin" else 1024
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+out = flex.flex_attention(q, k, v, block_mask=mask)
+mx.eval(out)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before - out.nbytes)
+"""
+
+
+def test_memory_grows_with_the_length_not_its_square(tmp_path: Path) -> None:
+    script = tmp_path / "peak.py"
+    script.write_text(PEAK)
+    environment = {**os.environ, "FLEXTRACE_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True, env=environment)
+    assert int(done.stdout) < 50e6  # the scores alone would be 4.3 GB
