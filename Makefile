@@ -19,7 +19,10 @@ test-long: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m mypy
+	rm -rf build
+	$(BIN)/python -m pip install --quiet --no-deps --target build/installed .
+	MYPYPATH=build/installed $(BIN)/python -m mypy -p flextrace
+	cd build && PYTHONPATH=installed ../$(BIN)/python ../tests/installed.py
 
 bench: $(VENV)/.dev
 	$(BIN)/flextrace bench
