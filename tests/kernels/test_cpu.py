@@ -210,3 +210,28 @@ def test_memory_grows_with_the_length_not_its_square(tmp_path: Path) -> None:
     environment = {**os.environ, "FLEXTRACE_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True, env=environment)
     assert int(done.stdout) < 50e6  # the scores alone would be 4.3 GB
+
+
+def test_an_unwritable_cache_still_computes_with_one_warning(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import warnings, mlx.core as mx, flextrace as flex\n"
+        "q = mx.ones((1, 1, 4, 8))\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    for mask in (None, lambda b, h, q_idx, kv_idx: q_idx >= kv_idx):\n"
+        "        assert mx.all(flex.flex_attention(q, q, q, block_mask=mask) == 1)\n"
+        "assert [w.category for w in caught] == [flex.CacheWarning], caught\n"
+    )
+    environment = {**os.environ, "FLEXTRACE_CACHE_DIR": str(tmp_path / "file" / "cache")}
+    subprocess.run([sys.executable, str(script)], check=True, env=environment)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_no_thread_outlives_a_call() -> None:
+    q = mx.random.normal((1, 4, 512, 32))
+    mx.eval(q)
+    before = len(os.listdir("/proc/self/task"))
+    flex.flex_attention(q, q, q, kernel_options={"NUM_THREADS": 4})
+    assert len(os.listdir("/proc/self/task")) == before
