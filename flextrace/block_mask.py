@@ -13,8 +13,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flextrace.kernels import Blocks, BoundMod
-from flextrace.tracer import evaluate
+from flextrace.kernels import Blocks
+from flextrace.tracer import Bound, evaluate
 from flextrace.tracer.expr import B as B_INDEX
 from flextrace.tracer.expr import H as H_INDEX
 from flextrace.tracer.expr import leaves
@@ -269,7 +269,7 @@ def _lists(marked: Array) -> tuple[Array, Array]:
     return counts, np.ascontiguousarray(order)
 
 
-def _band(bound: BoundMod, b: int | None, h: int | None, rows: slice, kv_len: int) -> Array:
+def _band(bound: Bound, b: int | None, h: int | None, rows: slice, kv_len: int) -> Array:
     """The mask over some rows: bool [B or 1, H or 1, rows, kv_len]."""
     values = {
         "b": np.arange(b or 1).reshape(-1, 1, 1, 1),
@@ -286,7 +286,7 @@ def _is_bfloat16(array: Any) -> bool:
     return isinstance(array, mx.array) and bool(array.dtype == mx.bfloat16)
 
 
-def _bands(bound: BoundMod, b: int | None, h: int | None, q_len: int, kv_len: int, step: int) -> Any:
+def _bands(bound: Bound, b: int | None, h: int | None, q_len: int, kv_len: int, step: int) -> Any:
     per_row = max(1, (b or 1) * (h or 1) * kv_len)
     rows = max(step, BAND_POSITIONS // per_row // step * step)
     for first in range(0, q_len, rows):

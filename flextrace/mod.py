@@ -10,11 +10,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
-from flextrace.kernels import BoundMod, backend_for
-from flextrace.tracer import Expr, Kind, Trace, TraceError, Traces, count_parameters, underlying
+from flextrace.kernels import backend_for
+from flextrace.tracer import Bound, Expr, Kind, Trace, TraceError, Traces, count_parameters, name_of, underlying
 from flextrace.tracer.errors import Untraceable
 from flextrace.tracer.source import source_of
-from flextrace.tracer.trace import name_of
 
 AnyMod = TypeVar("AnyMod", bound="Mod")
 _traces = Traces()
@@ -57,20 +56,14 @@ class Mod:
         """
         return _traces.get(self.__flextrace_function__, self.kind)
 
-    def bind(self) -> BoundMod:
+    def bind(self) -> Bound:
         """The trace, with the captured arrays and numbers of this moment.
 
         Raises:
             TraceError: as `trace`.
-            OverflowError, ZeroDivisionError, ValueError: a captured value that a kernel cannot work with.
+            OverflowError, ZeroDivisionError: a captured number that a kernel cannot work with.
         """
-        trace = self.trace()
-        function = self.__flextrace_function__
-        arrays = trace.read_arrays(function)
-        for capture, array in zip(trace.arrays, arrays, strict=True):
-            if array.size == 0:
-                raise ValueError(f"{trace.name}: the captured array {capture.name} is empty, there is nothing to read")
-        return BoundMod(trace, arrays, trace.read_numbers(function))
+        return _traces.bind(self.__flextrace_function__, self.kind)
 
     @property
     def expr(self) -> Expr:

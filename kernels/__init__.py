@@ -1,6 +1,6 @@
 """Expression tree -> running kernel: one folder per backend, and what they share."""
 
-from .call import AttentionCall, Blocks, BoundMod, Result
+from .call import AttentionCall, Blocks, Result
 from .registry import BACKENDS, Backend, BackendUnavailable, backend_for
 
 __all__ = [
@@ -9,7 +9,6 @@ __all__ = [
     "Backend",
     "BackendUnavailable",
     "Blocks",
-    "BoundMod",
     "Result",
     "backend_for",
 ]

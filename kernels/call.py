@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from flextrace.tracer import Trace
-
-
-@dataclass(slots=True, eq=False)
-class BoundMod:
-    """A traced mod with this call's captured arrays (mlx or numpy) and numbers, by slot."""
-
-    trace: Trace
-    arrays: Sequence[Any]
-    numbers: Sequence[bool | int | float]
+from flextrace.tracer import Bound
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +49,8 @@ class AttentionCall:
     k: mx.array
     v: mx.array
     scale: float
-    score_mod: BoundMod | None = None
-    mask_mod: BoundMod | None = None
+    score_mod: Bound | None = None
+    mask_mod: Bound | None = None
     blocks: Blocks | None = None
     want_lse: bool = False
     want_max: bool = False

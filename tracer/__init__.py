@@ -3,14 +3,16 @@
 No MLX operation runs here, no kernel is known, no file is written.
 """
 
-from .captures import ArrayCapture, NumberCapture, Path
 from .emit import Emitted, Language, emit, show
 from .errors import Place, TraceError, Untraceable
 from .evaluate import evaluate
 from .expr import OPS, Expr, leaves
+from .reads import ArrayCapture, NumberCapture
+from .signature import Kind, count_parameters, name_of, underlying
 from .simplify import simplify
+from .source import source_of
 from .spellings import CPP, METAL, PYTHON
-from .trace import Kind, Trace, Traces, count_parameters, trace, underlying
+from .trace import Bound, Trace, Traces, trace
 
 __all__ = [
     "CPP",
@@ -18,12 +20,12 @@ __all__ = [
     "OPS",
     "PYTHON",
     "ArrayCapture",
+    "Bound",
     "Emitted",
     "Expr",
     "Kind",
     "Language",
     "NumberCapture",
-    "Path",
     "Place",
     "Trace",
     "TraceError",
@@ -33,8 +35,10 @@ __all__ = [
     "emit",
     "evaluate",
     "leaves",
+    "name_of",
     "show",
     "simplify",
+    "source_of",
     "trace",
     "underlying",
 ]

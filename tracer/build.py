@@ -11,8 +11,8 @@ from typing import Any
 from .errors import Untraceable
 from .expr import FALSE, TRUE, DType, Expr, apply, const
 
-Number = bool | int | float
 INT32 = range(-(2**31), 2**31)
+ZERO = const(0)
 
 
 def lift(value: Any) -> Expr:
@@ -34,7 +34,7 @@ def lift(value: Any) -> Expr:
 
 def cast(value: Any, dtype: DType) -> Expr:
     """`float(x)`, `int(x)` or `bool(x)` of a number or Expr."""
-    if dtype == "float" and not isinstance(value, Expr):
+    if dtype == "float" and isinstance(value, (bool, int, float)):
         return const(_as_float(value))
     node = lift(value)
     if node.dtype == dtype:
@@ -46,11 +46,9 @@ def cast(value: Any, dtype: DType) -> Expr:
     return apply(f"to_{dtype}", node)
 
 
-def _as_float(value: Any) -> float:
+def _as_float(value: bool | int | float) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
-        raise Untraceable(f"{value!r} is not a number", "use int or float") from error
     except OverflowError:
         return math.inf if value > 0 else -math.inf
 
@@ -70,7 +68,10 @@ def _dtype(value: Any) -> DType:
 
 def arithmetic(op: str, a: Any, b: Any) -> Expr:
     """add, sub, mul, min, max, floor_div, mod with Python's promotion."""
-    return apply(op, *promote(a, b))
+    left, right = promote(a, b)
+    if op == "add" and left.dtype == "int" and (left is ZERO or right is ZERO):
+        return left if right is ZERO else right  # what sum() starts with
+    return apply(op, left, right)
 
 
 def divide(a: Any, b: Any) -> Expr:
@@ -90,8 +91,8 @@ def power(a: Any, b: Any) -> Expr:
             b >>= 1
             base = apply("mul", base, base) if b else base
         return const(1.0 if base.dtype == "float" else 1) if result is None else result
-    if b == 0.5:
-        return apply("sqrt", cast(a, "float"))
+    if not isinstance(b, Expr) and b == 0.5:
+        return apply("sqrt", cast(a, "float"))  # nan below zero, also at -inf, where Python gives a complex number
     return apply("pow", cast(a, "float"), cast(b, "float"))
 
 
@@ -118,14 +119,18 @@ def invert(a: Any) -> Expr:
     return apply("bit_not", node)
 
 
-def negate(a: Any) -> Expr:
+def positive(a: Any) -> Expr:
+    """`+a`: a bool becomes an int."""
     node = lift(a)
-    return apply("neg", cast(node, "int") if node.dtype == "bool" else node)
+    return cast(node, "int") if node.dtype == "bool" else node
+
+
+def negate(a: Any) -> Expr:
+    return apply("neg", positive(a))
 
 
 def absolute(a: Any) -> Expr:
-    node = lift(a)
-    return apply("abs", cast(node, "int") if node.dtype == "bool" else node)
+    return apply("abs", positive(a))
 
 
 def logical_not(a: Any) -> Expr:
@@ -178,39 +183,3 @@ def where(condition: Any, a: Any, b: Any) -> Expr:
 def unary(op: str, a: Any) -> Expr:
     """A float function of one number."""
     return apply(op, cast(a, "float"))
-
-
-def python_min(a: Any, b: Any) -> Expr:
-    """The builtin: keeps the first unless the second is less, so that nan behaves as in Python."""
-    left, right = promote(a, b)
-    return apply("min", left, right) if left.dtype == "int" else where(compare("lt", right, left), right, left)
-
-
-def python_max(a: Any, b: Any) -> Expr:
-    left, right = promote(a, b)
-    return apply("max", left, right) if left.dtype == "int" else where(compare("lt", left, right), right, left)
-
-
-def python_round(a: Any, digits: Any = None) -> Expr:
-    """round(x): half to even, gives an int."""
-    node = lift(a)
-    if digits is not None:
-        raise Untraceable("round(x, digits) has no kernel form", "write round(x * 10**digits) / 10**digits")
-    return cast(node, "int") if node.dtype != "float" else cast(apply("round", node), "int")
-
-
-def rounded(op: str, a: Any, *, to_int: bool) -> Expr:
-    """floor, ceil, trunc; `to_int` as in `math`, else as in `mlx.core` (a float stays a float)."""
-    node = lift(a)
-    if node.dtype != "float":
-        return cast(node, "int")
-    result = apply(op, node)
-    return cast(result, "int") if to_int else result
-
-
-def sign(a: Any) -> Expr:
-    node = lift(a)
-    zero: Number = 0.0 if node.dtype == "float" else 0
-    one: Number = 1.0 if node.dtype == "float" else 1
-    node = cast(node, "int") if node.dtype == "bool" else node
-    return where(compare("lt", zero, node), one, where(compare("lt", node, zero), -one, node))

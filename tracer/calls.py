@@ -1,302 +1,188 @@
-"""Python callable -> op: the one table of functions that a mod may call on symbolic numbers.
-
-Keys are the callables themselves (`math.exp`, `mx.exp`, `numpy.exp`, `abs`), values build an Expr.
-"""
+"""Calls on values: a function of the table builds an Expr, one written in Python is traced, the rest runs now."""
 
 from __future__ import annotations
 
-import builtins
+import contextlib
 import functools
+import inspect
 import math
-import operator
-from collections.abc import Callable, Iterable
+import os.path
+import types
+from collections.abc import Callable
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
-
-from . import build
+from . import functions
 from .errors import Untraceable
-from .expr import const
+from .expr import Expr
+from .formulas import Rule
+from .paths import Path
+from .running import Running
+from .values import ArrayView, Callback, name_of
 
-Rule = Callable[..., Any]
-
-
-def _clip(a: Any, low: Any = None, high: Any = None) -> Any:
-    a = a if low is None else build.arithmetic("max", a, low)
-    return a if high is None else build.arithmetic("min", a, high)
-
-
-def _logaddexp(a: Any, b: Any) -> Any:
-    top, low = build.arithmetic("max", a, b), build.arithmetic("min", a, b)
-    spread = build.where(build.compare("eq", low, top), 0.0, build.arithmetic("sub", low, top))
-    return build.arithmetic("add", top, build.unary("log1p", build.unary("exp", spread)))
+PLAIN = (Expr, bool, int, float, str, bytes, tuple, range, type(None))
+LIBRARIES = frozenset({"numpy", "mlx", "torch", "jax", "jaxlib", "scipy", "tensorflow"})
+STANDARD_LIBRARY = os.path.dirname(inspect.__file__)
 
 
-def _is_infinite(a: Any) -> Any:
-    return build.compare("eq", build.absolute(build.cast(a, "float")), math.inf)
+class Calls(Running):
+    """What a call means on values. `inline(function, path, args, kwargs)` is the reader's: it traces a call."""
+
+    def __init__(self, inline: Callable[[types.FunctionType, Path, list[Any], dict[str, Any]], Any]) -> None:
+        super().__init__()
+        self.inline = inline
+
+    def call(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        if isinstance(function, Callback):
+            return function.traced(args, kwargs)
+        if isinstance(function, (Expr, ArrayView)):
+            raise Untraceable("a number or array is called like a function", "remove the call parentheses")
+        if isinstance(function, functools.partial) and not self.is_captured(function):
+            return self.call(function.func, [*function.args, *args], {**function.keywords, **kwargs})
+        special = SPECIAL.get(id(function))
+        if special is not None:
+            return self._built(function, functools.partial(special, self), args, kwargs)
+        rule = functions.rule_for(function)
+        if rule is not None:
+            return self._call_rule(function, rule, args, kwargs)
+        python = self._python_function(function, args, kwargs)
+        if python is not None:
+            return self._call_traced(function, *python)
+        return self.run_now(function, args, kwargs)
+
+    # ---- functions of the table ----------------------------------------------------------------------------
+
+    def _call_rule(self, function: Any, rule: Rule, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        reduces = function in (sum, any, all, math.prod) or (function in (min, max) and len(args) == 1)
+        if reduces and args:
+            if isinstance(args[0], ArrayView) and args[0].rank:
+                raise Untraceable(
+                    f"{name_of(function)}({args[0].path}) reduces a captured array, and a mod sees one score at a time",
+                    f"compute it outside the mod, total = mx.{name_of(function)}({args[0].path}), and capture total",
+                )
+            args = [self._operands(function, args[0]), *args[1:]]
+        args = [self.number(arg) for arg in args]
+        kwargs = {name: self.number(value) for name, value in kwargs.items()}
+        values = [*args, *kwargs.values()]
+        ordered = ("key" in kwargs or "default" in kwargs) and not any(map(self.is_in_kernel, values))
+        if ordered or not self.is_symbolic(values):
+            if functions.package_of(function) != "mlx":
+                return self.run_now(function, args, kwargs)
+            result = self._built(function, rule, args, kwargs)
+            return self.settle(result, "an argument") if isinstance(result, Expr) else result
+        if functions.package_of(function) == "mlx" or kwargs:
+            return self._built(function, rule, args, kwargs)
+        python, operands = (_spread(function, args[1:]), args[0]) if reduces else (function, args)
+        return self.computed(lambda: self._built(function, rule, args, kwargs), python, tuple(operands))
+
+    def _operands(self, function: Any, items: Any) -> list[Any]:
+        """The numbers to reduce; any() and all() stop at the first that decides."""
+        operands = []
+        for item in self.iterate(items):
+            operands.append(self.number(item))
+            decides = function in (any, all) and not self.is_symbolic(item)
+            if decides and bool(self.truth(item)) is (function is any):
+                break
+        return operands
+
+    def _built(self, function: Any, rule: Rule, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        try:
+            return rule(*args, **kwargs)
+        except TypeError as error:
+            given = ", ".join([*("..." for _ in args), *(f"{name}=..." for name in kwargs)])
+            raise Untraceable(
+                f"{name_of(function)}({given}) has no kernel form: {error}", "pass the numbers alone, by position"
+            ) from error
+
+    # ---- functions written in Python -----------------------------------------------------------------------
+
+    def _python_function(
+        self, function: Any, args: list[Any], kwargs: dict[str, Any]
+    ) -> tuple[types.FunctionType, Path, list[Any], dict[str, Any]] | None:
+        """The function written in Python behind a callable, its path, and its full arguments."""
+        recorder = self.recorder
+        while not isinstance(function, types.FunctionType):
+            path = recorder.origin(function) if self.is_captured(function) else None
+            if isinstance(function, functools.partial):
+                path = path or recorder.held(function)
+                bound = self.capture(function.args, path.step("attr", "args"))
+                args = [*self.iterate(bound), *args]
+                kwargs = {**self.known(self.capture(function.keywords, path.step("attr", "keywords"))), **kwargs}
+                function = self.capture(function.func, path.step("attr", "func"))
+            elif isinstance(function, types.MethodType):
+                path = path or recorder.held(function)
+                owner = function.__self__
+                known = self.is_captured(owner)
+                args = [owner if known else self.capture(owner, path.step("attr", "__self__")), *args]
+                function = self.capture(function.__func__, path.step("attr", "__func__"))
+            else:
+                name = _python_attribute(function)
+                if name is None:
+                    return None
+                path = path or recorder.held(function)
+                function = self.capture(getattr(function, name), path.step("attr", name))
+        return function, recorder.origin(function), args, kwargs
+
+    def _call_traced(
+        self, called: Any, function: types.FunctionType, path: Path, args: list[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        values = [*args, *kwargs.values()]
+        in_kernel = any(self.is_in_kernel(value) for value in values)
+        if _is_library(function):
+            if in_kernel:
+                raise functions.advice(called)
+            return self.run_now(function, args, kwargs)
+        try:
+            return self.inline(function, path, args, kwargs)
+        except Untraceable:
+            # On plain values Python itself can run what has no meaning in a kernel, unless it was half done.
+            started = any(not isinstance(value, PLAIN) and not self.is_captured(value) for value in values)
+            if in_kernel or started or hasattr(called, "__flextrace_function__"):
+                raise
+            with contextlib.suppress(Untraceable):
+                return self.run_now(function, args, kwargs)
+            raise
 
 
-def _is_finite(a: Any) -> Any:
-    return build.compare("lt", build.absolute(build.cast(a, "float")), math.inf)
+def _spread(function: Any, more: list[Any]) -> Callable[..., Any]:
+    """sum(a, b, ...) for sum([a, b, ...])."""
+
+    def reduce(*items: Any) -> Any:
+        return function(items, *more)
+
+    reduce.__name__ = name_of(function)
+    return reduce
 
 
-def _is_nan(a: Any) -> Any:
-    node = build.cast(a, "float")
-    return build.compare("ne", node, node)
-
-
-def _scalar(a: Any, dtype: Any = None) -> Any:
-    if isinstance(a, (list, tuple)):
-        raise Untraceable("an array cannot be made inside a mod", "make it outside and index it here")
-    return a if dtype is None else astype(a, dtype)
-
-
-def astype(a: Any, dtype: Any) -> Any:
-    """`x.astype(mx.float32)`: kernels compute in float32, int32 and bool."""
-    if dtype == mx.bool_:
-        return build.cast(a, "bool")
-    return build.cast(a, "int" if mx.issubdtype(dtype, mx.integer) else "float")
-
-
-def _degrees(factor: float) -> Rule:
-    return lambda a: build.arithmetic("mul", a, factor)
-
-
-def _unary(op: str) -> Rule:
-    return functools.partial(build.unary, op)
-
-
-def _arithmetic(op: str) -> Rule:
-    return functools.partial(build.arithmetic, op)
-
-
-def _compare(op: str) -> Rule:
-    return functools.partial(build.compare, op)
-
-
-def _logical(op: str) -> Rule:
-    return functools.partial(build.logical, op)
-
-
-def _bitwise(op: str) -> Rule:
-    return functools.partial(build.bitwise, op)
-
-
-def _rounded(op: str, to_int: bool) -> Rule:
-    return functools.partial(build.rounded, op, to_int=to_int)
-
-
-FLOAT_FUNCTIONS = "exp expm1 log log2 log10 log1p sqrt sin cos tan sinh cosh tanh".split()
-ARRAY_FUNCTIONS: dict[str, Rule] = {  # names that mlx.core and numpy share
-    **{name: _unary(name) for name in FLOAT_FUNCTIONS},
-    **{f"arc{name}": _unary(f"a{name}") for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")},
-    "arctan2": lambda a, b: build.apply("atan2", build.cast(a, "float"), build.cast(b, "float")),
-    "abs": build.absolute,
-    "negative": build.negate,
-    "square": lambda a: build.power(a, 2),
-    "reciprocal": lambda a: build.divide(1.0, a),
-    "sign": build.sign,
-    "add": _arithmetic("add"),
-    "subtract": _arithmetic("sub"),
-    "multiply": _arithmetic("mul"),
-    "divide": build.divide,
-    "floor_divide": _arithmetic("floor_div"),
-    "remainder": _arithmetic("mod"),
-    "power": build.power,
-    "minimum": _arithmetic("min"),
-    "maximum": _arithmetic("max"),
-    "clip": _clip,
-    "logaddexp": _logaddexp,
-    "floor": _rounded("floor", False),
-    "ceil": _rounded("ceil", False),
-    "where": build.where,
-    "equal": _compare("eq"),
-    "not_equal": _compare("ne"),
-    "less": _compare("lt"),
-    "less_equal": _compare("le"),
-    "greater": _compare("gt"),
-    "greater_equal": _compare("ge"),
-    "logical_and": _logical("and"),
-    "logical_or": _logical("or"),
-    "logical_not": build.logical_not,
-    "bitwise_and": _bitwise("and"),
-    "bitwise_or": _bitwise("or"),
-    "bitwise_xor": _bitwise("xor"),
-    "isnan": _is_nan,
-    "isinf": _is_infinite,
-    "isfinite": _is_finite,
-    "degrees": _degrees(180 / math.pi),
-    "radians": _degrees(math.pi / 180),
-    "array": _scalar,
-}
-MLX_ONLY: dict[str, Rule] = {
-    "rsqrt": _unary("rsqrt"),
-    "erf": _unary("erf"),
-    "sigmoid": _unary("sigmoid"),
-    "left_shift": _bitwise("shl"),
-    "right_shift": _bitwise("shr"),
-    "bitwise_invert": build.invert,
-    "stop_gradient": lambda a: a,
-    "round": lambda a: build.rounded("round", a, to_int=False),
-}
-NUMPY_ONLY: dict[str, Rule] = {
-    "exp2": _unary("exp2"),
-    "logical_xor": _logical("xor"),
-    "left_shift": _bitwise("shl"),
-    "right_shift": _bitwise("shr"),
-    "invert": build.invert,
-    "mod": _arithmetic("mod"),
-    "true_divide": build.divide,
-    "trunc": _rounded("trunc", False),
-    "rint": lambda a: build.rounded("round", a, to_int=False),
-    "float32": lambda a: build.cast(a, "float"),
-    "int32": lambda a: build.cast(a, "int"),
-}
-MATH: dict[str, Rule] = {
-    **{name: _unary(name) for name in FLOAT_FUNCTIONS},
-    **{name: _unary(name) for name in "asin acos atan asinh acosh atanh exp2 erf".split()},
-    "atan2": ARRAY_FUNCTIONS["arctan2"],
-    "fabs": lambda a: build.absolute(build.cast(a, "float")),
-    "pow": lambda a, b: build.power(build.cast(a, "float"), build.cast(b, "float")),
-    "floor": _rounded("floor", True),
-    "ceil": _rounded("ceil", True),
-    "trunc": _rounded("trunc", True),
-    "isnan": _is_nan,
-    "isinf": _is_infinite,
-    "isfinite": _is_finite,
-    "degrees": _degrees(180 / math.pi),
-    "radians": _degrees(math.pi / 180),
-    "copysign": lambda a, b: _copysign(build.cast(a, "float"), build.cast(b, "float")),
-}
-
-
-def _copysign(a: Any, b: Any) -> Any:
-    negative = build.compare("lt", build.divide(build.const(1.0), b), 0.0)  # 1/-0.0 is -inf
-    negative = build.logical("or", negative, build.compare("lt", b, 0.0))
-    return build.where(negative, build.negate(build.absolute(a)), build.absolute(a))
-
-
-def _fold(step: Rule, name: str) -> Rule:
-    def over(*args: Any, **kwargs: Any) -> Any:
-        if kwargs:
-            raise Untraceable(f"{name}() with {', '.join(kwargs)}=", f"compare the candidates with {name}(a, b)")
-        return functools.reduce(step, args if len(args) > 1 else _items(args[0], name))
-
-    return over
-
-
-def _items(value: Any, name: str) -> Iterable[Any]:
-    if isinstance(value, Iterable):
-        return value
-    raise Untraceable(f"{name}() of one number", f"write {name}(a, b)")
-
-
-def _sum(items: Iterable[Any], start: Any = 0) -> Any:
-    return functools.reduce(lambda a, b: b if _is_zero(a) else build.arithmetic("add", a, b), items, start)
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value == 0
-
-
-def _divmod(a: Any, b: Any) -> Any:
-    return build.arithmetic("floor_div", a, b), build.arithmetic("mod", a, b)
-
-
-def _float(a: Any = 0.0) -> Any:
-    return build.cast(a, "float")
-
-
-def _int(a: Any = 0) -> Any:
-    return build.cast(a, "int")
-
-
-def _bool(a: Any = False) -> Any:
-    return build.cast(a, "bool")
-
-
-BUILTINS: dict[str, Rule] = {
-    "abs": build.absolute,
-    "min": _fold(build.python_min, "min"),
-    "max": _fold(build.python_max, "max"),
-    "float": _float,
-    "int": _int,
-    "bool": _bool,
-    "round": build.python_round,
-    "pow": lambda a, b: build.power(a, b),
-    "sum": _sum,
-    "any": lambda items: functools.reduce(_logical("or"), items, const(False)),
-    "all": lambda items: functools.reduce(_logical("and"), items, const(True)),
-    "divmod": _divmod,
-}
-OPERATOR: dict[str, Rule] = {
-    **{name: _arithmetic(op) for name, op in (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("mod", "mod"))},
-    "floordiv": _arithmetic("floor_div"),
-    "truediv": build.divide,
-    "pow": build.power,
-    "neg": build.negate,
-    "invert": build.invert,
-    "not_": build.logical_not,
-    "abs": build.absolute,
-    **{name: _compare(name) for name in ("lt", "le", "gt", "ge", "eq", "ne")},
-    "and_": _bitwise("and"),
-    "or_": _bitwise("or"),
-    "xor": _bitwise("xor"),
-    "lshift": _bitwise("shl"),
-    "rshift": _bitwise("shr"),
-}
-REDUCTIONS = frozenset(
-    "sum mean max min prod any all argmax argmin cumsum cumprod logsumexp softmax var std sort median norm".split()
-)
-
-
-def _table() -> dict[int, tuple[Any, Rule]]:
-    """id(callable) -> (callable, rule); ids, because some callables (numpy dtypes) compare loosely."""
-    rules: dict[int, tuple[Any, Rule]] = {}
-    for module, names in (
-        (builtins, BUILTINS),
-        (math, MATH),
-        (operator, OPERATOR),
-        (np, {**ARRAY_FUNCTIONS, **NUMPY_ONLY}),
-        (mx, {**ARRAY_FUNCTIONS, **MLX_ONLY}),
-    ):
-        for name, rule in names.items():
-            if hasattr(module, name):  # older Pythons lack math.exp2, and so on
-                rules[id(getattr(module, name))] = (getattr(module, name), rule)
-    return rules
-
-
-TABLE = _table()
-METHODS: dict[str, Rule] = {  # x.exp(), x.astype(...): as on an mlx array of shape ()
-    **{name: ARRAY_FUNCTIONS[name] for name in "abs exp log log2 log10 log1p sqrt sin cos square reciprocal".split()},
-    "rsqrt": MLX_ONLY["rsqrt"],
-    "round": MLX_ONLY["round"],
-    "astype": astype,
-}
-
-
-def rule_for(function: Any) -> Rule | None:
-    """The rule that builds an Expr for `function`, or None."""
-    row = TABLE.get(id(function))
-    return row[1] if row is not None else None
-
-
-def advice(function: Any) -> Untraceable:
-    """Why `function` cannot be called on a symbolic number, and what to write instead."""
-    module = getattr(function, "__module__", None) or type(function).__module__
-    name = getattr(function, "__name__", type(function).__name__)
-    package = str(module).split(".")[0]
-    here = {"mlx": "mx", "numpy": "np", "jax": "jnp", "jaxlib": "jnp"}.get(package, package)
-    reason = f"{here}.{name} is not a function of one symbolic number"
-    if name in REDUCTIONS:
-        return Untraceable(
-            f"{here}.{name} reduces an array, and a mod sees one score at a time",
-            f"compute {here}.{name}(...) outside the mod and index the result inside it, for example row_{name}[q_idx]",
-        )
-    if package != "mlx" and name in {**ARRAY_FUNCTIONS, **MLX_ONLY}:
-        return Untraceable(f"{here}.{name} cannot run in a kernel", f"write mx.{name}(...) instead")
-    return Untraceable(
-        reason,
-        "use arithmetic, comparisons, mx/math/numpy elementwise functions or a helper written in Python",
+def _is_library(function: types.FunctionType) -> bool:
+    """Whether a function is no code of the user's: then it runs as plain Python or not at all."""
+    if str(function.__globals__.get("__name__", "")).split(".")[0] in LIBRARIES:
+        return True
+    filename = function.__code__.co_filename
+    return filename.startswith("<frozen") or (
+        filename.startswith(STANDARD_LIBRARY) and "-packages" not in filename[len(STANDARD_LIBRARY) :]
     )
+
+
+def _partial(values: Calls, function: Any, *args: Any, **kwargs: Any) -> Any:
+    return functools.partial(function, *args, **kwargs)
+
+
+SPECIAL: dict[int, Callable[..., Any]] = {
+    id(len): Calls.length,
+    id(isinstance): Calls.call_isinstance,
+    id(type): Calls.call_type,
+    id(getattr): Calls.call_getattr,
+    id(hasattr): Calls.call_hasattr,
+    id(filter): Calls.call_filter,
+    id(functools.partial): _partial,
+}
+
+
+def _python_attribute(function: Any) -> str | None:
+    """The attribute of a callable object that holds the function it runs."""
+    if hasattr(function, "__flextrace_function__"):
+        return "__flextrace_function__"
+    if isinstance(function, functools._lru_cache_wrapper):
+        return "__wrapped__"
+    found = None if isinstance(function, type) else inspect.getattr_static(type(function), "__call__", None)
+    return "__call__" if isinstance(found, types.FunctionType) else None

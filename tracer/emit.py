@@ -33,28 +33,42 @@ class Language:
 
 @dataclass(frozen=True)
 class Emitted:
-    """Statements to run in order, and the text of the result."""
+    """Statements to run in order, and the text of the result.
+
+    outer: the statements that do not depend on what varies in the inner loop; they come before `statements`.
+    """
 
     statements: tuple[str, ...]
     result: str
+    outer: tuple[str, ...] = ()
 
 
-def emit(root: Expr, language: Language) -> Emitted:
-    """The statements that compute `root` in `language`."""
+def emit(root: Expr, language: Language, is_outer: Callable[[Expr], bool] | None = None) -> Emitted:
+    """The statements that compute `root` in `language`.
+
+    `is_outer(node)` tells what is the same for the whole inner loop: such values get a name among the outer
+    statements when an inner one needs them.
+    """
     order = list(walk(root))
     uses = Counter(arg for node in order for arg in node.args)
+    outside = {node for node in order if is_outer is not None and is_outer(node)}
+    carried = {arg for node in order if node not in outside for arg in node.args if arg in outside}
     text: dict[Expr, str] = {}
     depth: dict[Expr, int] = {}
     statements: list[str] = []
+    outer: list[str] = []
     for node in order:
         args = [text[arg] for arg in node.args]
         text[node] = _spell(node, args, language)
         depth[node] = 1 + max((depth[arg] for arg in node.args), default=0)
-        if node.args and node is not root and (uses[node] > 1 or depth[node] >= MAX_NESTING):
-            name = f"e{len(statements)}"
-            statements.append(language.local.format(name=name, value=_bare(text[node])))
+        reads = bool(node.args) or node.op in ("load", "param")
+        shared = bool(node.args) and (uses[node] > 1 or depth[node] >= MAX_NESTING)
+        if node is not root and (shared or (reads and node in carried)):
+            prefix, block = ("u", outer) if node in outside else ("e", statements)
+            name = f"{prefix}{len(block)}"
+            block.append(language.local.format(name=name, value=_bare(text[node])))
             text[node], depth[node] = name, 1
-    return Emitted(tuple(statements), _bare(text[root]))
+    return Emitted(tuple(statements), _bare(text[root]), tuple(outer))
 
 
 def _spell(node: Expr, args: list[str], language: Language) -> str:

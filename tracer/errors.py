@@ -37,7 +37,7 @@ class Place:
 
 
 class Untraceable(Exception):
-    """Raised deep in the tracer with a reason and a remedy; the reader adds the places, outermost last."""
+    """Raised deep in the tracer with a reason and a remedy; the reader adds the places, outermost call first."""
 
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(reason)
@@ -46,7 +46,7 @@ class Untraceable(Exception):
         self.places: list[Place] = []
 
 
-@dataclass
+@dataclass(eq=False)
 class TraceError(Exception):
     """A score_mod or mask_mod that cannot become a kernel.
 

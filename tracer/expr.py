@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,18 +56,28 @@ COMPARISONS = frozenset({"lt", "le", "eq", "ne"})
 COMMUTATIVE = frozenset({"add", "mul", "eq", "ne", "and", "or", "xor", "bit_and", "bit_or", "bit_xor"})
 
 
+NOW, AT_CALL, IN_KERNEL = 0, 1, 2
+_STAGES = {"param": AT_CALL, "index": IN_KERNEL, "score": IN_KERNEL, "load": IN_KERNEL}
+_FIELDS = ("op", "dtype", "args", "value", "stage", "varies")
+
+
 class Expr:
     """One node: `op` applied to `args`, with a `dtype` and, for leaves and loads, a `value`.
 
     value: the Python number of a `const`, the name of an `index`, the slot of a `param`, and
-    `(slot, element type)` of a `load`, whose args are the indices.
+        `(slot, element type)` of a `load`, whose args are the indices.
+    stage: when the value is known: while tracing (NOW), at each call from captured numbers (AT_CALL), or only
+        inside the kernel (IN_KERNEL).
+    varies: the names of the indices that it depends on, and "score".
     """
 
-    __slots__ = ("__weakref__", "args", "dtype", "op", "value")
+    __slots__ = ("__weakref__", "args", "dtype", "op", "stage", "value", "varies")
     op: str
     dtype: DType
     args: tuple[Expr, ...]
     value: Any
+    stage: int
+    varies: frozenset[str]
 
     def __new__(cls, op: str, dtype: DType, args: tuple[Expr, ...] = (), value: Any = None) -> Expr:
         # -0.0 == 0.0 and nan != nan as dictionary keys, so a float is keyed by its bits.
@@ -76,7 +86,10 @@ class Expr:
             node = _interned.get(key)
             if node is None:
                 node = super().__new__(cls)
-                for name, field in (("op", op), ("dtype", dtype), ("args", args), ("value", value)):
+                stage = max([_STAGES.get(op, NOW), *(arg.stage for arg in args)])
+                own = {"index": {value}, "score": {"score"}}.get(op, ())
+                varies = frozenset(own).union(*(arg.varies for arg in args))
+                for name, field in zip(_FIELDS, (op, dtype, args, value, stage, varies), strict=True):
                     object.__setattr__(node, name, field)
                 _interned[key] = node
             return node
@@ -111,7 +124,7 @@ TRUE, FALSE = Expr("const", "bool", value=True), Expr("const", "bool", value=Fal
 
 
 def const(value: bool | int | float) -> Expr:
-    """A number as a node; ints must fit int32, floats are rounded to float32 (shape (), exact type kept)."""
+    """A number as a node; ints must fit int32, floats are rounded to float32."""
     if isinstance(value, bool):
         return TRUE if value else FALSE
     if isinstance(value, int):
@@ -173,7 +186,7 @@ def leaves(root: Expr, ops: Iterable[str]) -> set[Expr]:
     return {node for node in walk(root) if node.op in wanted}
 
 
-def rebuild(root: Expr, change: Any) -> Expr:
+def rebuild(root: Expr, change: Callable[[Expr, tuple[Expr, ...]], Expr]) -> Expr:
     """`root` with `change(node, new_args) -> Expr` applied to every node, arguments first."""
     new: dict[Expr, Expr] = {}
     for node in walk(root):

@@ -60,7 +60,7 @@ def drop_neutral(node: Expr) -> Expr | None:
     x, y = node.args
     integer = node.dtype == "int"
     neutral = {
-        "add": integer and _is(y, 0) or _is(y, -0.0) and not integer,
+        "add": (integer and _is(y, 0)) or (_is(y, -0.0) and not integer),
         "sub": _is(y, 0),
         "mul": _is(y, 1),
         "div": _is(y, 1),
@@ -80,7 +80,11 @@ def absorb_zero(node: Expr) -> Expr | None:
     if node.dtype != "int" or len(node.args) != 2:
         return None
     x, y = node.args
-    if node.op in ("mul", "bit_and") and _is(y, 0) or node.op == "mod" and _is(y, 1) or node.op == "sub" and x is y:
+    if (
+        (node.op in ("mul", "bit_and") and _is(y, 0))
+        or (node.op == "mod" and _is(y, 1))
+        or (node.op == "sub" and x is y)
+    ):
         return const(0)
     return None
 
@@ -133,9 +137,16 @@ def boolean_algebra(node: Expr) -> Expr | None:
             return apply("not", x) if y is TRUE else x
         decided = y is (FALSE if node.op == "and" else TRUE)
         return y if decided else x
-    if x.op == "not" and x.args[0] is y or y.op == "not" and y.args[0] is x:
+    if _opposite(x) is y:
         return FALSE if node.op == "and" else TRUE
     return None
+
+
+def _opposite(x: Expr) -> Expr:
+    """`not x`, simplified."""
+    node = apply("not", x)
+    simpler = boolean_algebra(node)
+    return node if simpler is None else simpler
 
 
 def where_choices(node: Expr) -> Expr | None:
@@ -159,9 +170,9 @@ def where_choices(node: Expr) -> Expr | None:
 
 def _where_of_bools(condition: Expr, yes: Expr, no: Expr) -> Expr | None:
     if yes.op == "const":
-        return apply("or", condition, no) if yes is TRUE else apply("and", apply("not", condition), no)
+        return apply("or", condition, no) if yes is TRUE else apply("and", _opposite(condition), no)
     if no.op == "const":
-        return apply("or", apply("not", condition), yes) if no is TRUE else apply("and", condition, yes)
+        return apply("or", _opposite(condition), yes) if no is TRUE else apply("and", condition, yes)
     return None
 
 

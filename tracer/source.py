@@ -1,11 +1,13 @@
 """Python function -> its `ast` node: finds the source of functions in files, notebook cells, exec and lambdas."""
 
 from __future__ import annotations
+import __future__
 
 import ast
 import functools
 import inspect
 import linecache
+import re
 import sys
 import types
 from dataclasses import dataclass
@@ -13,15 +15,26 @@ from dataclasses import dataclass
 from .errors import Place, Untraceable
 
 FunctionNode = ast.FunctionDef | ast.Lambda
+NOT_PLAIN = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_HELP = (
+    "define the function in a file or notebook cell; for a function made by exec, register its text: "
+    "linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)"
+)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A function's node in the tree of its whole file or cell, so that line numbers are the user's own."""
+    """A function's node at its place in the whole file or cell, so that line numbers are the user's own."""
 
     filename: str
     function: str
     node: FunctionNode
+
+    def holds(self, place: Place) -> bool:
+        """Whether a place lies in this function (or in one of the same name inside it)."""
+        last = self.node.end_lineno or self.node.lineno
+        same = (place.filename, place.function) == (self.filename, self.function)
+        return same and self.node.lineno <= place.line <= last
 
     def place(self, node: ast.AST) -> Place:
         line = getattr(node, "lineno", self.node.lineno)
@@ -35,138 +48,189 @@ class Source:
         )
 
 
-_HELP = "define the function in a file, a notebook cell, or pass the text through linecache when you exec it"
-
-
-@functools.lru_cache(maxsize=512)
 def source_of(code: types.CodeType) -> Source:
     """The source of the function that `code` belongs to.
 
     Raises:
         Untraceable: there is no source, it is a generator or coroutine, or the text changed since the import.
     """
+    return _source_of(code, code.co_filename)  # equal functions of two cells are equal codes
+
+
+@functools.lru_cache(maxsize=512)
+def _source_of(code: types.CodeType, filename: str) -> Source:
     name = code.co_name
-    if code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
-        kind = "an async function" if code.co_flags & inspect.CO_COROUTINE else "a generator"
+    if code.co_flags & NOT_PLAIN:
+        kind = "a generator" if code.co_flags & inspect.CO_GENERATOR else "an async function"
         raise Untraceable(f"{name} is {kind}", "write a plain function that returns one value")
-    lines = _lines(code)
+    linecache.checkcache(filename)
+    lines = linecache.getlines(filename)
     if not lines:
-        raise Untraceable(
-            f'the source of {name} is not available (file "{code.co_filename}")',
-            _HELP,
-        )
-    block = _parse_block(lines, code.co_firstlineno) if name != "<lambda>" else None
-    tree = block if block is not None else _parse(code.co_filename, "".join(lines))
-    candidates = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.FunctionDef, ast.Lambda))
-        and (node.name if isinstance(node, ast.FunctionDef) else "<lambda>") == name
-        and _first_line(node) == code.co_firstlineno
-        and _parameters(node) == code.co_varnames[: len(_parameters(node))]
-        and not _unread_names(node, code)
-    ]
-    if len(candidates) > 1:
-        candidates = _by_position(candidates, code) or _by_bytecode(candidates, code)
-    if not candidates:
-        raise Untraceable(
-            f'line {code.co_firstlineno} of "{code.co_filename}" no longer holds the source of {name}',
-            "reload the module (or restart the notebook kernel) after editing it",
-        )
-    return Source(code.co_filename, name, candidates[0])
+        raise Untraceable(f'the source of {name} is not available (file "{filename}")', _HELP)
+    node = _find(_parse_block(lines, code.co_firstlineno), code)
+    node = node or _find(_parse(filename, "".join(lines)), code, whole=True)
+    if node is not None:
+        return Source(filename, name, node)
+    raise Untraceable(
+        f'line {code.co_firstlineno} of "{filename}" no longer holds the source of {name}',
+        "reload the module (or restart the notebook kernel) after editing it",
+    )
 
 
-def _lines(code: types.CodeType) -> list[str]:
-    linecache.checkcache(code.co_filename)
-    return linecache.getlines(code.co_filename)
+def _find(tree: ast.Module | None, code: types.CodeType, whole: bool = False) -> FunctionNode | None:
+    """The node in a whole file, or in a part of it, that compiles to `code`."""
+    for node in () if tree is None else ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)) and _starts_at(node, code.co_name, code.co_firstlineno):
+            assert tree is not None
+            imported = _imported(tree) if whole else {base.id for base in _attribute_bases(node)}
+            if _compiles_to(node, code, imported):
+                return node
+    return None
 
 
-@functools.lru_cache(maxsize=64)
-def _parse(filename: str, text: str) -> ast.Module:
+def _starts_at(node: FunctionNode, name: str, line: int) -> bool:
+    if isinstance(node, ast.Lambda):
+        return name == "<lambda>" and node.lineno == line
+    return node.name == name and min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) == line
+
+
+def _attribute_bases(node: ast.AST) -> list[ast.Name]:
+    """The names in `name.attribute`."""
+    inner = [x.value for x in ast.walk(node) if isinstance(x, ast.Attribute)]
+    return [value for value in inner if isinstance(value, ast.Name)]
+
+
+def _imported(tree: ast.AST) -> set[str]:
+    """The names that imports bind in a module, outside its functions and classes."""
+    names: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.expr)):
+            names |= _imported(node)
+    return names - {"*"}
+
+
+# ---- parsing -------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=16)
+def _parse(filename: str, text: str) -> ast.Module | None:
     try:
         return ast.parse(text)
-    except SyntaxError as error:
-        raise Untraceable(f'"{filename}" is no longer valid Python (line {error.lineno})', "reload it") from error
+    except SyntaxError:  # edited since, or notebook magic: then only a block of it can be read
+        return None
 
 
 def _parse_block(lines: list[str], first: int) -> ast.Module | None:
-    """Just the `def` that starts at line `first`, at its own line numbers; None where it does not stand alone."""
-    try:
-        block = inspect.getblock(lines[first - 1 :])
-        indented = block[0][:1].isspace()
-        text = "".join(["if True:\n", *block] if indented else block)
-        tree = ast.parse(text)
-    except (SyntaxError, IndentationError, IndexError):
+    """Just the `def` that starts at line `first`, at its own line numbers; None where it does not stand alone.
+
+    The block is guessed by indentation, which is faster than parsing a whole file; whether it is the function is
+    decided by compiling it.
+    """
+    block = lines[first - 1 :]
+    if not block or not re.match(r"\s*(@|def\b)", block[0]):
         return None
-    return ast.increment_lineno(tree, first - 1 - indented)
+    indent = len(block[0]) - len(block[0].lstrip())
+    header = next((i for i, line in enumerate(block) if re.match(r"\s*def\b", line)), 0)
+    end = header + 1
+    while end < len(block):
+        text = block[end].lstrip()
+        outside = len(block[end]) - len(text) <= indent and text and text[0] not in "#)]}\n\r"
+        if outside:
+            break
+        end += 1
+    prefix = "if True:\n" if indent else ""
+    try:
+        tree = ast.parse(prefix + "".join(block[:end]))
+    except SyntaxError:
+        return None
+    return ast.increment_lineno(tree, first - 1 - bool(indent)) if first - 1 - bool(indent) else tree
 
 
-def _first_line(node: FunctionNode) -> int:
-    decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
-    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
+# ---- is it the text of this code? ------------------------------------------------------------------------------
+
+_FUTURES = functools.reduce(
+    lambda a, b: a | b, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+)
 
 
-def _parameters(node: FunctionNode) -> tuple[str, ...]:
-    return tuple(arg.arg for arg in (*node.args.posonlyargs, *node.args.args))
+def _compiles_to(node: FunctionNode, code: types.CodeType, imported: set[str]) -> bool:
+    """Whether compiling the node gives the code: the same instructions on the same constants and names.
+
+    imported: global names that an import binds; methods of those are called by other instructions.
+    """
+    # Free variables must stay free: wrap in a function that owns them.
+    owned = "".join(f"    {name} = None\n" for name in code.co_freevars)
+    imports = "".join(f"import {name}\n" for name in sorted(imported & set(code.co_names)))
+    tree = ast.parse(f"{imports}def outer():\n{owned}    return None")
+    outer = tree.body[-1]
+    assert isinstance(outer, ast.FunctionDef)
+    if isinstance(node, ast.Lambda):
+        outer.body[-1] = ast.copy_location(ast.Return(ast.Lambda(_bare(node.args), node.body)), node)
+    else:
+        outer.body[-1] = ast.copy_location(ast.FunctionDef(node.name, _bare(node.args), node.body, []), node)
+        if sys.version_info >= (3, 12):
+            outer.body[-1].type_params = []
+    ast.fix_missing_locations(tree)
+    try:
+        module = compile(tree, "<candidate>", "exec", flags=code.co_flags & _FUTURES, dont_inherit=True)
+    except SyntaxError:
+        return False
+    made = _codes(_codes(module)[0])[0]
+    if any(isinstance(inner, ast.Assert) for inner in ast.walk(node)):
+        return _within(made, code)  # test frameworks rewrite assert statements
+    return _same(made, code)
 
 
-def _unread_names(node: FunctionNode, code: types.CodeType) -> set[str]:
-    """Globals and attributes that the code uses but the text does not mention: the text was edited."""
-    used = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-    used |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
-    used |= {alias.name for n in ast.walk(node) if isinstance(n, (ast.Import, ast.ImportFrom)) for alias in n.names}
-    used |= {n.module or "" for n in ast.walk(node) if isinstance(n, ast.ImportFrom)}
-    used |= {keyword.arg or "" for n in ast.walk(node) if isinstance(n, ast.Call) for keyword in n.keywords}
-    return {name for name in code.co_names if name not in used and not name.startswith("_")} - {"AssertionError"}
+def _bare(spec: ast.arguments) -> ast.arguments:
+    """The same parameters without defaults and annotations: those belong to the enclosing code."""
+
+    def bare(args: list[ast.arg]) -> list[ast.arg]:
+        return [ast.arg(arg.arg) for arg in args]
+
+    return ast.arguments(
+        posonlyargs=bare(spec.posonlyargs),
+        args=bare(spec.args),
+        vararg=None if spec.vararg is None else ast.arg(spec.vararg.arg),
+        kwonlyargs=bare(spec.kwonlyargs),
+        kw_defaults=[None] * len(spec.kwonlyargs),
+        kwarg=None if spec.kwarg is None else ast.arg(spec.kwarg.arg),
+        defaults=[],
+    )
 
 
-def _by_position(candidates: list[FunctionNode], code: types.CodeType) -> list[FunctionNode]:
-    """The candidate whose body holds the code's instructions (Python 3.11 and later know their columns)."""
-    if sys.version_info < (3, 11):
-        return []
-    spans = [p for p in code.co_positions() if None not in p and p[2] != p[3]]
-    if not spans:
-        return []
-
-    def holds(node: FunctionNode) -> bool:
-        body = node.body if isinstance(node, ast.Lambda) else node.body[0]
-        low, high = (body.lineno, body.col_offset), (body.end_lineno or 0, body.end_col_offset or 0)
-        return all(low <= (s[0], s[2]) and (s[1], s[3]) <= high for s in spans if s[0] and s[1] and s[3])  # type: ignore[operator]
-
-    return [node for node in candidates if holds(node)][:1]
+def _codes(code: types.CodeType) -> list[types.CodeType]:
+    return [const for const in code.co_consts if isinstance(const, types.CodeType)]
 
 
-def _by_bytecode(candidates: list[FunctionNode], code: types.CodeType) -> list[FunctionNode]:
-    """Without columns: the candidate that compiles to the same instructions and names."""
+def _constants(code: types.CodeType) -> list[str]:
+    return [_constant(const) for const in code.co_consts if not isinstance(const, types.CodeType)]
 
-    def compiled(node: FunctionNode) -> types.CodeType:
-        # Free variables must stay free: wrap in a function that owns them.
-        owned = "".join(f"    {name} = None\n" for name in code.co_freevars) or "    pass\n"
-        outer = ast.parse(f"def outer():\n{owned}    return None")
-        function = outer.body[0]
-        assert isinstance(function, ast.FunctionDef)
-        function.body[-1] = ast.copy_location(
-            ast.Return(node) if isinstance(node, ast.Lambda) else node, function.body[-1]
-        )
-        module = compile(ast.fix_missing_locations(outer), "<candidate>", "exec")
-        inner = next(c for c in module.co_consts if isinstance(c, types.CodeType))
-        return next(c for c in inner.co_consts if isinstance(c, types.CodeType))
 
-    def same(node: FunctionNode) -> bool:
-        other = compiled(node)
-        return (other.co_code, other.co_names, other.co_freevars) == (
-            code.co_code,
-            code.co_names,
-            code.co_freevars,
-        ) and [c for c in other.co_consts if not isinstance(c, types.CodeType)] == [
-            c for c in code.co_consts if not isinstance(c, types.CodeType)
-        ]
+def _constant(value: object) -> str:
+    """A constant as text; the qualified name of an inner function or class without the names around it."""
+    if isinstance(value, frozenset):
+        return repr(sorted(map(repr, value)))
+    return repr(value.rsplit("<locals>.", 1)[-1] if isinstance(value, str) else value)
 
-    matching = [node for node in candidates if same(node)]
-    texts = {ast.dump(node) for node in matching}
-    if len(texts) > 1:
-        raise Untraceable(
-            f"several functions named {code.co_name} stand on line {code.co_firstlineno} and look alike",
-            "put each on a line of its own",
-        )
-    return matching[:1]
+
+def _names(code: types.CodeType) -> list[str]:
+    """Names of globals, attributes and variables; private ones as they are written, not mangled."""
+    return [re.sub(r"^_\w*?(__\w+)$", r"\1", name) for name in (*code.co_names, *code.co_varnames)]
+
+
+def _same(a: types.CodeType, b: types.CodeType) -> bool:
+    return (
+        a.co_code == b.co_code
+        and _constants(a) == _constants(b)
+        and _names(a) == _names(b)
+        and len(_codes(a)) == len(_codes(b))
+        and all(_same(x, y) for x, y in zip(_codes(a), _codes(b), strict=True))
+    )
+
+
+def _within(a: types.CodeType, b: types.CodeType) -> bool:
+    """Whether `b` uses at least the constants and names of `a`."""
+    constants = {const for const in _constants(a) if const not in ("None", "True", "False")}
+    return constants <= set(_constants(b)) and set(_names(a)) - {"AssertionError"} <= set(_names(b))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from .emit import Language
-from .expr import KV_IDX, OPS, Expr, leaves
+from .expr import KV_IDX, OPS, Expr
 
 _FUNCTIONS = (
     "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt erf sigmoid sin cos tan asin acos atan sinh cosh tanh "
@@ -71,8 +73,7 @@ def c_const(node: Expr) -> str:
         return "NAN"
     if math.isinf(value):
         return "INFINITY" if value > 0 else "(-INFINITY)"
-    text = repr(value)
-    text = text if any(mark in text for mark in ".e") else text + ".0"
+    text = str(np.float32(value))  # the shortest that is read as the same float32
     return f"{text}f" if math.copysign(1, value) > 0 else f"({text}f)"
 
 
@@ -93,7 +94,8 @@ _CALLS = (
 
 
 def _call(function: str, arity: int) -> str:
-    return f"{function}({', '.join('{%d}' % i for i in range(arity))})"
+    arguments = ", ".join(f"{{{i}}}" for i in range(arity))
+    return f"{function}({arguments})"
 
 
 def _cpp_param(node: Expr) -> str:
@@ -111,18 +113,18 @@ def _is_neighbourly(load: Expr) -> bool:
     """Whether neighbouring keys read neighbouring elements: the last index is kv_idx plus something uniform."""
     *others, last = load.args
     while last.op in ("add", "sub"):
-        if _is_uniform(last.args[1]):
+        if is_uniform(last.args[1]):
             last = last.args[0]
-        elif last.op == "add" and _is_uniform(last.args[0]):
+        elif last.op == "add" and is_uniform(last.args[0]):
             last = last.args[1]
         else:
             return False
-    return last is KV_IDX and all(_is_uniform(other) for other in others)
+    return last is KV_IDX and all(is_uniform(other) for other in others)
 
 
-def _is_uniform(node: Expr) -> bool:
+def is_uniform(node: Expr) -> bool:
     """Whether the value is the same for all keys of one row."""
-    return KV_IDX not in (found := leaves(node, ("index", "score"))) and not any(x.op == "score" for x in found)
+    return node.varies.isdisjoint(("kv_idx", "score"))
 
 
 CPP = Language(

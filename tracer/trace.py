@@ -1,34 +1,24 @@
 """Python function -> Trace: the expression of a mod, what it captures, and whether it still holds.
 
 A trace belongs to a function's code. Before each use its captures are read afresh through their paths; it is
-made anew when a guard (a type, a length, a number that decided a branch) no longer holds.
+made anew when a check (a type, a length, a number that decided a branch) no longer holds.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import threading
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from .build import INT32, cast
-from .captures import ROOT, ArrayCapture, Guard, NumberCapture, Path
+from .build import cast
+from .captures import Recorder
 from .errors import Place, TraceError, Untraceable
-from .expr import H, KV_IDX, Q_IDX, SCORE, B, Expr, const, leaves, rebuild, walk
+from .expr import KV_IDX, Q_IDX, SCORE, B, Expr, H, const, leaves, rebuild, walk
 from .read_statements import StatementReader
+from .reads import ArrayCapture, NumberCapture, Reads
+from .signature import ARGUMENTS, Kind, check_parameters, name_of, underlying
 from .simplify import simplify
-from .source import source_of
-
-Kind = Literal["score_mod", "mask_mod"]
-ARGUMENTS: dict[Kind, tuple[str, ...]] = {
-    "score_mod": ("score", "b", "h", "q_idx", "kv_idx"),
-    "mask_mod": ("b", "h", "q_idx", "kv_idx"),
-}
 
 
 @dataclass(frozen=True)
@@ -44,40 +34,39 @@ class Trace:
     expr: Expr
     arrays: tuple[ArrayCapture, ...]
     numbers: tuple[NumberCapture, ...]
-    guards: tuple[Guard, ...]
-    divisors: tuple[int, ...]
+    reads: Reads
     volatile: bool
 
     def holds_for(self, function: Any) -> bool:
         """Whether every fact that the trace relied on is still so for `function`."""
-        try:
-            return all(guard.holds(guard.read(function)) for guard in self.guards)
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError):
-            return False  # a path that led to a capture is gone
+        return self.reads.objects(function) is not None
 
     def read_arrays(self, function: Any) -> list[Any]:
-        """The captured mlx and numpy arrays as they are now, by slot."""
-        return [capture.read(function) for capture in self.arrays]
+        """The captured mlx and numpy arrays as they are now, by slot; for a function that the trace holds for."""
+        return self.reads.arrays(self._objects(function))
 
     def read_numbers(self, function: Any) -> list[bool | int | float]:
-        """The captured numbers as they are now, by slot.
+        """The captured numbers as they are now, by slot; for a function that the trace holds for.
 
         Raises:
             OverflowError: an integer does not fit int32.
             ZeroDivisionError: a number that the mod divides by with // or % is 0.
         """
-        values = []
-        for capture in self.numbers:
-            value = capture.read(function)
-            if isinstance(value, np.generic):
-                value = value.item()
-            if capture.dtype == "int" and value not in INT32:
-                raise OverflowError(f"{self.name}: {capture.name} = {value} does not fit int32; make it a float")
-            values.append(value)
-        for slot in self.divisors:
-            if values[slot] == 0:
-                raise ZeroDivisionError(f"{self.name}: integer division or modulo by {self.numbers[slot].name} = 0")
-        return values
+        return self.reads.numbers(self._objects(function), self.name)
+
+    def _objects(self, function: Any) -> list[Any]:
+        objects = self.reads.objects(function)
+        if objects is None:
+            raise ValueError(f"this trace of {self.name} no longer holds: trace it again")
+        return objects
+
+
+class Bound(NamedTuple):
+    """A trace with the captured arrays (mlx or numpy) and numbers of one moment, by slot."""
+
+    trace: Trace
+    arrays: list[Any]
+    numbers: list[bool | int | float]
 
 
 def trace(function: Callable[..., Any], kind: Kind) -> Trace:
@@ -97,27 +86,23 @@ def trace(function: Callable[..., Any], kind: Kind) -> Trace:
         check_parameters(function, kind)
         return _trace(function, kind, name)
     except Untraceable as error:
-        places = error.places or _definition(function)
-        raise TraceError(name, error.reason, error.remedy, places) from error.__cause__
+        raise TraceError(name, error.reason, error.remedy, error.places or _definition(function)) from error.__cause__
     except RecursionError:
         raise TraceError(
-            name, "the expression nests too deeply for Python", "split it over several assignments", _definition(function)
+            name, "an expression nests too deeply", "split it over several assignments", _definition(function)
         ) from None
 
 
 def _trace(function: Any, kind: Kind, name: str) -> Trace:
     reader = StatementReader()
     recorder = reader.values.recorder
-    recorder.origins[id(function)] = (function, ROOT)
+    recorder.remember(function, recorder.root)
     symbols: list[Any] = [SCORE, B, H, Q_IDX, KV_IDX]
     result = reader.values.number(reader.values.call(function, symbols[-len(ARGUMENTS[kind]) :], {}))
-    expr = _result(result, kind, name)
-    fixed = {slot: recorder.number_values[slot] for slot in recorder.specialised}
-    expr = rebuild(expr, lambda node, args: _specialised(node, args, fixed))
-    expr = simplify(expr)
-    used_arrays = sorted({node.value[0] for node in leaves(expr, ("load",))})
-    used_numbers = sorted({node.value for node in leaves(expr, ("param",))})
-    expr = rebuild(expr, lambda node, args: _renumbered(node, args, used_arrays, used_numbers))
+    expr = simplify(_with_constants(_result(result, kind, name), recorder))
+    arrays = sorted({node.value[0] for node in leaves(expr, ("load",))})
+    numbers = sorted({node.value for node in leaves(expr, ("param",))})
+    expr = rebuild(expr, lambda node, args: _renumbered(node, args, arrays, numbers))
     divisors = {
         node.args[1].value
         for node in walk(expr)
@@ -127,10 +112,9 @@ def _trace(function: Any, kind: Kind, name: str) -> Trace:
         kind,
         name,
         expr,
-        tuple(recorder.arrays[slot] for slot in used_arrays),
-        tuple(recorder.numbers[slot] for slot in used_numbers),
-        tuple(recorder.guards),
-        tuple(sorted(divisors)),
+        tuple(recorder.arrays[slot][0] for slot in arrays),
+        tuple(recorder.numbers[slot][0] for slot in numbers),
+        recorder.reads(arrays, numbers, sorted(divisors)),
         recorder.volatile,
     )
 
@@ -142,7 +126,7 @@ def _result(result: Any, kind: Kind, name: str) -> Expr:
         raise Untraceable(f"{name} returns a {type(result).__name__}", "return one number")
     if kind == "score_mod":
         return cast(result, "float")
-    if isinstance(result, float) or isinstance(result, Expr) and result.dtype == "float":
+    if isinstance(result, float) or (isinstance(result, Expr) and result.dtype == "float"):
         raise Untraceable(
             f"the mask_mod {name} returns a float, where True or False is expected",
             "return a comparison, or decorate it with @flex.score_mod if it computes a score",
@@ -150,10 +134,17 @@ def _result(result: Any, kind: Kind, name: str) -> Expr:
     return cast(result, "bool")
 
 
-def _specialised(node: Expr, args: tuple[Expr, ...], fixed: dict[int, bool | int | float]) -> Expr:
-    if node.op == "param" and node.value in fixed:
-        return const(fixed[node.value])
-    return Expr(node.op, node.dtype, args, node.value)
+def _with_constants(expr: Expr, recorder: Recorder) -> Expr:
+    """The numbers that the trace is bound to as constants."""
+    if not recorder.specialised:
+        return expr
+
+    def fixed(node: Expr, args: tuple[Expr, ...]) -> Expr:
+        if node.op == "param" and node.value in recorder.specialised:
+            return cast(const(recorder.specialised[node.value]), node.dtype)
+        return Expr(node.op, node.dtype, args, node.value)
+
+    return rebuild(expr, fixed)
 
 
 def _renumbered(node: Expr, args: tuple[Expr, ...], arrays: Sequence[int], numbers: Sequence[int]) -> Expr:
@@ -165,53 +156,6 @@ def _renumbered(node: Expr, args: tuple[Expr, ...], arrays: Sequence[int], numbe
     return Expr(node.op, node.dtype, args, value)
 
 
-# ---- what kind of function it is ---------------------------------------------------------------------------
-
-
-def name_of(function: Any) -> str:
-    """The name that messages, manifests and kernels use."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
-def underlying(function: Any) -> types.FunctionType | None:
-    """The function written in Python that a call of `function` ends in, if there is one."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    if not isinstance(function, (types.FunctionType, types.MethodType)) and not isinstance(function, type):
-        function = getattr(function, "__call__", function)  # noqa: B004 (the bound method itself is wanted)
-    function = getattr(function, "__func__", function)
-    return function if isinstance(function, types.FunctionType) else None
-
-
-def check_parameters(function: Any, kind: Kind) -> None:
-    """Raises Untraceable unless `function` is plain Python and takes the arguments of its kind."""
-    wanted = ARGUMENTS[kind]
-    python = underlying(function)
-    if python is None:
-        raise Untraceable(
-            f"{name_of(function)} is not a function written in Python", f"wrap it: def mod({', '.join(wanted)}): ..."
-        )
-    if python.__code__.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
-        source_of(python.__code__)  # says which, and what to write
-    count = count_parameters(function)
-    if count is not None and count != len(wanted):
-        raise Untraceable(
-            f"a {kind} takes {len(wanted)} arguments ({', '.join(wanted)}), {name_of(function)} takes {count}",
-            f"write def {name_of(function).strip('<>')}({', '.join(wanted)}): ...",
-        )
-
-
-def count_parameters(function: Any) -> int | None:
-    """How many positional parameters without default a call must give; None where *args takes any number."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return None
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.default is p.empty for p in parameters if p.kind in positional)
-
-
 def _definition(function: Any) -> list[Place]:
     python = underlying(function)
     if python is None:
@@ -220,17 +164,15 @@ def _definition(function: Any) -> list[Place]:
     return [Place(code.co_filename, code.co_name, code.co_firstlineno)]
 
 
-# ---- traces by code ------------------------------------------------------------------------------------------
-
-
 class Traces:
     """The traces made in this process, by the code of the function: a factory that makes the same mod again with
     other captured values finds the trace of the first."""
 
     PER_CODE = 32
+    ATTEMPTS = 5  # another thread may change what a mod captures while it is traced
 
     def __init__(self) -> None:
-        self._by_code: dict[Any, list[Trace]] = {}
+        self._by_code: dict[Any, tuple[Any, list[Trace]]] = {}
         self._lock = threading.Lock()
 
     def get(self, function: Any, kind: Kind) -> Trace:
@@ -239,14 +181,39 @@ class Traces:
         Raises:
             TraceError: as `trace`.
         """
-        python = underlying(function)
-        key = (kind, type(function), None if python is None else python.__code__)
-        known = self._by_code.get(key, ())
-        for found in known:
-            if found.holds_for(function):
-                return found
-        made = trace(function, kind)
-        if not made.volatile:
-            with self._lock:
-                self._by_code[key] = [made, *self._by_code.get(key, ())][: self.PER_CODE]
-        return made
+        return self._find(function, kind)[0]
+
+    def bind(self, function: Any, kind: Kind) -> Bound:
+        """A trace that holds for `function` now, with what it captures.
+
+        Raises:
+            TraceError: as `trace`.
+            OverflowError, ZeroDivisionError: a captured number cannot be used.
+        """
+        found, objects = self._find(function, kind)
+        return Bound(found, found.reads.arrays(objects), found.reads.numbers(objects, found.name))
+
+    def _find(self, function: Any, kind: Kind) -> tuple[Trace, list[Any]]:
+        code = getattr(underlying(function), "__code__", None)
+        key = (kind, type(function), id(code))
+        known = self._by_code.get(key)
+        if known is not None:
+            for found in known[1]:
+                objects = found.reads.objects(function)
+                if objects is not None:
+                    return found, objects
+        for _ in range(self.ATTEMPTS):
+            made = trace(function, kind)
+            objects = made.reads.objects(function)
+            if objects is not None:
+                if not made.volatile:
+                    with self._lock:
+                        others = self._by_code.get(key, (code, []))[1]
+                        self._by_code[key] = (code, [made, *others][: self.PER_CODE])
+                return made, objects
+        raise TraceError(
+            name_of(function),
+            "what it captures is another object at every look",
+            "let properties return a stored object instead of making one",
+            _definition(function),
+        )

@@ -142,7 +142,9 @@ def torch_run(p: Problem, name: str) -> Run:
     block_mask = None
     if name in masks:
         block_mask = create_block_mask(masks[name], None, None, p.length, p.length, device="cpu")
-    compiled = torch.compile(flex_attention)
+    torch._dynamo.reset()
+    # With dynamic shapes, as after a change of length, torch 2.13 emits C++ that does not compile for some mods.
+    compiled = torch.compile(flex_attention, dynamic=False)
 
     def run() -> Any:
         with torch.no_grad():

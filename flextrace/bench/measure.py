@@ -5,33 +5,43 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-SECONDS = 1.5  # spent on one figure, at least MIN_RUNS runs unless one alone takes longer
-MIN_RUNS = 5
+SECONDS = 2.0  # spent on one figure; a run that takes longer is timed once
+ROUNDS = 5  # contenders take turns, so that a disturbance of the machine meets all of them
+PAUSE = 0.1  # before each turn: the threads of the contender before may still spin
+Run = Callable[[], Any]
 
 
-def median_ms(run: Callable[[], Any]) -> float:
-    """The median time of one run after a first, untimed one."""
-    run()  # compiles
-    time.sleep(0.25)  # threads of the peer before may still spin
-    times: list[float] = []
-    end = time.perf_counter() + SECONDS
-    while len(times) < MIN_RUNS or time.perf_counter() < end:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-        if sum(times) > 4 * SECONDS:
-            break
-    return statistics.median(times) * 1e3
+def medians_ms(runs: Mapping[str, Run | None]) -> dict[str, float | None]:
+    """The median time of one run of each contender, after a first, untimed one; None where there is none."""
+    times: dict[str, list[float]] = {name: [] for name, run in runs.items() if run is not None}
+    for turn in range(ROUNDS + 1):
+        for name, run in runs.items():
+            if run is None or (times[name] and times[name][0] > SECONDS):
+                continue
+            time.sleep(PAUSE)
+            if turn == 0:
+                run()  # compiles
+                continue
+            end = time.perf_counter() + SECONDS / ROUNDS
+            while True:
+                start = time.perf_counter()
+                run()
+                now = time.perf_counter()
+                times[name].append(now - start)
+                if now > end:
+                    break
+    return {name: statistics.median(times[name]) * 1e3 if name in times else None for name in runs}
 
 
 def peak_gflops(threads: int) -> float:
@@ -81,9 +91,11 @@ print(json.dumps(time.perf_counter() - start))
 """
 
 _LONG_CALL = """
-import json, os, resource, sys, time
+import json, time
 import mlx.core as mx
+import numpy as np
 import flextrace as flex
+from flextrace.bench.measure import PeakMemory
 @flex.mask_mod
 def causal(b, h, q_idx, kv_idx):
     return q_idx >= kv_idx
@@ -91,15 +103,35 @@ small = mx.ones((1, 1, 8, 64))
 mx.eval(flex.flex_attention(small, small, small, block_mask=causal))
 q, k, v = (mx.random.normal((1, 1, 131072, 64)) for _ in range(3))
 mx.eval(q, k, v)
-unit = 1 if sys.platform == "darwin" else 1024
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+peak = PeakMemory()
 start = time.perf_counter()
 out = flex.flex_attention(q, k, v, block_mask=causal)
 mx.eval(out)
 seconds = time.perf_counter() - start
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-print(json.dumps({"seconds": seconds, "bytes": after - before - out.nbytes}))
+print(json.dumps({"seconds": seconds, "bytes": peak.bytes() - out.nbytes}))
 """
+
+
+class PeakMemory:
+    """The most memory that this process holds at once from now on, above what it holds now.
+
+    Linux resets the high-water mark; elsewhere the mark of the whole process is all there is, a lower bound.
+    """
+
+    def __init__(self) -> None:
+        if sys.platform == "linux":
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        self._before = self._field("VmRSS")
+
+    def bytes(self) -> int:
+        return self._field("VmHWM") - self._before
+
+    @staticmethod
+    def _field(name: str) -> int:
+        if sys.platform != "linux":
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
 
 def _in_new_process(program: str, cache: str) -> Any:

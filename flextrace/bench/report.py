@@ -17,7 +17,7 @@ from rich.table import Table
 from flextrace.kernels.cpu.launch import thread_count
 
 from .cases import NAMES, flextrace_run, mlx_run, problem, torch_run
-from .measure import long_causal, median_ms, overhead_us, peak_gflops, start_ms
+from .measure import long_causal, medians_ms, overhead_us, peak_gflops, start_ms
 
 
 class BenchError(RuntimeError):
@@ -113,19 +113,14 @@ def machine(torch: bool) -> dict[str, Any]:
 
 
 def measure(mod: str, dtype: str, shape: tuple[int, int, int, int], peers: bool, torch: bool) -> Row:
-    """One row: flextrace first, then its peers on the same inputs."""
+    """One row: flextrace and its peers in turns, on the same inputs."""
     p = problem(*shape, dtype)
-    ours = median_ms(flextrace_run(p, mod))
+    ours = flextrace_run(p, mod)
     mlx = mlx_run(p, mod) if peers else None
-    return Row(
-        mod,
-        dtype,
-        shape,
-        ours,
-        None if mlx is None else median_ms(mlx),
-        median_ms(torch_run(p, mod)) if torch else None,
-        p.dense_flops / ours / 1e6,
-    )
+    found = medians_ms({"flextrace": ours, "mlx": mlx, "torch": torch_run(p, mod) if torch else None})
+    milliseconds = found["flextrace"]
+    assert milliseconds is not None
+    return Row(mod, dtype, shape, milliseconds, found["mlx"], found["torch"], p.dense_flops / milliseconds / 1e6)
 
 
 def show(report: Report, console: Console) -> None:

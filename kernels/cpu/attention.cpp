@@ -27,11 +27,12 @@ struct QueryTile {
 
 // -- which tiles of keys to visit --------------------------------------------------------------------------------
 
-// Which of VL keys row q_idx attends to, by the block mask and mask_mod together.
-INLINE vbool keep(const int32_t* allow, int b, int h, int q_idx, vint kv_idx, const Inputs& in) {
+// Which of VL keys a row attends to, by the block mask and the row's mask_mod together.
+template <class Mask>
+INLINE vbool keep(const int32_t* allow, vint kv_idx, const Mask& mask) {
   vint allowed = load_vector<vint>(allow);
   if constexpr (!HAS_MASK_MOD) return {allowed == YES};
-  return {(allowed == YES) | ((allowed == ASK) & mask_mod(b, h, q_idx, kv_idx, in).lanes)};
+  return {(allowed == YES) | ((allowed == ASK) & mask(kv_idx).lanes)};
 }
 
 // The VL keys from `first` on. In a tile that the end of the keys cuts, a mod sees the last key again, never one
@@ -54,8 +55,8 @@ static Kept evaluate_mask(const Attention& a, const QueryTile& q, int first_row,
   vint kv_idx = key_indices<!WHOLE>(first_key, a.p.kv_len);
   Kept kept = {vint{}, ~vint{}};
   for (int r = 0; r < rows; r++) {
-    vint lanes = WHOLE ? mask_mod(q.b, q.h, first_row + r, kv_idx, in).lanes
-                       : keep(allow, q.b, q.h, first_row + r, kv_idx, in).lanes;
+    auto mask = mask_mod(q.b, q.h, first_row + r, in);
+    vint lanes = WHOLE ? mask(kv_idx).lanes : keep(allow, kv_idx, mask).lanes;
     kept.any |= lanes;
     kept.all &= lanes;
   }
@@ -122,14 +123,15 @@ static void softmax_rows(const Attention& a, Scratch& s, const QueryTile& q, int
   for (int r = 0; r < rows; r++) {
     float* row = s.scores + r * KV_TILE;
     vfloat largest = splat(max[r]);
+    int q_idx = q.first + group * ROWS + r;
+    auto mod = score_mod(q.b, q.h, q_idx, in);
+    auto mask = mask_mod(q.b, q.h, q_idx, in);
     for (int i = state.begin; i < state.end; i++) {
       vfloat x = load_vector<vfloat>(row + i * VL);
       if constexpr (HAS_SCORE_MOD || MASK) {
-        int q_idx = q.first + group * ROWS + r;
         vint kv_idx = key_indices<MASK>(first_key + i * VL, a.p.kv_len);
-        x = score_mod(x, q.b, q.h, q_idx, kv_idx, in);
-        if constexpr (MASK)
-          x = select(keep(allow + i * VL, q.b, q.h, q_idx, kv_idx, in).lanes, x, splat(-INFINITE));
+        x = mod(x, kv_idx);
+        if constexpr (MASK) x = select(keep(allow + i * VL, kv_idx, mask).lanes, x, splat(-INFINITE));
         store_vector(row + i * VL, x);
       }
       largest = larger(x, largest);

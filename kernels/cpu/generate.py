@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flextrace.tracer import CPP, Expr, Trace, emit, leaves
-from flextrace.tracer.expr import B, H, rebuild
+from flextrace.tracer.expr import SCORE, TRUE, B, H, rebuild
+from flextrace.tracer.spellings import is_uniform
 
 from ..assemble import assemble
 
@@ -21,14 +22,14 @@ constexpr bool MASK_USES_BATCH = {mask_uses_batch};
 constexpr bool MASK_USES_HEAD = {mask_uses_head};
 
 // {score_name}
-inline vfloat score_mod(vfloat score, int b, int h, int q_idx, vint kv_idx, const Inputs& in) {{
-  (void)score, (void)b, (void)h, (void)q_idx, (void)kv_idx, (void)in;
+inline auto score_mod(int b, int h, int q_idx, const Inputs& in) {{
+  (void)b, (void)h, (void)q_idx, (void)in;
 {score_body}
 }}
 
 // {mask_name}
-inline vbool mask_mod(int b, int h, int q_idx, vint kv_idx, const Inputs& in) {{
-  (void)b, (void)h, (void)q_idx, (void)kv_idx, (void)in;
+inline auto mask_mod(int b, int h, int q_idx, const Inputs& in) {{
+  (void)b, (void)h, (void)q_idx, (void)in;
 {mask_body}
 }}
 """
@@ -52,8 +53,8 @@ def mod_header(score_mod: Trace | None, mask_mod: Trace | None) -> str:
         mask_uses_head=_literal(H in used),
         score_name="no score_mod" if score_mod is None else _comment(score_mod, "score_mod"),
         mask_name="no mask_mod" if mask_mod is None else _comment(mask_mod, "mask_mod"),
-        score_body="  return score;" if score_mod is None else _body(score_mod.expr),
-        mask_body="  return splat(true);" if mask is None else _body(mask),
+        score_body=_body(SCORE if score_mod is None else score_mod.expr, "vfloat score, vint kv_idx"),
+        mask_body=_body(TRUE if mask is None else mask, "vint kv_idx"),
     )
 
 
@@ -65,9 +66,17 @@ def _comment(trace: Trace, kind: str) -> str:
     return f"{kind} with {len(trace.arrays)} captured arrays and {len(trace.numbers)} captured numbers"
 
 
-def _body(expr: Expr) -> str:
-    emitted = emit(expr, CPP)
-    return "\n".join(f"  {line}" for line in [*emitted.statements, f"return splat({emitted.result});"])
+def _body(expr: Expr, varying: str) -> str:
+    """What is the same for a whole row of scores, then a function of the rest."""
+    emitted = emit(expr, CPP, is_uniform)
+    lines = [
+        *emitted.outer,
+        f"return [=]({varying}) {{",
+        *(f"  {line}" for line in emitted.statements),
+        f"  return splat({emitted.result});",
+        "};",
+    ]
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def shift_slots(expr: Expr, arrays: int, numbers: int) -> Expr:

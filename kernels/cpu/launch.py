@@ -14,7 +14,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..call import AttentionCall, Blocks, BoundMod, Result
+from flextrace.tracer import Bound
+
+from ..call import AttentionCall, Blocks, Result
 from .buffers import locate, new_array
 
 DTYPES = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2}
@@ -107,7 +109,7 @@ def _address(data: bytes) -> int:
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0 if data else 0
 
 
-def _captures(mods: Sequence[BoundMod]) -> tuple[bytes, bytes]:
+def _captures(mods: Sequence[Bound]) -> tuple[bytes, bytes]:
     """The captured arrays and numbers of all mods as the kernel reads them."""
     arrays, numbers = [], []
     for mod in mods:
@@ -141,7 +143,7 @@ def _block_mask(blocks: Blocks) -> tuple[int, ...]:
     )
 
 
-def _overflow_message(mods: Sequence[BoundMod]) -> str:
+def _overflow_message(mods: Sequence[Bound]) -> str:
     wide = ("int64", "uint64", "uint32")
     names = [c.name for mod in mods for c in mod.trace.arrays if c.element in wide]
     return (

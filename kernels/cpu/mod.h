@@ -8,14 +8,21 @@ constexpr bool HAS_MASK_MOD = false;
 constexpr bool MASK_USES_BATCH = false;  // mask_mod reads b: tiles found for one batch do not hold for the next
 constexpr bool MASK_USES_HEAD = false;   // mask_mod reads h
 
-// VL neighbouring scores of one row; natural units, already scaled.
-inline vfloat score_mod(vfloat score, int b, int h, int q_idx, vint kv_idx, const Inputs& in) {
-  (void)b, (void)h, (void)q_idx, (void)kv_idx, (void)in;
-  return score;
+// Each gives, for row q_idx, a function of VL neighbouring keys: what is the same for the whole row is computed once.
+// score: VL neighbouring scores in natural units, already scaled.
+inline auto score_mod(int b, int h, int q_idx, const Inputs& in) {
+  (void)b, (void)h, (void)q_idx, (void)in;
+  return [=](vfloat score, vint kv_idx) {
+    (void)kv_idx;
+    return splat(score);
+  };
 }
 
-// Which of VL neighbouring keys row q_idx attends to.
-inline vbool mask_mod(int b, int h, int q_idx, vint kv_idx, const Inputs& in) {
-  (void)b, (void)h, (void)q_idx, (void)kv_idx, (void)in;
-  return splat(true);
+// Which of the keys row q_idx attends to.
+inline auto mask_mod(int b, int h, int q_idx, const Inputs& in) {
+  (void)b, (void)h, (void)q_idx, (void)in;
+  return [=](vint kv_idx) {
+    (void)kv_idx;
+    return splat(true);
+  };
 }

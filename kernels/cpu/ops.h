@@ -49,8 +49,8 @@ INLINE vfloat to_float(vbool x) { return int_to_float(to_int(x)); }
 // (clang fuses within one expression only, see vector.h.)
 template <class A>
 INLINE A rounded(A product) {
-#if !defined(__clang__) && __has_builtin(__builtin_assoc_barrier)
-  if constexpr (!__is_same(A, int32_t)) return __builtin_assoc_barrier(product);
+#if defined(REGISTER_CLASS) && !defined(__clang__)
+  if constexpr (!__is_same(A, int32_t) && !__is_same(A, vint)) asm("" : "+" REGISTER_CLASS(product));
 #endif
   return product;
 }

@@ -6,6 +6,15 @@
 #pragma clang fp contract(on)  // a * b + c of one expression is one operation; GCC is told so by -ffp-contract=fast
 #endif
 
+// What inline assembly calls a register of floats.
+#if defined(__AVX512F__)
+#define REGISTER_CLASS "v"
+#elif defined(__x86_64__)
+#define REGISTER_CLASS "x"
+#elif defined(__aarch64__)
+#define REGISTER_CLASS "w"
+#endif
+
 #define INLINE inline __attribute__((always_inline))
 
 #if defined(__AVX512F__)

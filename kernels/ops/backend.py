@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import mlx.core as mx
 import numpy as np
 
-from flextrace.tracer import Trace
+from flextrace.tracer import Bound, Trace
 
-from ..call import AttentionCall, BoundMod, Result
+from ..call import AttentionCall, Result
 from .table import evaluate
 
 TILE_SCORES = 2**23  # scores held at once, over all heads
@@ -109,7 +109,7 @@ class _Inputs:
         batch, kv_heads, groups = split
         self.b = mx.arange(batch, dtype=mx.int32).reshape(-1, 1, 1, 1, 1)
         self.h = mx.arange(kv_heads * groups, dtype=mx.int32).reshape(1, kv_heads, groups, 1, 1)
-        self.mods = {mod: [_readable(mod, a) for a in mod.arrays] for mod in _mods(call)}
+        self.arrays = {mod.trace.kind: [_readable(mod, a) for a in mod.arrays] for mod in _mods(call)}
         self.states = None if call.blocks is None else mx.array(_states(call))
 
     def scores(self, scores: mx.array, rows: slice, columns: slice) -> mx.array:
@@ -129,15 +129,15 @@ class _Inputs:
             keep = (state > 0) if keep is None else (state == 2) | ((state == 1) & keep)
         return scores if keep is None else mx.where(keep, scores, -mx.inf)
 
-    def _run(self, mod: BoundMod, values: dict[str, mx.array]) -> mx.array:
-        return evaluate(mod.trace.expr, values, mod.numbers, self.mods[mod])
+    def _run(self, mod: Bound, values: dict[str, mx.array]) -> mx.array:
+        return evaluate(mod.trace.expr, values, mod.numbers, self.arrays[mod.trace.kind])
 
 
-def _mods(call: AttentionCall) -> list[BoundMod]:
+def _mods(call: AttentionCall) -> list[Bound]:
     return [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
 
 
-def _readable(mod: BoundMod, array: mx.array | np.ndarray) -> mx.array:
+def _readable(mod: Bound, array: mx.array | np.ndarray) -> mx.array:
     """A captured array for gathers. Integers beyond int32 are refused; where MLX hides the values (an array that
     mx.compile or mx.vmap replaces), they are taken modulo 2**32."""
     given = mx.array(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array

@@ -20,6 +20,7 @@ SMALL = ["bench", "--lengths", "64", "--dtypes", "float32", "--heads", "2", "--h
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SECONDS", 0.01)
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
 
 
 def test_bench_prints_a_table() -> None:

@@ -188,19 +188,18 @@ def test_empty_tiles_are_skipped_and_full_ones_run_without_the_mask(block_mask: 
 
 
 PEAK = """
-import resource, sys
 import mlx.core as mx, flextrace as flex
+from flextrace.bench.measure import PeakMemory
 mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx and q_idx - kv_idx < 64)
 small = mx.ones((1, 1, 8, 64))
 mx.eval(flex.flex_attention(small, small, small, block_mask=mask))
 n = 32768
 q, k, v = (mx.random.normal((1, 1, n, 64)) for _ in range(3))
 mx.eval(q, k, v)
-unit = 1 if sys.platform == "darwin" else 1024
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+peak = PeakMemory()
 out = flex.flex_attention(q, k, v, block_mask=mask)
 mx.eval(out)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before - out.nbytes)
+print(peak.bytes() - out.nbytes)
 """
 
 

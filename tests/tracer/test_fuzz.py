@@ -525,7 +525,7 @@ def test_most_points_are_compared() -> None:
 
     collect()
     margins = np.array(seen)
-    assert (margins >= 0).mean() > 0.9 and (margins > 0).any()
+    assert (margins >= 0).mean() > 0.8 and (margins > 0).any()
 
 
 def test_the_constants_are_what_they_say() -> None:

@@ -1,0 +1,27 @@
+"""The public face of the Metal simulator: `flex.simulator.metal_kernel(...)` tries a Metal kernel on any Linux machine."""
+
+from flextrace.kernels.simulator import (
+    BufferCount,
+    CompileError,
+    Finding,
+    MetalKernel,
+    Report,
+    RewriteError,
+    SimulationError,
+    SimulatorUnavailable,
+    metal_kernel,
+    recording,
+)
+
+__all__ = [
+    "BufferCount",
+    "CompileError",
+    "Finding",
+    "MetalKernel",
+    "Report",
+    "RewriteError",
+    "SimulationError",
+    "SimulatorUnavailable",
+    "metal_kernel",
+    "recording",
+]

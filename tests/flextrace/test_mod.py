@@ -1,0 +1,196 @@
+"""Decorated mods: they stay the user's function, show every stage, and are told apart by kind."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+import flextrace as flex
+from flextrace.mod import MaskMod, ScoreMod, as_mod, canonical_source, is_mask_function
+
+slopes = mx.array([0.5, 0.25])
+
+
+@flex.score_mod
+def alibi(score, b, h, q_idx, kv_idx):
+    """ALiBi."""
+    return score + slopes[h] * (kv_idx - q_idx)  # a comment
+
+
+@flex.mask_mod
+def causal(b, h, q_idx, kv_idx):
+    return q_idx >= kv_idx
+
+
+class Model:
+    def __init__(self, slope: float) -> None:
+        self.slope = slope
+
+    @flex.score_mod
+    def bias(self, score, b, h, q_idx, kv_idx):
+        return score - self.slope * kv_idx
+
+
+def plain_score(score, b, h, q_idx, kv_idx):
+    return score
+
+
+def plain_mask(b, h, q_idx, kv_idx):
+    return h == 0
+
+
+def test_calling_a_mod_runs_the_users_function() -> None:
+    assert alibi(1.0, 0, 1, 2, 4).item() == 1.5
+    assert causal(0, 0, q_idx=2, kv_idx=2) is True
+    assert flex.score_mod(lambda score, *rest: (score, rest))(1, 2, 3) == (1, (2, 3))
+
+
+def test_a_mod_looks_like_its_function() -> None:
+    assert (alibi.__name__, alibi.__doc__, alibi.__module__) == ("alibi", "ALiBi.", __name__)
+    assert repr(alibi) == "<score_mod alibi>" and repr(causal) == "<mask_mod causal>"
+    assert repr(flex.mask_mod(functools.partial(plain_mask))) == "<mask_mod plain_mask>"
+    assert alibi.kind == "score_mod" and causal.kind == "mask_mod"
+
+
+def test_methods_are_mods_of_their_instance() -> None:
+    steep, flat = Model(2.0), Model(0.5)
+    assert steep.bias(1.0, 0, 0, 0, 3) == -5.0 and flat.bias(1.0, 0, 0, 0, 3) == -0.5
+    assert isinstance(Model.bias, ScoreMod) and isinstance(steep.bias, ScoreMod)
+    assert steep.bias.bind().numbers == [2.0] and flat.bias.bind().numbers == [0.5]
+    assert steep.bias.trace() is flat.bias.trace()
+
+
+def test_decorating_twice_is_decorating_once() -> None:
+    again = flex.score_mod(alibi)
+    assert again.__flextrace_function__ is alibi.__flextrace_function__
+    assert again.expr is alibi.expr
+
+
+@pytest.mark.parametrize("value", [3, None, "text", mx.array(1.0)])
+@pytest.mark.parametrize(("decorator", "kind"), [(flex.score_mod, "score_mod"), (flex.mask_mod, "mask_mod")])
+def test_only_functions_are_decorated(decorator: Any, kind: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"@flex.{kind} decorates a function, not a {type(value).__name__}"):
+        decorator(value)
+
+
+def test_expressions() -> None:
+    assert repr(alibi.expr) == "score + (array0[h] * float((kv_idx - q_idx)))"
+    assert repr(causal.expr) == "kv_idx <= q_idx"
+
+
+def test_a_trace_is_made_once_and_follows_what_it_captures() -> None:
+    cap = 20.0
+
+    @flex.score_mod
+    def softcap(score, b, h, q_idx, kv_idx):
+        return cap * mx.tanh(score / cap)
+
+    first = softcap.bind()
+    cap = 30.0
+    second = softcap.bind()
+    assert first.trace is second.trace
+    assert (first.numbers, second.numbers) == ([20.0], [30.0])
+    assert "number0 = cap (float, read at every call)" in softcap.inspect()
+
+
+def test_arrays_are_handed_over_as_they_are() -> None:
+    assert alibi.bind().arrays[0] is slopes
+
+
+def test_inspect_shows_every_stage() -> None:
+    assert alibi.inspect().splitlines() == [
+        "<score_mod alibi>",
+        "",
+        "@flex.score_mod",
+        "def alibi(score, b, h, q_idx, kv_idx):",
+        '    """ALiBi."""',
+        "    return score + slopes[h] * (kv_idx - q_idx)",
+        "",
+        "expression:",
+        "  score + (array0[h] * float((kv_idx - q_idx)))",
+        "  array0 = slopes (float32, 1 dimensions)",
+    ]
+
+
+def test_inspect_says_when_a_mod_is_traced_anew() -> None:
+    import random
+
+    @flex.score_mod
+    def noisy(score, b, h, q_idx, kv_idx):
+        return score + random.random()
+
+    assert noisy.inspect().endswith("  traced anew at every call: it runs Python whose result may change")
+
+
+def test_source_is_the_whole_kernel_text() -> None:
+    text = alibi.source("cpu")
+    assert "array0" not in text and "fx::load<float>(in, 0, h)" in text
+    assert "return splat(" in causal.source("cpu")
+    with pytest.raises(ValueError, match="unknown backend 'abacus'; known: cpu, ops"):
+        alibi.source("abacus")
+
+
+def test_errors_come_when_the_expression_is_needed() -> None:
+    @flex.score_mod
+    def wrong(score, b, h, q_idx, kv_idx):
+        return score.item()
+
+    with pytest.raises(flex.TraceError, match=r"cannot trace wrong: \.item\(\) needs the value of score"):
+        _ = wrong.expr
+
+
+def test_a_mod_of_the_wrong_kind_says_so() -> None:
+    with pytest.raises(flex.TraceError, match="a score_mod takes 5 arguments"):
+        flex.score_mod(plain_mask).trace()
+    with pytest.raises(flex.TraceError, match="a mask_mod takes 4 arguments"):
+        flex.mask_mod(plain_score).trace()
+
+
+# ---- arguments of the public calls ---------------------------------------------------------------------------
+
+
+def test_as_mod() -> None:
+    assert as_mod(alibi, ScoreMod, "score_mod") is alibi
+    assert isinstance(as_mod(plain_mask, MaskMod, "block_mask"), MaskMod)
+    with pytest.raises(TypeError, match="block_mask takes a mask_mod, <score_mod alibi> is a score_mod"):
+        as_mod(alibi, MaskMod, "block_mask")
+    with pytest.raises(TypeError, match="score_mod takes a score_mod function, not a int"):
+        as_mod(3, ScoreMod, "score_mod")
+
+
+def star(*args):
+    return args[-1] > 2
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (causal, True),
+        (alibi, False),
+        (plain_mask, True),
+        (plain_score, False),
+        (star, True),
+        (lambda b, h, q_idx, kv_idx: True, True),
+        (functools.partial(plain_score, 1.0), True),
+        (math.exp, False),
+        (3, False),
+        (None, False),
+    ],
+)
+def test_is_mask_function(value: Any, expected: bool) -> None:
+    assert is_mask_function(value) is expected
+
+
+def test_canonical_source() -> None:
+    assert canonical_source(plain_mask) == "def plain_mask(b, h, q_idx, kv_idx):\n    return h == 0"
+    assert canonical_source(lambda b, h, q_idx, kv_idx: h   ==  1).strip("()") == "lambda b, h, q_idx, kv_idx: h == 1"  # fmt: skip
+    with pytest.raises(flex.TraceError, match="wrap it in a Python function"):
+        canonical_source(max)
+    names: dict[str, Any] = {}
+    exec("def hidden(b, h, q_idx, kv_idx): return True", names)
+    with pytest.raises(flex.TraceError, match="the source of hidden is not available"):
+        canonical_source(names["hidden"])

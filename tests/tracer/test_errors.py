@@ -1,0 +1,633 @@
+"""What cannot be traced -> TraceError: the user's line, a caret under the right part, the reason and the remedy."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import linecache
+import math
+import re
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from flextrace import tracer
+from flextrace.tracer import errors
+from flextrace.tracer.errors import Place, TraceError, Untraceable
+
+
+@dataclass
+class Window:
+    left: Any
+    right: Any = 2
+
+
+class Foreign:
+    """An array of another library."""
+
+    def __getitem__(self, index: int) -> float:
+        return 1.0
+
+
+def module_like(name: str, function: str) -> types.SimpleNamespace:
+    """A library with one function, which is built in or written in Python."""
+
+    def call(*args: Any) -> Any:
+        raise AssertionError("it must not run on symbols")
+
+    call.__name__, call.__module__ = function, name
+    call = types.FunctionType(call.__code__, {"__name__": name, "AssertionError": AssertionError}, function)
+    call.__module__ = name
+    return types.SimpleNamespace(**{function: call})
+
+
+NAMES: dict[str, Any] = {
+    "mx": mx,
+    "np": np,
+    "math": math,
+    "functools": functools,
+    "Window": Window,
+    "a1": mx.array([1.0, 2.0, 3.0]),
+    "a2": mx.zeros((4, 5)),
+    "empty": mx.zeros((0, 3)),
+    "huge": mx.zeros((20_000,)),
+    "waves": mx.array([1j]),
+    "strings": np.array(["a"]),
+    "captured_list": [1, 2],
+    "captured_dict": {"a": 1},
+    "words": ["a", "b"],
+    "big": 2**40,
+    "zero": 0,
+    "n": 3,
+    "config": types.SimpleNamespace(x=1),
+    "foreign": Foreign(),
+    "torch": module_like("torch", "exp"),
+    "jnp": module_like("jax.numpy", "arcsinh"),
+    "scipy": module_like("scipy.special", "gammaln"),
+}
+SCORE = "def mod(score, b, h, q_idx, kv_idx):\n"
+MASK = "def mod(b, h, q_idx, kv_idx):\n"
+
+
+@dataclass
+class Case:
+    """body: the statements of a score_mod (or a whole definition of `mod`); under: what the caret marks."""
+
+    name: str
+    body: str
+    under: str
+    reason: str
+    remedy: str
+    kind: tracer.Kind = "score_mod"
+
+    def define(self) -> Any:
+        body = textwrap.dedent(self.body).strip("\n")
+        text = body if "def mod(" in body or body.startswith("mod =") else SCORE + textwrap.indent(body, "    ")
+        filename = f"<case {self.name}>"
+        linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+        names = {**NAMES, "__name__": "user_module"}
+        exec(compile(text, filename, "exec"), names)
+        return names["mod"]
+
+
+UNKNOWN = "known only inside the kernel"
+# fmt: off
+CASES = [
+    # ---- control flow on symbols
+    Case("while", "while score > 0:\n    score -= 1\nreturn score", "while score > 0:",
+         f"`while` on 0.0 < score, which is {UNKNOWN}", "loop over a fixed range and stop with `if`"),
+    Case("range", "for i in range(q_idx):\n    score += i\nreturn score", "range(q_idx)",
+         f"a loop bound depends on q_idx, which is {UNKNOWN}",
+         "loop over a fixed range and leave out the rest with `if`"),
+    Case("range of an array", "return sum(i for i in range(a1[h]))", "range(a1[h])",
+         "a loop bound depends on array0[h]", "loop over a fixed range"),
+    Case("assert", "assert score > 0\nreturn score", "assert score > 0", f"an assert on a value {UNKNOWN}",
+         "check captured values outside the mod"),
+    Case("failed assert", "assert n == 4, f'n is {n}, not {2 + 2}'\nreturn score",
+         "assert n == 4, f'n is {n}, not {2 + 2}'", "assertion failed: n is 3, not 4",
+         "call the mod with values that satisfy it"),
+    Case("failed assert without a message", "assert not n\nreturn score", "assert not n", "assertion failed",
+         "call the mod with values"),
+    Case("raise", "if n == 3:\n    raise ValueError('no 3')\nreturn score", "raise ValueError('no 3')",
+         "the mod raises ValueError('no 3')", "call the mod with values that it accepts"),
+    Case("raise a class", "raise KeyError", "raise KeyError", "the mod raises KeyError", "call the mod with values"),
+    Case("raise under a symbol", "if score > 0:\n    raise ValueError\nreturn score", "raise ValueError",
+         f"`raise` under a condition {UNKNOWN}", "a kernel raises nothing"),
+    Case("comprehension filter", "return sum(i for i in range(3) if i < q_idx)", "i < q_idx",
+         f"a comprehension keeps elements by a condition {UNKNOWN}", "sum(x if c else 0 for ...)"),
+    Case("filter", "return sum(filter(lambda i: i < q_idx, range(3)))", "filter(lambda i: i < q_idx, range(3))",
+         f"filter() keeps elements by a condition {UNKNOWN}", "make the unwanted ones neutral"),
+    Case("endless loop", "while True:\n    if score > 0:\n        break\nreturn score", "while True:",
+         "a loop ran 10000 times", "give it an end that plain Python reaches soon"),
+    Case("endless recursion", "def f(x):\n    return f(x + 1)\nreturn f(q_idx)", "f(x + 1)",
+         "the recursion of f goes too deep, or does not end", "recurse over a Python number with a near end"),
+    # ---- branches that disagree
+    Case("one side only", "if score > 0:\n    x = 1\nreturn x", "x",
+         "x has a value on some paths only, depending on a condition known inside the kernel",
+         "give x a value before the `if`"),
+    Case("number or list", "if score > 0:\n    x = []\nelse:\n    x = 1\nreturn score + x", "x",
+         f"x is a list of 0 or a number, depending on a condition {UNKNOWN}",
+         "give x one kind of value in both branches"),
+    Case("string or string", "x = 'a'\nif score > 0:\n    x = 'b'\nreturn score if x == 'a' else 0", "x",
+         "x is 'b' or 'a'", "give x one kind of value"),
+    Case("array or array", "x = a1\nif score > 0:\n    x = a2[0]\nreturn x[h]", "x",
+         "x is the array a2 or the array a1", "give x one kind of value"),
+    Case("element of a merged list", "if score > 0:\n    x = [1, None]\nelse:\n    x = [2, 3]\nreturn x[1]", "x[1]",
+         "x[1] is None or a number", "give x[1] one kind of value"),
+    Case("element of a merged dict", "if score > 0:\n    x = {'a': 1}\nelse:\n    x = {'a': 'b'}\nreturn x['a']",
+         "x['a']", "x['a'] is a number or 'b'", "one kind of value"),
+    Case("conditional expression", "return 1 if score > 0 else None", "1 if score > 0 else None",
+         "this expression is a number or None", "make both sides numbers"),
+    Case("or with a string", "return score or 'a'", "score or 'a'", "this expression is 'a' or a number",
+         "make both sides numbers"),
+    Case("no return on one path", "if score > 0:\n    return score\nelif h == 1:\n    score = 2", "return score",
+         "mod returns a value on some paths and None on others",
+         "end the function with a `return` for the remaining positions"),
+    Case("two kinds of return", "if score > 0:\n    return 'a'\nreturn score", "return 'a'",
+         f"the returned value is 'a' or a number, depending on a condition {UNKNOWN}",
+         "return one kind of value on every path"),
+    Case("bare return on one path", "if score > 0:\n    return\nreturn score", "return",
+         "the returned value is None or a number", "return one kind of value"),
+    # ---- what is returned
+    Case("no return", "score + 1", "def mod(score, b, h, q_idx, kv_idx):", "mod returns nothing",
+         "end it with a `return`"),
+    Case("returns a string", "return 'a'", "def mod(score, b, h, q_idx, kv_idx):", "mod returns a str",
+         "return one number"),
+    Case("returns a tuple", "return score, 1", "def mod(score, b, h, q_idx, kv_idx):", "mod returns a tuple",
+         "return one number"),
+    Case("returns a whole array", "return a1", "def mod(score, b, h, q_idx, kv_idx):",
+         "a1 still has 1 of its 1 dimensions here and is not a number", "index it down to one element: a1[...]"),
+    Case("mask returns a score", MASK + "    return q_idx * 0.5", "def mod(b, h, q_idx, kv_idx):",
+         "the mask_mod mod returns a float, where True or False is expected", "decorate it with @flex.score_mod",
+         "mask_mod"),
+    Case("mask returns a float literal", MASK + "    return 1.0", "def mod(b, h, q_idx, kv_idx):", "returns a float",
+         "return a comparison", "mask_mod"),
+    # ---- kinds of functions and parameters
+    Case("too few parameters", MASK + "    return q_idx", "def mod(b, h, q_idx, kv_idx):",
+         "a score_mod takes 5 arguments (score, b, h, q_idx, kv_idx), mod takes 4",
+         "write def mod(score, b, h, q_idx, kv_idx): ..."),
+    Case("too many parameters", SCORE + "    return score", "def mod(score, b, h, q_idx, kv_idx):",
+         "a mask_mod takes 4 arguments (b, h, q_idx, kv_idx), mod takes 5",
+         "write def mod(b, h, q_idx, kv_idx): ...", "mask_mod"),
+    Case("lambda with wrong parameters", "mod = lambda x: x", "mod = lambda x: x", "<lambda> takes 1",
+         "write def lambda(score"),
+    Case("required keyword", "def mod(score, b, h, q_idx, kv_idx, *, scale):\n    return score",
+         "def mod(score, b, h, q_idx, kv_idx, *, scale):", "mod() misses the argument scale",
+         "pass it, or give it a default"),
+    Case("generator", SCORE + "    yield score", "def mod(score, b, h, q_idx, kv_idx):", "mod is a generator",
+         "write a plain function that returns one value"),
+    Case("async", "async " + SCORE + "    return score", "async def mod(score, b, h, q_idx, kv_idx):",
+         "mod is an async function", "write a plain function"),
+    Case("async generator", "async " + SCORE + "    yield score", "async def mod(score, b, h, q_idx, kv_idx):",
+         "mod is an async function", "write a plain function"),
+    Case("generator inside", "def f():\n    yield score\nreturn sum(f())", "yield score",
+         "Yield expressions have no meaning in a mod", "use plain arithmetic on numbers"),
+    # ---- calls
+    Case("too many arguments", "def f(x):\n    return x\nreturn f(score, 1)", "f(score, 1)",
+         "f() takes 1 arguments, not 2", "match the parameters"),
+    Case("missing argument", "f = lambda x, y: x\nreturn f(score)", "f(score)", "<lambda>() misses the argument y",
+         "pass it, or give it a default"),
+    Case("argument twice", "f = lambda x: x\nreturn f(score, x=1)", "f(score, x=1)", "<lambda>() got x twice",
+         "pass it once"),
+    Case("unknown keyword", "f = lambda x: x\nreturn f(score, y=1)", "f(score, y=1)",
+         "<lambda>() has no parameter y", "match the parameters"),
+    Case("calling a number", "return score(1)", "score(1)", "a number or array is called like a function",
+         "remove the call parentheses"),
+    Case("calling an array", "return a1(h)", "a1(h)", "a number or array is called like a function",
+         "remove the call parentheses"),
+    Case("calling None", "f = None\nreturn f(score)", "f(score)", "NoneType", "use arithmetic"),
+    Case("wrong arguments of a function", "return mx.exp(score, 2, 3)", "mx.exp(score, 2, 3)",
+         "exp(..., ..., ...) has no kernel form", "pass the numbers alone, by position"),
+    Case("keyword of a function", "return mx.where(condition=score, x=1, y=2)",
+         "mx.where(condition=score, x=1, y=2)", "where(condition=..., x=..., y=...) has no kernel form",
+         "pass the numbers alone"),
+    Case("min with a key", "return min([score, 1], key=lambda x: -x)", "min([score, 1], key=lambda x: -x)",
+         "min() with key=", "compare the candidates with min(a, b)"),
+    Case("max of one number", "return max(score)", "max(score)", "the number score cannot be looped over",
+         "loop over range(...) or a container"),
+    Case("round to digits", "return round(score, 2)", "round(score, 2)", "round(x, digits) has no kernel form",
+         "write round(x * 10**digits) / 10**digits"),
+    # ---- functions that are not known
+    Case("unknown mx function", "return mx.fft.fft(score)", "mx.fft.fft(score)",
+         "mx.fft is not a function that a kernel can compute", "elementwise functions of mx, math or numpy"),
+    Case("no such mx function", "return mx.sigmod(score)", "mx.sigmod", "mlx.core has no sigmod",
+         "did you mean mx.sigmoid?"),
+    Case("no such thing at all", "return mx.zzzqqq(score)", "mx.zzzqqq", "mlx.core has no zzzqqq",
+         "check the spelling"),
+    Case("unknown math function", "return math.gamma(score)", "math.gamma(score)",
+         "math.gamma is not a function that a kernel can compute", "use arithmetic, comparisons"),
+    Case("unknown builtin", "return hash(score)", "hash(score)", "hash is not a function that a kernel can compute",
+         "use arithmetic"),
+    Case("torch function", "return torch.exp(score)", "torch.exp(score)", "torch.exp cannot run in a kernel",
+         "write mx.exp(...) instead"),
+    Case("jax function", "return jnp.arcsinh(score)", "jnp.arcsinh(score)", "jnp.arcsinh cannot run in a kernel",
+         "write mx.arcsinh(...) instead"),
+    Case("scipy function", "return scipy.gammaln(score)", "scipy.gammaln(score)",
+         "scipy.gammaln is not a function that a kernel can compute", "a helper written in Python"),
+    Case("a class of the user's", "return Foreign(score)", "Foreign", "name 'Foreign' is not defined",
+         "check the spelling, or define it before the call"),
+    # ---- reductions and whole arrays
+    Case("mx reduction", "return score + mx.sum(a1)", "mx.sum(a1)",
+         "mx.sum reduces an array, and a mod sees one score at a time",
+         "compute mx.sum(...) outside the mod and index the result inside it, for example row_sum[q_idx]"),
+    Case("mx reduction of the score", "return mx.softmax(score)", "mx.softmax(score)", "mx.softmax reduces an array",
+         "outside the mod"),
+    Case("numpy reduction", "return score + np.mean(a1)", "np.mean(a1)", "np.mean reduces an array",
+         "row_mean[q_idx]"),
+    Case("method reduction", "return score + a2[h].max()", "a2[h].max", "a2.max() reduces a captured array",
+         "compute it once outside, row_max = a2.max(...), and index row_max in the mod"),
+    Case("sum of an array", "return score + sum(a1)", "sum(a1)",
+         "sum(a1) reduces a captured array, and a mod sees one score at a time",
+         "compute it outside the mod, total = mx.sum(a1), and capture total"),
+    Case("max of an array", "return score + max(a2[h])", "max(a2[h])", "max(a2) reduces a captured array",
+         "capture total"),
+    Case("method of an array", "return score + a2.T[h, b]", "a2.T", "a2.T works on the whole captured array",
+         "prepare the array outside the mod and index it here: a2[...]"),
+    Case("elementwise on an array", "return mx.exp(a1)", "mx.exp(a1)",
+         "a1 still has 1 of its 1 dimensions here and is not a number", "index it down to one element: a1[...]"),
+    Case("arithmetic on an array", "return score + a2[h]", "score + a2[h]",
+         "a2 still has 1 of its 2 dimensions here", "a2[...]"),
+    Case("comparing an array", "return a1 > 0", "a1 > 0", "is not a number", "index it down to one element"),
+    Case("truth of an array", "return 1 if a1 else 0", "1 if a1 else 0", "is not a number", "index it down"),
+    Case("looping over a huge array", "return sum(x for x in huge)", "(x for x in huge)",
+         "a loop over the 20000 elements of huge", "index the array instead"),
+    Case("making an array", "return mx.array([score, 1])", "mx.array([score, 1])",
+         "an array cannot be made inside a mod", "make it outside and index it here"),
+    Case("complex array", "return waves[0]", "waves", "waves is an array of complex64, which a kernel cannot read",
+         "capture real parts"),
+    Case("array of strings", "return strings[0]", "strings", "which a kernel cannot read",
+         "convert it to a bool, integer or float array"),
+    Case("empty array", "return empty[h, 0]", "empty", "empty is an empty array, of shape (0, 3)",
+         "capture at least one element"),
+    # ---- items
+    Case("slice of an array", "return a2[h, :]", "a2[h, :]", "a2 is indexed with a slice, which gives an array",
+         "index every axis with a number; slice the array outside the mod"),
+    Case("ellipsis", "return a2[..., 0]", "a2[..., 0]", "a2 is indexed with ..., which gives an array",
+         "index every axis"),
+    Case("new axis", "return a2[None, h]", "a2[None, h]", "a2 is indexed with None", "index every axis"),
+    Case("too many indices", "return a1[h, b]", "a1[h, b]", "too many indices: a1 has 1 dimensions",
+         "leave out what is too much"),
+    Case("too many indices, chained", "return a2[h][b][q_idx]", "a2[h][b][q_idx]",
+         "too many indices: a2 has 2 dimensions", "leave out"),
+    Case("float index", "return a1[q_idx / 2]", "a1[q_idx / 2]",
+         "a1 is indexed with a float, and array indices are integers", "convert the index with int(...)"),
+    Case("bool index", "return a1[q_idx > 2]", "a1[q_idx > 2]", "a1 is indexed with a bool",
+         "convert the index with int(...)"),
+    Case("literal bool index", "return a1[True]", "a1[True]", "a1 is indexed with a bool", "int(...)"),
+    Case("string index", "return a1['x']", "a1['x']", "a1 is indexed with a str", "int(...)"),
+    Case("index out of range", "return a2[h, 5]", "a2[h, 5]",
+         "index 5 is out of range for axis 1 of a2, which has size 5", "stay inside the array"),
+    Case("negative index out of range", "return a1[-4]", "a1[-4]",
+         "index -4 is out of range for axis 0 of a1, which has size 3", "stay inside the array"),
+    Case("setting an element of an array", "a1[0] = score\nreturn score", "a1[0] = score",
+         "an element of a captured array is set", "a mod must not change what it captures"),
+    Case("indexing a number", "return score[0]", "score[0]", "score is a number and cannot be indexed",
+         "index a captured array"),
+    Case("indexing an element", "x = a1[h] + 0\nreturn x[0]", "x[0]", "is a number and cannot be indexed",
+         "index a captured array"),
+    Case("dict by symbol", "return {0: 1.0, 1: 2.0}[h]", "{0: 1.0, 1: 2.0}[h]",
+         f"a dictionary key depends on h, which is {UNKNOWN}",
+         "replace the dict by an mx.array indexed with the number"),
+    Case("dict.get by symbol", "return {0: 1.0}.get(h, 0)", "{0: 1.0}.get(h, 0)", "a dictionary key depends on h",
+         "replace the dict by an mx.array"),
+    Case("symbol as a key", "return len({h: 1})", "{h: 1}", "a dictionary key depends on h", "replace the dict"),
+    Case("list of strings by symbol", "return score if words[h] == 'a' else 0", "words[h]",
+         "this list of 2 elements cannot be indexed by a symbolic number",
+         "make it one array outside the mod (mx.array or mx.stack)"),
+    Case("list of arrays by symbol", "return [a1, a1][h][0]", "[a1, a1][h]",
+         "this list of 2 elements cannot be indexed by a symbolic number", "mx.stack"),
+    Case("list by float symbol", "return [1, 2][score]", "[1, 2][score]", "a list is indexed with a float",
+         "convert the index with int(...)"),
+    Case("slice by symbol", "return sum([1, 2, 3][:h])", "[1, 2, 3][:h]", "a container index depends on h",
+         "capture an mx.array and index that"),
+    Case("foreign array by symbol", "return score + foreign[h]", "foreign[h]", "a Foreign is indexed by h",
+         "capture an mx.array instead (mx.array(x)) and index that"),
+    Case("string by symbol", "return score if 'abc'[h] == 'a' else 0", "'abc'[h]", "a str is indexed by h",
+         "capture an mx.array"),
+    Case("list index out of range", "return [1, 2][5]", "[1, 2][5]",
+         "Python raised IndexError in getitem: list index out of range",
+         "fix the expression; it runs as plain Python while the mod is traced"),
+    Case("missing key", "return captured_dict['b']", "captured_dict['b']", "Python raised KeyError",
+         "fix the expression"),
+    # ---- attributes and methods
+    Case("item", "return score.item()", "score.item", f".item() needs the value of score, which is {UNKNOWN}",
+         "leave out .item(): a mod computes with the symbolic number itself"),
+    Case("tolist of an element", "return a1[h].tolist()", "a1[h].tolist", ".tolist() needs the value of array0[h]",
+         "leave out .tolist()"),
+    Case("unknown attribute of a number", "return score.foo", "score.foo", "a number in a mod has no attribute foo",
+         "use operators and mx functions on it"),
+    Case("unknown attribute of an object", "return score + config.y", "config.y",
+         "Python raised AttributeError in getattr", "fix the expression"),
+    Case("setting an attribute", "config.x = score\nreturn score", "config.x = score",
+         "a mod must not change objects", "keep intermediate values in local variables"),
+    Case("augmenting an attribute", "config.x += 1\nreturn score", "config.x += 1", "a mod must not change objects",
+         "keep intermediate values"),
+    Case("astype float16", "return mx.array(score).astype(mx.float16)", "mx.array(score).astype(mx.float16)",
+         "kernels have no numbers of type float16", "use mx.float32, mx.int32 or mx.bool_"),
+    Case("list.index of a symbol", "return [1, q_idx].index(h)", "[1, q_idx].index(h)",
+         f".index() compares values that are {UNKNOWN}", "compare them one by one"),
+    Case("sorting symbols", "xs = [q_idx, h]\nxs.sort()\nreturn xs[0]", "xs.sort()",
+         f".sort() compares values that are {UNKNOWN}", "min, max, or `in`"),
+    Case("sorted symbols", "return sorted([q_idx, h])[0]", "sorted([q_idx, h])",
+         "sorted is not a function that a kernel can compute", "use arithmetic"),
+    # ---- changes
+    Case("appending to a captured list", "captured_list.append(1)\nreturn score", "captured_list.append(1)",
+         ".append() changes a captured list",
+         "a mod must not change what it captures: copy it first, xs = list(xs)"),
+    Case("setting a captured key", "captured_dict['b'] = 1\nreturn score", "captured_dict['b'] = 1",
+         "setting an element changes a captured dict", "must not change what it captures"),
+    Case("augmenting a captured list", "xs = captured_list\nxs += [1]\nreturn score", "xs += [1]",
+         "+= changes a captured list", "copy it first"),
+    Case("updating a captured dict", "captured_dict.update(a=2)\nreturn score", "captured_dict.update(a=2)",
+         ".update() changes a captured dict", "copy it first"),
+    Case("append under a symbol", "xs = []\nif score > 0:\n    xs.append(1)\nreturn len(xs)", "xs.append(1)",
+         f".append() changes a list under a condition {UNKNOWN}",
+         "change it on every path, with an element chosen by the condition: xs[i] = x if c else xs[i]"),
+    Case("set item under a symbol", "xs = [1]\nif score > 0:\n    xs[0] = 2\nreturn xs[0]", "xs[0] = 2",
+         "setting an element changes a list under a condition", "xs[i] = x if c else xs[i]"),
+    Case("dict under a symbol", "d = {}\nif score > 0:\n    d['a'] = 2\nreturn score", "d['a'] = 2",
+         "setting an element changes a dict under a condition", "change it on every path"),
+    Case("augment under a symbol", "xs = [1]\nif score > 0:\n    xs += [2]\nreturn len(xs)", "xs += [2]",
+         "+= changes a list under a condition", "change it on every path"),
+    Case("append after a break",
+         "xs = []\nfor i in range(3):\n    if i == q_idx:\n        break\n    xs.append(i)\nreturn sum(xs)",
+         "xs.append(i)", ".append() changes a list under a condition", "change it on every path"),
+    Case("append after a continue",
+         "xs = []\nfor i in range(3):\n    if i == q_idx:\n        continue\n    xs.append(i)\nreturn sum(xs)",
+         "xs.append(i)", ".append() changes a list under a condition", "change it on every path"),
+    Case("append in a later iteration",
+         "xs = []\nfor i in range(3):\n    xs.append(i)\n    if i == q_idx:\n        break\nreturn sum(xs)",
+         "xs.append(i)", ".append() changes a list under a condition", "change it on every path"),
+    Case("append after a return in a helper",
+         "def f(xs):\n    if score > 0:\n        return 0\n    xs.append(1)\n    return 1\nxs = []\ny = "
+         "f(xs)\nreturn sum(xs) + y", "xs.append(1)", ".append() changes a list under a condition",
+         "change it on every path"),
+    Case("append in a conditional expression", "xs = []\nscore > 0 and xs.append(1)\nreturn len(xs)", "xs.append(1)",
+         ".append() changes a list under a condition", "change it on every path"),
+    Case("append in the else of a loop",
+         "xs = []\nfor i in range(3):\n    if i == q_idx:\n        break\nelse:\n    xs.append(1)\nreturn len(xs)",
+         "xs.append(1)", ".append() changes a list under a condition", "change it on every path"),
+    Case("setting an element of a tuple", "x = (1, 2)\nx[0] = score\nreturn score", "x[0] = score",
+         "an element of a tuple is set", "keep intermediate values in local variables"),
+    # ---- operators
+    Case("invert a bool", "return ~(q_idx > 1)", "~(q_idx > 1)",
+         "~ on a bool is -1 or -2 in Python, both of them true", "write `not x` (or mx.logical_not(x))"),
+    Case("invert a float", "return ~score", "~score", "~ on a float", "convert with int(...) first"),
+    Case("bits of a float", "return score & 1", "score & 1", "& on a float", "convert with int(...) first"),
+    Case("shift by a float", "return q_idx << score", "q_idx << score", "<< on a float",
+         "convert with int(...) first"),
+    Case("matmul", "return score @ a1", "score @ a1", "matrix multiplication inside a mod",
+         "write the sum of products over a fixed range"),
+    Case("augmented matmul", "score @= a1\nreturn score", "score @= a1", "matrix multiplication inside a mod",
+         "sum of products"),
+    Case("number and string", "return score + 'a'", "score + 'a'", "+ between a str and the number score",
+         "use numbers on both sides"),
+    Case("string formatting", "x = 'q %d' % q_idx\nreturn score", "'q %d' % q_idx",
+         "% between a str and the number q_idx", "use numbers on both sides"),
+    Case("number and list", "return [1] + score", "[1] + score", "+ between a list and the number score",
+         "use numbers on both sides"),
+    Case("repeat by symbol", "return len([1] * h)", "[1] * h", f"a repeat count depends on h, which is {UNKNOWN}",
+         "use a fixed length"),
+    Case("number and None", "return score + None", "score + None",
+         "a NoneType cannot be combined with a symbolic number",
+         "use numbers, booleans and elements of captured arrays"),
+    Case("ordering with a string", "return score < 'a'", "score < 'a'",
+         "a str cannot be combined with a symbolic number", "use numbers"),
+    Case("complex number", "return score * 1j", "score * 1j", "a complex cannot be combined", "use numbers"),
+    Case("large literal", "return q_idx + 2147483648", "q_idx + 2147483648",
+         "the integer 2147483648 does not fit int32, the integer type of kernels",
+         "write it as a float (2147483648.0)"),
+    Case("large captured integer", "return score + big", "big",
+         "the captured integer big = 1099511627776 does not fit int32", "make it a float (1099511627776.0)"),
+    Case("is between numbers", "return 1 if q_idx is kv_idx else 0", "q_idx is kv_idx", "`is` between two numbers",
+         "write `==`"),
+    Case("is True", "return 1 if (q_idx > 1) is True else 0", "(q_idx > 1) is True", "`is` between two numbers",
+         "write `==`"),
+    Case("order of tuples", "return (q_idx, 1) < (h, 2)", "(q_idx, 1) < (h, 2)", "an order depends on q_idx",
+         "compare the elements one by one"),
+    Case("comparing records", "return Window(q_idx) == Window(h)", "Window(q_idx) == Window(h)",
+         "== between objects that hold symbolic values", "compare their fields"),
+    Case("len of a number", "return len(score)", "len(score)", "len() of the number score",
+         "take the len() of an array or container"),
+    Case("looping over a number", "for x in q_idx:\n    pass\nreturn score", "for x in q_idx:",
+         "the number q_idx cannot be looped over", "loop over range(...) or a container"),
+    Case("literal division by zero", "x = 5 // 0\nreturn score + x", "5 // 0",
+         "Python raised ZeroDivisionError in floordiv: integer division or modulo by zero", "fix the expression"),
+    Case("adding a string and a list", "x = 'a' + []\nreturn score", "'a' + []", "Python raised TypeError in add",
+         "it runs as plain Python while the mod is traced"),
+    Case("negating a string", "x = -'a'\nreturn score", "-'a'", "Python raised TypeError in neg",
+         "fix the expression"),
+    # ---- names and targets
+    Case("undefined name", "return scoer", "scoer", "name 'scoer' is not defined",
+         "check the spelling, or define it before the call"),
+    Case("read before assignment", "y = x + 1\nx = 2\nreturn y", "x", "x has no value here",
+         "give x a value on every path that leads here"),
+    Case("empty cell",
+         "def outer():\n    def mod(score, b, h, q_idx, kv_idx):\n        return score * later\n    return "
+         "mod\n    later = 1\nmod = outer()", "later", "later has no value yet in the enclosing function",
+         "assign later before using the mod"),
+    Case("unpacking too many", "x, y = 1, 2, 3\nreturn score", "x, y = 1, 2, 3",
+         "3 values cannot be unpacked into 2 names", "match the counts"),
+    Case("unpacking too few", "x, *y, z = [1]\nreturn score", "x, *y, z = [1]",
+         "1 values cannot be unpacked into 3 names", "match the counts"),
+    Case("unpacking a number", "x, y = q_idx\nreturn score", "x, y = q_idx",
+         "the number q_idx cannot be looped over", "loop over range"),
+    Case("missing import", "import not_a_module\nreturn score", "import not_a_module",
+         "Python raised ModuleNotFoundError", "fix the expression"),
+    Case("missing name in a module", "from math import nothing\nreturn score", "from math import nothing",
+         "math.nothing", "fix the expression"),
+    # ---- statements
+    Case("try", "try:\n    pass\nexcept ValueError:\n    pass\nreturn score", "try:",
+         "the statement `try` has no meaning in a mod", "a kernel raises nothing: test the condition with `if`"),
+    Case("with", "with open('x') as f:\n    return score", "with open('x') as f:",
+         "the statement `with` has no meaning in a mod", "open resources outside the mod"),
+    Case("global", "global n\nn = 4\nreturn score", "global n", "the statement `global` has no meaning in a mod",
+         "a mod must not change outside variables"),
+    Case("nonlocal", "x = 1\ndef f():\n    nonlocal x\n    x = 2\nf()\nreturn score", "nonlocal x",
+         "the statement `nonlocal` has no meaning in a mod", "return the value instead"),
+    Case("del", "del score\nreturn 1", "del score", "the statement `del` has no meaning in a mod",
+         "just stop using the name"),
+    Case("class", "class C:\n    pass\nreturn score", "class C:", "the statement `class` has no meaning in a mod",
+         "define the class outside the mod"),
+    Case("match", "match n:\n    case 3:\n        return score\nreturn 0", "match n:",
+         "the statement `match` has no meaning in a mod", "write if/elif"),
+    Case("inner async function", "async def f():\n    pass\nreturn score", "async def f():",
+         "the statement `async def` has no meaning in a mod", "write a plain def"),
+]
+# fmt: on
+
+
+def failure(case: Case) -> TraceError:
+    with pytest.raises(TraceError) as caught:
+        tracer.trace(case.define(), case.kind)
+    return caught.value
+
+
+def marked(message: str) -> str:
+    """What the last caret of a message stands under."""
+    lines = message.splitlines()
+    at = max(i for i, line in enumerate(lines) if set(line.strip()) == {"^"})
+    start, end = lines[at].index("^"), len(lines[at])
+    return lines[at - 1][start:end]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_messages(case: Case) -> None:
+    error = failure(case)
+    message = str(error)
+    assert case.reason in error.reason, message
+    assert case.remedy in error.remedy, message
+    assert message.startswith(f"cannot trace {error.mod}: {error.reason}\n")
+    assert message.splitlines()[-1] == f"Remedy: {error.remedy}"
+    assert marked(message) == case.under, message
+    assert f'  File "<case {case.name}>", line ' in message
+
+
+def test_names_are_distinct() -> None:
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+# ---- the whole message -----------------------------------------------------------------------------------------------
+
+
+def test_a_whole_message() -> None:
+    case = Case("whole", "\n\ndistance = q_idx - kv_idx\nreturn score * größe(distance)\n", "", "", "")
+    assert str(failure(case)) == (
+        "cannot trace mod: name 'größe' is not defined\n"
+        '  File "<case whole>", line 3, in mod\n'
+        "    return score * größe(distance)\n"
+        "                   ^^^^^\n"
+        "Remedy: check the spelling, or define it before the call"
+    )
+
+
+def test_calls_are_shown_from_the_outside_in() -> None:
+    text = """
+    def inner(x):
+        return x.item()
+
+    def outer(x):
+        y = inner(x)
+        return y
+
+    def mod(score, b, h, q_idx, kv_idx):
+        return outer(score) + 1
+    """
+    error = failure(Case("calls", text, "", "", ""))
+    assert [(place.function, place.line) for place in error.places] == [("mod", 9), ("outer", 5), ("inner", 2)]
+    assert re.sub(r"\s*\^+", "", str(error)) == (
+        "cannot trace mod: .item() needs the value of score, which is known only inside the kernel\n"
+        '  File "<case calls>", line 9, in mod\n    return outer(score) + 1\n'
+        '  File "<case calls>", line 5, in outer\n    y = inner(x)\n'
+        '  File "<case calls>", line 2, in inner\n    return x.item()\n'
+        "Remedy: leave out .item(): a mod computes with the symbolic number itself"
+    )
+
+
+def test_the_cause_is_kept() -> None:
+    error = failure(next(case for case in CASES if case.name == "list index out of range"))
+    assert isinstance(error.__cause__, IndexError)
+
+
+def test_an_expression_of_many_lines_is_marked_on_its_first() -> None:
+    error = failure(Case("lines", "return (score +\n        missing(\n            1))", "", "", ""))
+    assert marked(str(error)) == "missing"
+
+
+def test_a_place_without_its_line() -> None:
+    assert str(Place("<gone>", "f", 3)) == '  File "<gone>", line 3, in f'
+
+
+def test_tabs_and_wide_characters_keep_the_caret_in_place() -> None:
+    error = failure(Case("tabs", SCORE + "\tnäme = 'ü'; return score + missing", "", "", ""))
+    assert marked(str(error)) == "missing"
+
+
+def test_errors_can_be_raised_again_and_hashed() -> None:
+    error = TraceError("mod", "reason", "remedy")
+    assert {error: 1}[error] == 1 and str(error) == "cannot trace mod: reason\nRemedy: remedy"
+    assert errors.TraceError is tracer.TraceError
+
+
+def test_division_of_numbers_of_the_call_is_reported_at_the_call() -> None:
+    with pytest.raises(ZeroDivisionError, match="integer division or modulo by zero = 0"):
+        function = Case("zero", "return score + q_idx // zero", "", "", "").define()
+        tracer.Traces().bind(function, "score_mod")
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (max, "max is not a function written in Python"),
+        (functools.partial(max, 1), "max is not a function written in Python"),
+        (3, "int is not a function written in Python"),
+    ],
+)
+def test_what_is_not_a_python_function(function: Any, reason: str) -> None:
+    with pytest.raises(TraceError, match=reason):
+        tracer.trace(function, "score_mod")
+
+
+def test_a_deep_expression() -> None:
+    text = "return " + "(" * 80 + "score" + ".real" * 0 + " if score else 1)" * 80
+    old = sys.getrecursionlimit()
+    function = Case("deep", text, "", "", "").define()
+    sys.setrecursionlimit(len_of_stack() + 150)
+    try:
+        with pytest.raises(TraceError, match="an expression nests too deeply"):
+            tracer.trace(function, "score_mod")
+    finally:
+        sys.setrecursionlimit(old)
+
+
+def len_of_stack() -> int:
+    depth, frame = 0, sys._getframe()
+    while frame is not None:
+        depth, frame = depth + 1, frame.f_back  # type: ignore[assignment]
+    return depth
+
+
+# ---- every place that raises is reached ----------------------------------------------------------------------
+
+
+def sites() -> Iterator[tuple[str, range]]:
+    """Where the tracer makes an Untraceable: file name, lines."""
+    for path in sorted(Path(tracer.__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Untraceable":
+                yield path.name, range(node.lineno, (node.end_lineno or node.lineno) + 1)
+
+
+OTHER_TESTS = {"source.py"}  # test_source.py has files and texts for these
+
+
+def test_every_error_has_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: set[tuple[str, int]] = set()
+    original = Untraceable.__init__
+
+    def recording(self: Untraceable, reason: str, remedy: str) -> None:
+        frame = sys._getframe(1)
+        reached.add((Path(frame.f_code.co_filename).name, frame.f_lineno))
+        original(self, reason, remedy)
+
+    monkeypatch.setattr(Untraceable, "__init__", recording)
+    functions: list[tuple[Any, Callable[[], tracer.Kind]]] = [(max, lambda: "mask_mod")]
+    for case in CASES:
+        functions.append((case.define(), lambda kind=case.kind: kind))  # type: ignore[misc]
+    for function, kind in functions:
+        with pytest.raises(TraceError):
+            tracer.trace(function, kind())
+    missed = [
+        f"{name}:{lines.start}"
+        for name, lines in sites()
+        if name not in OTHER_TESTS and not any((name, line) in reached for line in lines)
+    ]
+    assert not missed, f"no case of the table raises at {missed}"

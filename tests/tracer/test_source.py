@@ -1,0 +1,287 @@
+"""Functions from files, cells, exec and lambdas: their source is found, or the error says how to help."""
+
+# ruff: noqa: E501, E702, E731, F841
+from __future__ import annotations
+
+import functools
+import importlib
+import linecache
+import re
+import sys
+import textwrap
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agreement import agrees, traced
+
+from flextrace import tracer
+
+
+def run_text(text: str, filename: str, register: bool = True, **names: Any) -> dict[str, Any]:
+    """exec, with the text in linecache as notebooks do it."""
+    text = textwrap.dedent(text)
+    if register:
+        linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    exec(compile(text, filename, "exec"), names)
+    return names
+
+
+def import_text(folder: Path, name: str, text: str) -> types.ModuleType:
+    (folder / f"{name}.py").write_text(textwrap.dedent(text))
+    sys.path.insert(0, str(folder))
+    try:
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(folder))
+
+
+# ---- lambdas -----------------------------------------------------------------------------------------------------
+
+first, second = lambda b, h, q_idx, kv_idx: q_idx > kv_idx, lambda b, h, q_idx, kv_idx: q_idx < kv_idx
+nested = lambda b, h, q_idx, kv_idx: (lambda x: x > kv_idx)(q_idx) and (lambda y: y != kv_idx)(h)
+multiline = lambda b, h, q_idx, kv_idx: (
+    q_idx
+    >=
+    kv_idx - 2
+)  # fmt: skip
+in_call = functools.partial(
+    lambda width, b, h, q_idx, kv_idx: q_idx - kv_idx < width, 3)  # fmt: skip
+table = {"a": lambda b, h, q_idx, kv_idx: h == 0, "b": lambda b, h, q_idx, kv_idx: h == 1, "c": lambda b, h, q_idx, kv_idx: b == 1}  # fmt: skip
+with_default = lambda b, h, q_idx, kv_idx, f=(lambda b, h, q_idx, kv_idx: q_idx == 1): f(b, h, q_idx, kv_idx)
+makers = [lambda w: lambda b, h, q_idx, kv_idx: q_idx < w, lambda w: lambda b, h, q_idx, kv_idx: q_idx > w]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [first, second, nested, multiline, in_call, *table.values(), with_default, makers[0](3), makers[1](3)],
+)
+def test_lambdas(function: Callable[..., Any]) -> None:
+    agrees(function, "mask_mod")
+
+
+def test_two_equal_lambdas_on_one_line() -> None:
+    pair = (lambda b, h, q_idx, kv_idx: q_idx > 1, lambda b, h, q_idx, kv_idx: q_idx > 1)
+    for function in pair:
+        agrees(function)
+
+
+def test_lambdas_that_differ_in_a_constant_or_name() -> None:
+    x, y = 1, 2
+    several = [lambda b, h, q_idx, kv_idx: q_idx > 1, lambda b, h, q_idx, kv_idx: q_idx > 2, lambda b, h, q_idx, kv_idx: q_idx > x, lambda b, h, q_idx, kv_idx: q_idx > y]  # fmt: skip
+    assert len({traced(function).tobytes() for function in several}) == 2
+    for function in several:
+        agrees(function)
+
+
+# ---- functions -----------------------------------------------------------------------------------------------------
+
+
+def passes(function: Any = None, **options: Any) -> Any:
+    return function if function is not None else lambda inner: inner
+
+
+@passes
+@passes(
+    a=1,
+    b=[
+        2,
+    ],
+)
+@passes(key=lambda x: x > 1)
+def decorated_thrice(
+    b,
+    h,
+    q_idx,
+    kv_idx,
+):  # fmt: skip
+    """Text that looks dedented:
+    def decorated_thrice(x):
+    """
+    return q_idx >= kv_idx  # with a comment
+    # and one after the end
+
+
+class Outer:
+    class Inner:
+        def make(self):
+            window = 3
+
+            def mod(b, h, q_idx, kv_idx):
+                return q_idx - kv_idx < window and self.__secret(h)
+
+            return mod
+
+        def __secret(self, h):
+            return h > 0
+
+
+if True:
+
+    def indented(b, h, q_idx, kv_idx): return h == 2; unreachable = 1  # fmt: skip
+
+
+def test_functions_in_a_file() -> None:
+    agrees(decorated_thrice)
+    agrees(Outer.Inner().make())
+    agrees(indented)
+
+
+def test_functions_of_another_module(tmp_path: Path) -> None:
+    module = import_text(
+        tmp_path,
+        "mods_of_the_user",
+        """
+        import math
+        SCALE = 2
+        def helper(x):
+            return math.sqrt(x) * SCALE
+        def mod(score, b, h, q_idx, kv_idx):
+            return score + helper(h)
+        """,
+    )
+    agrees(module.mod)
+
+    def through_the_module(score, b, h, q_idx, kv_idx):
+        return module.mod(score, b, h, q_idx, kv_idx) - module.helper(q_idx)
+
+    agrees(through_the_module)
+
+
+def test_functions_of_a_module_with_other_global_methods(tmp_path: Path) -> None:
+    """The bytecode of `name.method()` depends on whether an import binds the name."""
+    module = import_text(
+        tmp_path,
+        "other_globals",
+        """
+        try:
+            import math as m
+        except ImportError:
+            m = None
+        config = {"a": 1}
+        def mod(score, b, h, q_idx, kv_idx):
+            return score + config.get("a") + m.exp(h)
+        """,
+    )
+    agrees(module.mod)
+
+
+def test_a_notebook_cell() -> None:
+    cell = """
+    import math
+
+    def helper(x):
+        return x * 2
+
+    def mod(score, b, h, q_idx, kv_idx):
+        return helper(score) + math.exp(h)
+    """
+    names = run_text(cell, "/tmp/ipykernel_4242/1234567.py")
+    agrees(names["mod"])
+    again = run_text(cell.replace("* 2", "* 3"), "/tmp/ipykernel_4242/7654321.py")
+    agrees(again["mod"])
+    with pytest.raises(tracer.TraceError, match=r"7654322\.py"):
+        third = run_text(cell.replace("* 2", "* open"), "/tmp/ipykernel_4242/7654322.py")
+        tracer.trace(third["mod"], "score_mod")
+
+
+def test_equal_functions_of_two_cells_are_told_apart_in_errors() -> None:
+    text = "def mod(b, h, q_idx, kv_idx):\n    return undefined\n"
+    for filename in ("<ipython-input-1-abc>", "<ipython-input-2-abc>"):
+        with pytest.raises(tracer.TraceError, match=filename):
+            tracer.trace(run_text(text, filename)["mod"], "mask_mod")
+
+
+def test_exec_with_linecache() -> None:
+    agrees(run_text("def mod(b, h, q_idx, kv_idx): return q_idx > kv_idx", "<made by exec>")["mod"])
+
+
+def test_future_annotations_and_odd_signatures() -> None:
+    names = run_text(
+        """
+        from __future__ import annotations
+        def mod(score: Unknown, b, /, h, q_idx, kv_idx, *, scale: list[Unknown] = 2.0, **rest) -> Unknown:
+            def inner(x: Unknown = score) -> Unknown:
+                y: Unknown = x
+                return y
+            return inner() * scale
+        """,
+        "<odd>",
+    )
+    agrees(names["mod"])
+
+
+def test_assert_statements_may_be_rewritten() -> None:
+    """pytest compiles this very function from a changed tree."""
+
+    def mod(score, b, h, q_idx, kv_idx):
+        assert 2 > 1, f"checked {7}"
+        return score
+
+    agrees(mod)
+
+
+# ---- no source -------------------------------------------------------------------------------------------------------
+
+
+def test_exec_without_linecache() -> None:
+    mod = run_text("def mod(b, h, q_idx, kv_idx): return q_idx > kv_idx", "<string>", register=False)["mod"]
+    with pytest.raises(tracer.TraceError) as caught:
+        tracer.trace(mod, "mask_mod")
+    message = str(caught.value)
+    assert 'the source of mod is not available (file "<string>")' in message
+    assert "Remedy: define the function in a file or notebook cell; for a function made by exec" in message
+    assert "linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)" in message
+
+
+def test_the_remedy_for_exec_works() -> None:
+    text, filename = "def mod(b, h, q_idx, kv_idx):\n    return q_idx > kv_idx\n", "<remedy>"
+    mod = run_text(text, filename, register=False)["mod"]
+    with pytest.raises(tracer.TraceError):
+        tracer.trace(mod, "mask_mod")
+    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
+    agrees(mod)
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        "def mod(b, h, q_idx, kv_idx):\n    return q_idx > 4\n",  # another constant
+        "def mod(b, h, q_idx, kv_idx):\n    return q_idx < 3\n",  # another operator
+        "def mod(b, h, q_idx, kv_idx):\n    return h > 3\n",  # another name
+        "\n\ndef mod(b, h, q_idx, kv_idx):\n    return q_idx > 3\n",  # moved
+        "def mod(b, h, q_idx, kv_idx):\n    return q_idx >\n",  # broken
+        "",
+    ],
+)
+def test_a_file_edited_after_the_import(tmp_path: Path, edited: str) -> None:
+    name = f"edited_{abs(hash(edited))}"
+    module = import_text(tmp_path, name, "def mod(b, h, q_idx, kv_idx):\n    return q_idx > 3\n")
+    path = tmp_path / f"{name}.py"
+    path.write_text(edited)
+    with pytest.raises(tracer.TraceError) as caught:
+        tracer.trace(module.mod, "mask_mod")
+    if edited:
+        assert f'line 1 of "{path}" no longer holds the source of mod' in str(caught.value)
+        assert "Remedy: reload the module (or restart the notebook kernel) after editing it" in str(caught.value)
+    else:  # by Python version
+        assert re.search("is not available|no longer holds", str(caught.value))
+
+
+def test_functions_without_python_source() -> None:
+    with pytest.raises(tracer.TraceError, match="max is not a function written in Python"):
+        tracer.trace(max, "mask_mod")
+
+
+def test_finding_a_function_is_quick_in_a_long_file(tmp_path: Path) -> None:
+    filler = "\n".join(f"def f{i}(x):\n    y = x * {i}\n    return [y for _ in range(3)]\n" for i in range(2000))
+    text = f"import math\n{filler}\ndef mod(score, b, h, q_idx, kv_idx):\n    return math.exp(score)\n"
+    module = import_text(tmp_path, "a_long_file", text)
+    linecache.getlines(module.__file__)
+    start = time.perf_counter()
+    tracer.trace(module.mod, "score_mod")
+    assert time.perf_counter() - start < 0.02  # parsing the file takes longer

@@ -1,0 +1,70 @@
+"""Python callable -> its kind: whether it takes the arguments of a score_mod or of a mask_mod."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from typing import Any, Literal
+
+from .errors import Untraceable
+from .source import NOT_PLAIN, source_of
+
+Kind = Literal["score_mod", "mask_mod"]
+ARGUMENTS: dict[Kind, tuple[str, ...]] = {
+    "score_mod": ("score", "b", "h", "q_idx", "kv_idx"),
+    "mask_mod": ("b", "h", "q_idx", "kv_idx"),
+}
+
+
+def name_of(function: Any) -> str:
+    """The name that messages, manifests and kernels use."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def underlying(function: Any) -> types.FunctionType | None:
+    """The function written in Python that a call of `function` ends in, if there is one."""
+    if type(function) is types.FunctionType:
+        return function
+    while isinstance(function, functools.partial) or hasattr(function, "__flextrace_function__"):
+        function = function.func if isinstance(function, functools.partial) else function.__flextrace_function__
+    if isinstance(function, functools._lru_cache_wrapper):
+        function = function.__wrapped__
+    if not isinstance(function, (types.FunctionType, types.MethodType, type)):
+        function = getattr(function, "__call__", function)  # noqa: B004 (the bound method itself is wanted)
+    function = getattr(function, "__func__", function)
+    return function if isinstance(function, types.FunctionType) else None
+
+
+def check_parameters(function: Any, kind: Kind) -> None:
+    """Raises Untraceable unless `function` is plain Python and takes the arguments of its kind."""
+    wanted = ARGUMENTS[kind]
+    python = underlying(function)
+    if python is None:
+        raise Untraceable(
+            f"{name_of(function)} is not a function written in Python", f"wrap it: def mod({', '.join(wanted)}): ..."
+        )
+    if python.__code__.co_flags & NOT_PLAIN:
+        source_of(python.__code__)  # says which, and what to write
+    count = count_parameters(function)
+    if count is not None and count != len(wanted):
+        raise Untraceable(
+            f"a {kind} takes {len(wanted)} arguments ({', '.join(wanted)}), {name_of(function)} takes {count}",
+            f"write def {name_of(function).strip('<>')}({', '.join(wanted)}): ...",
+        )
+
+
+def count_parameters(function: Any) -> int | None:
+    """How many positional parameters without default a call must give; None where *args takes any number."""
+    if type(function) is types.FunctionType and not hasattr(function, "__wrapped__"):
+        code = function.__code__
+        if code.co_flags & inspect.CO_VARARGS:
+            return None
+        return code.co_argcount - len(function.__defaults__ or ())
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.default is p.empty for p in parameters if p.kind in positional)
