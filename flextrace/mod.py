@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import functools
-import inspect
 import types
-import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 from flextrace.kernels import backend_for
-from flextrace.tracer import Bound, Expr, Kind, Trace, TraceError, Traces, count_parameters, name_of, underlying
-from flextrace.tracer.errors import Untraceable
-from flextrace.tracer.source import source_of
+from flextrace.tracer import Bound, Expr, Kind, Trace, Traces, name_of
 
 AnyMod = TypeVar("AnyMod", bound="Mod")
 _traces = Traces()
@@ -83,7 +78,7 @@ class Mod:
     def inspect(self) -> str:
         """The stages of this mod as text: the user's function, its expression, its captured inputs."""
         trace = self.trace()
-        lines = [repr(self), "", *canonical_source(self.__flextrace_function__).splitlines(), "", "expression:"]
+        lines = [repr(self), "", *trace.source().splitlines(), "", "expression:"]
         lines += [f"  {line}" for line in repr(trace.expr).splitlines()]
         lines += [f"  array{i} = {a.name} ({a.element}, {a.ndim} dimensions)" for i, a in enumerate(trace.arrays)]
         lines += [f"  number{i} = {n.name} ({n.dtype}, read at every call)" for i, n in enumerate(trace.numbers)]
@@ -160,33 +155,3 @@ def as_mod(function: Any, wanted: type[AnyMod], argument: str) -> AnyMod:
     if not callable(function):
         raise TypeError(f"{argument} takes a {wanted.kind} function, not a {type(function).__name__}")
     return wanted(function)
-
-
-def is_mask_function(value: Any) -> bool:
-    """Whether `value` is a mask_mod, or a plain function with the four parameters of one."""
-    if isinstance(value, Mod):
-        return isinstance(value, MaskMod)
-    return callable(value) and underlying(value) is not None and count_parameters(value) in (4, None)
-
-
-def canonical_source(function: Any) -> str:
-    """The function's source, rendered anew from its tree (comments and spacing gone)."""
-    python = underlying(function)
-    if python is None:
-        raise TraceError(name_of(function), "it is not written in Python", "wrap it in a Python function")
-    try:
-        node = source_of(python.__code__).node
-    except Untraceable as error:
-        raise TraceError(name_of(function), error.reason, error.remedy, error.places) from None
-    return render(node)
-
-
-def render(node: ast.AST) -> str:
-    """`node` as Python text, by astor; by `ast.unparse` where astor cannot (it needs names that Python 3.14 drops)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            import astor
-        except (ImportError, AttributeError):
-            return ast.unparse(node)
-        return inspect.cleandoc(str(astor.to_source(node)))

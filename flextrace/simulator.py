@@ -1,4 +1,4 @@
-"""The public face of the Metal simulator: `flex.simulator.metal_kernel(...)` tries a Metal kernel on any Linux machine."""
+"""The public face of the Metal simulator: `flextrace.simulator.metal_kernel(...)` tries a Metal kernel on Linux."""
 
 from flextrace.kernels.simulator import (
     BufferCount,

@@ -17,7 +17,8 @@ from .expr import Expr
 from .formulas import Rule
 from .paths import Path
 from .running import Running
-from .values import ArrayView, Callback, name_of
+from .signature import name_of
+from .values import ArrayView, Callback
 
 PLAIN = (Expr, bool, int, float, str, bytes, tuple, range, type(None))
 LIBRARIES = frozenset({"numpy", "mlx", "torch", "jax", "jaxlib", "scipy", "tensorflow"})

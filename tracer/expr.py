@@ -34,7 +34,6 @@ def _rows(names: str, arity: int, takes: str, gives: str) -> dict[str, Op]:
     return {name: Op(arity, takes, gives) for name in names.split()}
 
 
-LEAVES = ("const", "index", "score", "param")
 OPS: dict[str, Op] = {
     **_rows("add sub mul min max", 2, "number", "same"),
     **_rows("floor_div mod", 2, "number", "same"),

@@ -14,7 +14,7 @@ from .errors import Untraceable
 from .expr import IN_KERNEL, Expr
 from .objects import CONTAINERS, Objects, is_trusted
 from .paths import as_number_array
-from .values import MLX_DTYPES, NUMBERS, PYTHON_TYPES, ArrayView, Native, name_of
+from .values import MLX_DTYPES, NUMBERS, PYTHON_TYPES, ArrayView, Native
 
 MAX_CHOICES = 256
 
@@ -152,7 +152,7 @@ class Items(Objects):
         """A list of numbers indexed by a symbol: a captured one is read as an array, a local one selects."""
         if not isinstance(items, (list, tuple)):
             raise Untraceable(
-                f"a {name_of(type(items))} is indexed by {key!r}, which is known only inside the kernel",
+                f"a {type(items).__name__} is indexed by {key!r}, which is known only inside the kernel",
                 "capture an mx.array instead (mx.array(x)) and index that",
             )
         if key.dtype != "int":

@@ -7,6 +7,7 @@ made anew when a check (a type, a length, a number that decided a branch) no lon
 from __future__ import annotations
 
 import threading
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from .errors import Place, TraceError, Untraceable
 from .expr import KV_IDX, Q_IDX, SCORE, B, Expr, H, const, leaves, rebuild, walk
 from .read_statements import StatementReader
 from .reads import ArrayCapture, NumberCapture, Reads
+from .render import canonical_source
 from .signature import ARGUMENTS, Kind, check_parameters, name_of, underlying
 from .simplify import simplify
 
@@ -36,6 +38,11 @@ class Trace:
     numbers: tuple[NumberCapture, ...]
     reads: Reads
     volatile: bool
+    code: types.CodeType | None = None  # of the function, for showing its source
+
+    def source(self) -> str:
+        """The user's function as canonical text."""
+        return "" if self.code is None else canonical_source(self.code)
 
     def holds_for(self, function: Any) -> bool:
         """Whether every fact that the trace relied on is still so for `function`."""
@@ -116,6 +123,7 @@ def _trace(function: Any, kind: Kind, name: str) -> Trace:
         tuple(recorder.numbers[slot][0] for slot in numbers),
         recorder.reads(arrays, numbers, sorted(divisors)),
         recorder.volatile,
+        getattr(underlying(function), "__code__", None),
     )
 
 

@@ -20,6 +20,7 @@ from .errors import Untraceable
 from .evaluate import fold
 from .expr import AT_CALL, IN_KERNEL, NOW, Expr, apply, const, leaves, rebuild
 from .paths import Path, Result, plain
+from .signature import name_of
 
 NUMBERS = (bool, int, float)
 PYTHON_TYPES: dict[str, type] = {"bool": bool, "int": int, "float": float}
@@ -260,7 +261,3 @@ def is_record(kind: type) -> bool:
 
 def vars_of(record: Any) -> list[Any]:
     return [getattr(record, name, None) for name in getattr(record, "__dataclass_fields__", ())]
-
-
-def name_of(function: Any) -> str:
-    return str(getattr(function, "__name__", None) or type(function).__name__)

@@ -99,9 +99,10 @@ def _key(score_mod: Trace | None, mask_mod: Trace | None) -> tuple[Expr | None, 
 
 
 def describe(mod: Trace) -> dict[str, Any]:
-    """What a manifest says about a mod: name, expression, captured inputs."""
+    """What a manifest says about a mod: name, source, expression, captured inputs."""
     return {
         "name": mod.name,
+        "source": mod.source().split("\n"),
         "expression": repr(mod.expr).split("\n"),
         "arrays": [f"{a.name}: {a.element}, {a.ndim} dimensions" for a in mod.arrays],
         "numbers": [f"{n.name}: {n.dtype}" for n in mod.numbers],

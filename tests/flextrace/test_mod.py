@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
 import flextrace as flex
-from flextrace.mod import MaskMod, ScoreMod, as_mod, canonical_source, is_mask_function
+from flextrace.mod import MaskMod, ScoreMod, as_mod
 
 slopes = mx.array([0.5, 0.25])
 
@@ -166,31 +165,7 @@ def star(*args):
     return args[-1] > 2
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (causal, True),
-        (alibi, False),
-        (plain_mask, True),
-        (plain_score, False),
-        (star, True),
-        (lambda b, h, q_idx, kv_idx: True, True),
-        (functools.partial(plain_score, 1.0), True),
-        (math.exp, False),
-        (3, False),
-        (None, False),
-    ],
-)
-def test_is_mask_function(value: Any, expected: bool) -> None:
-    assert is_mask_function(value) is expected
-
-
 def test_canonical_source() -> None:
-    assert canonical_source(plain_mask) == "def plain_mask(b, h, q_idx, kv_idx):\n    return h == 0"
-    assert canonical_source(lambda b, h, q_idx, kv_idx: h   ==  1).strip("()") == "lambda b, h, q_idx, kv_idx: h == 1"  # fmt: skip
-    with pytest.raises(flex.TraceError, match="wrap it in a Python function"):
-        canonical_source(max)
-    names: dict[str, Any] = {}
-    exec("def hidden(b, h, q_idx, kv_idx): return True", names)
-    with pytest.raises(flex.TraceError, match="the source of hidden is not available"):
-        canonical_source(names["hidden"])
+    assert MaskMod(plain_mask).trace().source() == "def plain_mask(b, h, q_idx, kv_idx):\n    return h == 0"
+    spaced = MaskMod(lambda b, h, q_idx, kv_idx: h   ==  1)  # fmt: skip
+    assert spaced.trace().source().strip("()") == "lambda b, h, q_idx, kv_idx: h == 1"

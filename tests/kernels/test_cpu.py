@@ -121,6 +121,7 @@ def test_an_entry_reads_well_and_a_damaged_one_is_rebuilt(fresh_cache: Path) -> 
     manifest = json.loads((entry / "manifest.json").read_text())
     assert manifest["mask_mod"]["expression"] == ["kv_idx <= q_idx"]
     assert manifest["mask_mod"]["name"] == "causal"
+    assert manifest["mask_mod"]["source"][-1] == "    return q_idx >= kv_idx"
     assert manifest["score_mod"] is None
     library = entry / "kernel.so"
     program = f"""

@@ -843,10 +843,11 @@ class Writer:
 def test_random_control_flow(seed: int) -> None:
     writer = Writer(seed)
     body = [*writer.block(3, "        "), *writer.block(3, "        ")]
-    source = "\n".join(
-        ["def mod(score, b, h, q_idx, kv_idx):", "    def f(x, y):", *body, "        return x * 7 + y"]
-        + ["    return f(q_idx, kv_idx) + f(h, 1) * 0.001"]
+    head, tail = (
+        ["def mod(score, b, h, q_idx, kv_idx):", "    def f(x, y):"],
+        "    return f(q_idx, kv_idx) + f(h, 1) * 0.001",
     )
+    source = "\n".join([*head, *body, "        return x * 7 + y", tail])
     function = define(source, "mod")
     got = traced(function, score=(0.0,), b=(0,), h=(0, 1))
     np.testing.assert_allclose(got, called(function, score=(0.0,), b=(0,), h=(0, 1)), rtol=1e-6, err_msg=source)
