@@ -92,7 +92,9 @@ def power(a: Any, b: Any) -> Expr:
             base = apply("mul", base, base) if b else base
         return const(1.0 if base.dtype == "float" else 1) if result is None else result
     if not isinstance(b, Expr) and b == 0.5:
-        return apply("sqrt", cast(a, "float"))  # nan below zero, also at -inf, where Python gives a complex number
+        base = cast(a, "float")  # Python's (-inf) ** 0.5 is inf, (-0.0) ** 0.5 is 0.0
+        root = apply("sqrt", apply("add", base, const(0.0)))
+        return where(compare("eq", base, -math.inf), math.inf, root)
     return apply("pow", cast(a, "float"), cast(b, "float"))
 
 

@@ -6,6 +6,7 @@ subexpressions are shared for free, and a root can serve as a dictionary key.
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import weakref
@@ -115,6 +116,16 @@ class Expr:
 
 
 _lock = threading.RLock()
+
+
+def _new_lock() -> None:
+    """In a forked child: the parent's other threads, one of which may have held the lock, are gone."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
 _interned: weakref.WeakValueDictionary[Any, Expr] = weakref.WeakValueDictionary()
 
 SCORE = Expr("score", "float")

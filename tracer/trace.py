@@ -6,6 +6,7 @@ made anew when a check (a type, a length, a number that decided a branch) no lon
 
 from __future__ import annotations
 
+import os
 import threading
 import types
 from collections.abc import Callable, Sequence
@@ -182,6 +183,8 @@ class Traces:
     def __init__(self) -> None:
         self._by_code: dict[Any, tuple[Any, list[Trace]]] = {}
         self._lock = threading.Lock()
+        if hasattr(os, "register_at_fork"):  # a thread that the child lacks may hold the lock
+            os.register_at_fork(after_in_child=lambda: setattr(self, "_lock", threading.Lock()))
 
     def get(self, function: Any, kind: Kind) -> Trace:
         """A trace that holds for `function` now.

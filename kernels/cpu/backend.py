@@ -29,6 +29,8 @@ class CpuBackend:
     def __init__(self) -> None:
         self._kernels: dict[tuple[Expr | None, Expr | None], Kernel] = {}
         self._lock = threading.Lock()
+        if hasattr(os, "register_at_fork"):  # a thread that the child lacks may hold the lock
+            os.register_at_fork(after_in_child=lambda: setattr(self, "_lock", threading.Lock()))
         self.compiled = 0  # kernels compiled by this process
 
     def unavailable(self) -> str | None:

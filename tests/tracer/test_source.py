@@ -229,11 +229,11 @@ def test_assert_statements_may_be_rewritten() -> None:
 
 
 def test_exec_without_linecache() -> None:
-    mod = run_text("def mod(b, h, q_idx, kv_idx): return q_idx > kv_idx", "<string>", register=False)["mod"]
+    mod = run_text("def mod(b, h, q_idx, kv_idx): return q_idx > kv_idx", "<text without lines>", register=False)["mod"]
     with pytest.raises(tracer.TraceError) as caught:
         tracer.trace(mod, "mask_mod")
     message = str(caught.value)
-    assert 'the source of mod is not available (file "<string>")' in message
+    assert 'the source of mod is not available (file "<text without lines>")' in message
     assert "Remedy: define the function in a file or notebook cell; for a function made by exec" in message
     assert "linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)" in message
 
