@@ -1,5 +1,10 @@
 """FlexAttention for MLX: a plain Python score or mask function becomes a fused attention kernel."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from flextrace.cache import CacheError, CacheWarning
 from flextrace.kernels import BackendUnavailable
 from flextrace.tracer import Expr, TraceError
@@ -9,6 +14,9 @@ from .block_mask import BlockMask, and_masks, create_block_mask, create_mask, no
 from .gradient import GradientError
 from .mod import MaskMod, ScoreMod, mask_mod, score_mod
 from .notices import FlextraceWarning
+
+if TYPE_CHECKING:
+    from . import simulator
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,4 +40,12 @@ __all__ = [
     "noop_mask",
     "or_masks",
     "score_mod",
+    "simulator",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`flex.simulator`, imported when first used: most programs never do."""
+    if name == "simulator":
+        return importlib.import_module("flextrace.simulator")
+    raise AttributeError(f"module 'flextrace' has no attribute {name!r}")

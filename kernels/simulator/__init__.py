@@ -1,0 +1,19 @@
+"""Metal text -> numbers, findings and counts on the host: a simulator of Apple's GPUs for kernels of MLX."""
+
+from .build import CompileError, SimulatorUnavailable
+from .kernel import MetalKernel, metal_kernel, recording
+from .report import BufferCount, Finding, Report, SimulationError
+from .rewrite import RewriteError
+
+__all__ = [
+    "BufferCount",
+    "CompileError",
+    "Finding",
+    "MetalKernel",
+    "Report",
+    "RewriteError",
+    "SimulationError",
+    "SimulatorUnavailable",
+    "metal_kernel",
+    "recording",
+]
