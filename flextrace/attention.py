@@ -16,7 +16,7 @@ from typing import Any, Literal, overload
 import mlx.core as mx
 
 from flextrace.kernels import AttentionCall, Backend, BackendUnavailable, Result, backend_for
-from flextrace.kernels.registry import chosen_name
+from flextrace.kernels.registry import chosen_name, default_name
 
 from .block_mask import BlockMask
 from .checks import check_options, check_tensors
@@ -115,7 +115,7 @@ def flex_attention(
         scale: factor of the dot products; None is 1 / sqrt(head_dim).
         enable_gqa: allow query_heads to be a multiple of kv_heads (grouped-query attention).
         return_lse: also return the log-sum-exp.
-        kernel_options: "BACKEND" ("cpu" or "ops") and "NUM_THREADS" (cpu backend).
+        kernel_options: "BACKEND" ("metal", "simulator", "cpu" or "ops") and "NUM_THREADS" (cpu backend).
         return_aux: which by-products to return as an `AuxOutput`.
 
     Returns:
@@ -175,10 +175,10 @@ def flex_attention(
 
 
 def _run(call: AttentionCall, wanted: str | None) -> Result:
-    """Run on the backend asked for; without one, on the cpu backend, or on ops where that cannot run (said once)."""
+    """Run on the backend asked for, or on the default one; on ops where that one cannot run (said once)."""
     backend: Backend
     try:
-        backend = backend_for(wanted or "cpu")
+        backend = backend_for(wanted or default_name())
     except BackendUnavailable as reason:
         if wanted is not None:
             raise

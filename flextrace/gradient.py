@@ -18,12 +18,13 @@ class GradientError(RuntimeError):
 def forward_only(backend: Backend, call: AttentionCall) -> Result:
     """Run `call` so that differentiating its result raises GradientError.
 
-    Only inside mx.grad and its kin: there MLX sees one custom function of q, k, v and the captured mlx arrays.
+    MLX sees one custom function of q, k, v and the captured mlx arrays: of a backend that evaluates, only inside
+    mx.grad and its kin; of a lazy one always, which costs nothing there.
     """
     mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
     inputs = [call.q, call.k, call.v, *(a for mod in mods for a in mod.arrays if isinstance(a, mx.array))]
     result = backend.attention(call)
-    if not is_traced(inputs):
+    if not backend.lazy and not is_traced(inputs):
         return result
 
     def refuse(*_: Any) -> Any:

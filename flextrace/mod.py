@@ -72,7 +72,7 @@ class Mod:
             ValueError: there is no such backend.
         """
         trace = self.trace()
-        chosen = backend_for(backend)
+        chosen = backend_for(backend, to_run=False)
         return chosen.source(trace, None) if self.kind == "score_mod" else chosen.source(None, trace)
 
     def inspect(self) -> str:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
+import mlx.core as mx
+
 from flextrace.tracer import Trace
 
 from .call import AttentionCall, Result
@@ -19,6 +21,7 @@ class Backend(Protocol):
     """What a folder of `kernels/` provides."""
 
     name: str
+    lazy: bool  # a call adds to MLX's graph and evaluates nothing
 
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine, or None."""
@@ -45,12 +48,24 @@ def _ops() -> Backend:
     return OpsBackend()
 
 
-BACKENDS: dict[str, Callable[[], Backend]] = {"cpu": _cpu, "ops": _ops}
+def _metal() -> Backend:
+    from .metal import MetalBackend
+
+    return MetalBackend()
+
+
+def _simulator() -> Backend:
+    from .metal import SimulatorBackend
+
+    return SimulatorBackend()
+
+
+BACKENDS: dict[str, Callable[[], Backend]] = {"metal": _metal, "simulator": _simulator, "cpu": _cpu, "ops": _ops}
 _made: dict[str, Backend] = {}
 
 
-def backend_for(name: str) -> Backend:
-    """The backend of that name.
+def backend_for(name: str, *, to_run: bool = True) -> Backend:
+    """The backend of that name; without `to_run` only for its texts, which need no device.
 
     Raises:
         ValueError: there is no such backend.
@@ -62,10 +77,17 @@ def backend_for(name: str) -> Backend:
             raise ValueError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
         backend = BACKENDS[name]()
         reason = backend.unavailable()
-        if reason is not None:
+        if reason is None:
+            _made[name] = backend
+        elif to_run:
             raise BackendUnavailable(reason)
-        _made[name] = backend
     return backend
+
+
+def default_name() -> str:
+    """The backend that owns MLX's default device."""
+    on_metal = mx.metal.is_available() and mx.default_device().type == mx.DeviceType.gpu
+    return "metal" if on_metal else "cpu"
 
 
 def chosen_name(option: str | None) -> str | None:

@@ -14,6 +14,7 @@ from flextrace.cache import Store, key_of
 from flextrace.tracer import Expr, Trace
 
 from ..call import AttentionCall, Result
+from ..mods import describe
 from .generate import kernel_source
 from .launch import MAX_NDIM, Kernel
 from .toolchain import REMEDY, Compiler, find_compiler
@@ -25,6 +26,7 @@ class CpuBackend:
     """Attention in C++ on all cores, for MLX's CPU build and for arrays in unified memory."""
 
     name = "cpu"
+    lazy = False
 
     def __init__(self) -> None:
         self._kernels: dict[tuple[Expr | None, Expr | None], Kernel] = {}
@@ -98,14 +100,3 @@ class CpuBackend:
 
 def _key(score_mod: Trace | None, mask_mod: Trace | None) -> tuple[Expr | None, Expr | None]:
     return (None if score_mod is None else score_mod.expr, None if mask_mod is None else mask_mod.expr)
-
-
-def describe(mod: Trace) -> dict[str, Any]:
-    """What a manifest says about a mod: name, source, expression, captured inputs."""
-    return {
-        "name": mod.name,
-        "source": mod.source().split("\n"),
-        "expression": repr(mod.expr).split("\n"),
-        "arrays": [f"{a.name}: {a.element}, {a.ndim} dimensions" for a in mod.arrays],
-        "numbers": [f"{n.name}: {n.dtype}" for n in mod.numbers],
-    }

@@ -23,6 +23,7 @@ class OpsBackend:
     """Attention in MLX array operations."""
 
     name = "ops"
+    lazy = True
 
     def unavailable(self) -> str | None:
         return None

@@ -250,7 +250,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "option type": ({"kernel_options": {"NUM_THREADS": "2"}}, ValueError, "NUM_THREADS takes a int, not '2'"),
     "option value": ({"kernel_options": {"NUM_THREADS": 0}}, ValueError, "NUM_THREADS is 0; expected at least 1"),
-    "unknown backend": ({"kernel_options": {"BACKEND": "tpu"}}, ValueError, "unknown backend 'tpu'; known: cpu, ops"),
+    "unknown backend": (
+        {"kernel_options": {"BACKEND": "tpu"}},
+        ValueError,
+        "unknown backend 'tpu'; known: metal, simulator, cpu, ops",
+    ),
     "lse and aux": ({"return_lse": True, "return_aux": flex.AuxRequest()}, ValueError, "exclude each other"),
     "aux type": ({"return_aux": {"lse": True}}, TypeError, "return_aux takes an AuxRequest, not a dict"),
     "score_mod type": ({"score_mod": 3}, TypeError, "score_mod takes a score_mod function, not a int"),

@@ -1,0 +1,201 @@
+// attention_forward.metal: attention forward, a tile at a time, never the full score matrix (FlashAttention,
+// arXiv 2205.14135; online softmax, arXiv 1805.02867).
+//
+//   each threadgroup takes BQ query rows of one head, each of its simdgroups ROWS of them
+//   for each tile of BK keys that the masks leave                      Walk
+//     S = (scale Q) K^T, in registers                                  multiply_keys
+//     S = mask(score_mod(S)); P = exp(S - max), still in registers     modify, update_row
+//     O = O * exp(old max - max) + P V                                 multiply_values
+//   out = O / sum of P; lse = max + log(sum)                           write
+//
+// K and V pass through two halves of threadgroup memory. While the arithmetic works on one half, the next tile's
+// reads from device memory are under way into registers; they are stored to the other half after it, and one barrier
+// ends the step.
+#include "mod.h"
+#include "params.h"
+#include "plan.h"
+#include "fragments.h"
+#include "staging.h"
+#include "products.h"
+#include "softmax.h"
+#include "walk.h"
+
+// Without a score_mod the scores are scaled to base 2 at once; a mod gets, and returns, natural ones.
+constexpr constant float UNIT = HAS_SCORE_MOD ? LOG2_E : 1.0f;
+
+// S = mask(score_mod(scale S)) on the elements that this lane holds.
+template <typename P, int BLOCKS, typename Captured>
+inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], KeyTile tile,
+                   const thread Walk<P, BLOCKS, Captured>& walk, const thread LaneRows<P>& rows,
+                   const thread Captured& mods) {
+  float scale = HAS_SCORE_MOD ? walk.p.scale : walk.p.scale * LOG2_E;
+  uint kept = tile.masked ? walk.kept(tile.first, tile.state, rows, mods) : 0;
+  UNROLL
+  for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
+    UNROLL
+    for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
+      UNROLL
+      for (int e = 0; e < 2; e++) {
+        float score = elements(scores[r][j])[e] * scale;
+        if (HAS_SCORE_MOD) {
+          int kv_idx = tile.first + j * FRAGMENT + rows.place.column + e;
+          score = mods.score_mod(score, rows.b, rows.h, rows.q_idx[r], metal::min(kv_idx, walk.p.kv_len - 1));
+        }
+        if (tile.masked && !walk.is_kept(kept, r, e, j)) score = minus_infinity();
+        elements(scores[r][j])[e] = score;
+      }
+    }
+  }
+}
+
+// The whole kernel. Its body, attention_forward_body.metal, calls this with the buffers that MLX declares.
+//
+// q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM];
+// v: [kv_batches, kv_heads, kv_len, VALUE_DIM]; any strides, in elements.
+// out: [batch, query_heads, q_len, VALUE_DIM]; lse, max_scores: [batch, query_heads, q_len], float32, natural.
+// group: (tile of query rows and slice of value columns, query head, batch).
+template <typename T, typename P, int BLOCKS, typename Captured>
+inline void attention_forward(
+    const device T* q, const constant int64_t* q_strides, const device T* k, const constant int64_t* k_strides,
+    const device T* v, const constant int64_t* v_strides, device T* out, device float* lse, device float* max_scores,
+    const device int* tile_lists, const device uint8_t* block_states, AttentionParams p, const thread Captured& mods,
+    threadgroup T* staged, threadgroup uint* votes, metal::uint3 group, metal::uint3 groups, uint simdgroup,
+    uint lane) {
+  typedef typename ProductOf<T>::type F;
+  typedef StagedTile<T, P::BK, P::BD, P::HEAD_DIM, P::THREADS> KeysAhead;
+  typedef StagedTile<T, P::BK, P::BV, P::VALUE_DIM, P::THREADS> ValuesAhead;
+  constexpr int HALF = P::BK * (Leading<T, P::BD>::value > Leading<T, P::BV>::value ? Leading<T, P::BD>::value
+                                                                                   : Leading<T, P::BV>::value);
+  constexpr int VALUE_FRAGMENTS = P::VALUE_TILES * P::BV / FRAGMENT;
+  const uint thread_index = simdgroup * LANES + lane;
+
+  // The last rows first: under a causal mask they have the most keys.
+  const int q_tiles = int(groups.x) / P::VALUE_SLICES, slice = int(group.x) % P::VALUE_SLICES;
+  const int q_tile = q_tiles - 1 - int(group.x) / P::VALUE_SLICES;
+  const int first_row = q_tile * P::BQ + int(simdgroup) * P::ROWS;
+  const int first_value = slice * P::VALUE_TILES * P::BV;
+  LaneRows<P> rows;
+  rows.b = int(group.z);
+  rows.h = int(group.y);
+  rows.place = place_of(lane);
+  rows.exist = first_row < p.q_len;
+  UNROLL
+  for (int r = 0; r < P::ROW_FRAGMENTS; r++)
+    rows.q_idx[r] = metal::min(first_row + r * FRAGMENT + rows.place.row, p.q_len - 1);
+
+  const int kv_batch = metal::min(rows.b, p.kv_batches - 1), kv_head = rows.h / (p.query_heads / p.kv_heads);
+  const Rows<T> keys = rows_of(k, k_strides, kv_batch, kv_head, p.kv_len);
+  const Rows<T> values = rows_of(v, v_strides, kv_batch, kv_head, p.kv_len);
+  Queries<T, P> queries;
+  queries.start(rows_of(q, q_strides, rows.b, rows.h, p.q_len), rows.q_idx, rows.place);
+
+  RowState state[P::ROW_FRAGMENTS];
+  Fragment<float> sums[P::ROW_FRAGMENTS][VALUE_FRAGMENTS];  // O
+  UNROLL
+  for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
+    state[r].max = LOWEST;
+    state[r].sum = 0.0f;
+    UNROLL
+    for (int d = 0; d < VALUE_FRAGMENTS; d++) clear(sums[r][d]);
+  }
+
+  Walk<P, BLOCKS, Captured> walk;
+  walk.start(p, tile_lists, block_states, q_tile, q_tiles, rows, votes);
+  KeyTile tile = walk.next(rows, mods, simdgroup, lane);
+  threadgroup T* now = staged;  // the half to compute on, and the half to fill
+  threadgroup T* ahead = staged + HALF;
+  if (tile.exists) {
+    KeysAhead first;
+    first.load(keys, tile.first, 0, thread_index);
+    first.store(now, thread_index);
+    metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+  }
+
+  while (tile.exists) {
+    // S = Q K^T, some columns of K at a time
+    Fragment<float> scores[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS];
+    UNROLL
+    for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
+      UNROLL
+      for (int j = 0; j < P::KEY_FRAGMENTS; j++) clear(scores[r][j]);
+    }
+    UNROLL
+    for (int d = 0; d < P::HEAD_TILES; d++) {
+      if (d + 1 < P::HEAD_TILES) {
+        KeysAhead next;
+        next.load(keys, tile.first, (d + 1) * P::BD, thread_index);
+        if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, now, d, rows.place);
+        next.store(ahead, thread_index);
+      } else {
+        ValuesAhead next;
+        next.load(values, tile.first, first_value, thread_index);
+        if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, now, d, rows.place);
+        next.store(ahead, thread_index);
+      }
+      metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+      threadgroup T* filled = ahead;
+      ahead = now;
+      now = filled;
+    }
+
+    // P = softmax so far of the modified scores; O shrinks by what the maximum has grown
+    KeyTile following = walk.next(rows, mods, simdgroup, lane);
+    Fragment<F> weights[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS];
+    UNROLL
+    for (int d = 0; d < P::VALUE_TILES; d++) {
+      KeysAhead next_keys;
+      ValuesAhead next_values;
+      const bool last = d + 1 == P::VALUE_TILES;
+      if (!last) next_values.load(values, tile.first, first_value + (d + 1) * P::BV, thread_index);
+      else if (following.exists) next_keys.load(keys, following.first, 0, thread_index);
+
+      if (tile.live && d == 0) {
+        modify<P>(scores, tile, walk, rows, mods);
+        UNROLL
+        for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
+          float shrink = HAS_SCORE_MOD || tile.masked ? update_row<true>(state[r], scores[r], UNIT)
+                                                      : update_row<false>(state[r], scores[r], UNIT);
+          UNROLL
+          for (int i = 0; i < VALUE_FRAGMENTS; i++) elements(sums[r][i]) *= shrink;
+          UNROLL
+          for (int j = 0; j < P::KEY_FRAGMENTS; j++) convert(weights[r][j], scores[r][j]);
+        }
+      }
+      // O += P V, some columns of V at a time
+      if (tile.live) multiply_values<T, P>(sums, weights, now, d, rows.place);
+
+      if (!last) next_values.store(ahead, thread_index);
+      else if (following.exists) next_keys.store(ahead, thread_index);
+      if (!last || following.exists) metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+      threadgroup T* filled = ahead;
+      ahead = now;
+      now = filled;
+    }
+    tile = following;
+  }
+
+  // out = O / sum of P. A row with nothing to attend to has sum 0 and gives 0, and -inf as its statistics.
+  const int64_t head = int64_t(rows.b) * p.query_heads + rows.h;
+  UNROLL
+  for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
+    float sum = sum_of_row(state[r].sum);
+    float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    int row = first_row + r * FRAGMENT + rows.place.row;
+    int64_t at = head * p.q_len + row;
+    if (row < p.q_len) {
+      UNROLL
+      for (int d = 0; d < VALUE_FRAGMENTS; d++) {
+        UNROLL
+        for (int e = 0; e < 2; e++) {
+          int column = first_value + d * FRAGMENT + rows.place.column + e;
+          if (column < P::VALUE_DIM) out[at * P::VALUE_DIM + column] = T(elements(sums[r][d])[e] * inverse);
+        }
+      }
+    }
+    if (row < p.q_len && rows.place.column == 0 && slice == 0) {
+      float natural = HAS_SCORE_MOD ? state[r].max : state[r].max * LN_2;
+      lse[at] = sum == 0.0f ? minus_infinity() : natural + metal::precise::log(sum);
+      max_scores[at] = sum == 0.0f ? minus_infinity() : natural;
+    }
+  }
+}

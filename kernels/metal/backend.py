@@ -1,0 +1,110 @@
+"""Traces + call -> result on Apple GPUs: generate the Metal text, keep it on disk, launch it through MLX."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import threading
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from flextrace.cache import Store, key_of
+from flextrace.tracer import Expr, Trace
+
+from ..call import AttentionCall, Result
+from ..mods import describe
+from .generate import KernelText, kernel_source, kernel_text
+from .launch import Factory, Launch, address_spaces, make, run
+
+SOURCE = "kernel.metal"
+Mods = tuple[Expr | None, Expr | None]
+
+
+class MetalBackend:
+    """Attention in Metal through `mx.fast.metal_kernel`, or anything that takes the same arguments.
+
+    A call adds one node to MLX's lazy graph and evaluates nothing, so it works inside mx.compile and on any stream.
+    MLX takes source only: the disk keeps the text, and MLX compiles it once per process.
+    """
+
+    name = "metal"
+    lazy = True
+
+    def __init__(self, metal_kernel: Factory = mx.fast.metal_kernel) -> None:
+        self.metal_kernel = metal_kernel
+        self._texts: dict[Mods, KernelText] = {}
+        self._kernels: dict[tuple[Mods, str], Launch] = {}
+        self._lock = threading.Lock()
+        self.generated = 0  # texts that were not on disk
+
+    def unavailable(self) -> str | None:
+        if mx.metal.is_available():
+            return None
+        return "MLX finds no Metal device; run on a Mac with Apple silicon, or choose the simulator or cpu backend"
+
+    def source(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
+        return kernel_source(score_mod, mask_mod)
+
+    def prepare(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
+        if _key(score_mod, mask_mod) in self._texts:
+            return "memory"
+        before = self.generated
+        self.text(score_mod, mask_mod)
+        return "compiled" if self.generated > before else "disk"
+
+    def text(self, score_mod: Trace | None, mask_mod: Trace | None) -> KernelText:
+        """The kernel text for these mods, kept on disk for readers."""
+        key = _key(score_mod, mask_mod)
+        text = self._texts.get(key)
+        if text is None:
+            with self._lock:
+                text = kernel_text(score_mod, mask_mod)
+                self._keep(text, score_mod, mask_mod)
+                self._texts[key] = text
+        return text
+
+    def _keep(self, text: KernelText, score_mod: Trace | None, mask_mod: Trace | None) -> None:
+        complete = text.complete()
+
+        def build(folder: Path) -> dict[str, Any]:
+            (folder / SOURCE).write_text(complete, encoding="ascii")
+            self.generated += 1
+            return {
+                "backend": self.name,
+                "score_mod": None if score_mod is None else describe(score_mod),
+                "mask_mod": None if mask_mod is None else describe(mask_mod),
+                "kernel": text.name,
+                "mlx": importlib.metadata.version("mlx"),
+            }
+
+        Store().get_or_build(key_of(complete, self.name), build, [SOURCE])
+
+    def attention(self, call: AttentionCall) -> Result:
+        score, mask = (None if mod is None else mod.trace for mod in (call.score_mod, call.mask_mod))
+        key = (_key(score, mask), address_spaces(call))
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            kernel = self._kernels[key] = make(self.metal_kernel, self.text(score, mask), key[1])
+        return run(kernel, call)
+
+
+class SimulatorBackend(MetalBackend):
+    """The same kernels, run lane by lane on the host CPU with race, bounds and initialisation checks."""
+
+    name = "simulator"
+    lazy = False
+
+    def __init__(self, metal_kernel: Factory | None = None) -> None:
+        if metal_kernel is None:
+            from ..simulator import metal_kernel as simulated
+
+            metal_kernel = simulated
+        super().__init__(metal_kernel)
+
+    def unavailable(self) -> str | None:
+        return None
+
+
+def _key(score_mod: Trace | None, mask_mod: Trace | None) -> Mods:
+    return (None if score_mod is None else score_mod.expr, None if mask_mod is None else mask_mod.expr)

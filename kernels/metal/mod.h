@@ -1,0 +1,26 @@
+// mod.h: the one hole of the kernel. These bodies leave the scores as they are; assembling a kernel for a user's mods
+// replaces this file by generated text with the same names and signatures.
+#pragma once
+#include "ops.h"
+
+constexpr constant bool HAS_SCORE_MOD = false;
+constexpr constant bool HAS_MASK_MOD = false;
+
+// What the mods capture, and the mods themselves. A generated struct holds each captured array as the three values
+// that MLX passes for it (array0, array0_shape, array0_strides) and each captured number (number0).
+struct Mods {
+  // One score, already scaled; natural units. h is the query head.
+  float score_mod(float score, int b, int h, int q_idx, int kv_idx) const thread { return score; }
+
+  // Whether row q_idx attends to key kv_idx.
+  bool mask_mod(int b, int h, int q_idx, int kv_idx) const thread { return true; }
+};
+
+inline Mods captured_by_mods(const device int* numbers) {
+  Mods mods;
+  return mods;
+}
+
+// What the kernel's body passes on after `numbers`; generated bodies have the names written out, as MLX adds
+// _shape and _strides to the signature where it finds them in the text.
+#define CAPTURED_ARRAYS

@@ -1,0 +1,44 @@
+// params.h: what the launcher hands to one call of the kernel, besides arrays and template arguments.
+#pragma once
+#include <metal_stdlib>
+
+struct AttentionParams {
+  int query_heads;
+  int kv_heads;    // query head h reads kv head h / (query_heads / kv_heads)
+  int kv_batches;  // batch, or 1: one batch of keys and values serves all
+  int q_len;
+  int kv_len;
+  float scale;  // score = scale * (q . k), before score_mod
+
+  // The block mask; unused without one. tile_lists: [mask_batches, mask_heads, q_tiles, list_length] holds, for each
+  // tile of query rows, a count and then the tiles of keys to visit (walk.h says how they are written).
+  int mask_batches;  // batch, or 1 to broadcast
+  int mask_heads;    // query_heads, or 1 to broadcast
+  int list_length;
+  // block_states: [mask_batches, mask_heads, q_blocks, kv_blocks], for tiles that the edge of a block cuts.
+  int q_blocks;
+  int kv_blocks;
+  int q_block;  // rows and columns of one block
+  int kv_block;
+};
+
+// The fields above lie one after the other in a buffer of 32-bit words; the numbers that the mods capture follow.
+constexpr constant int PARAM_WORDS = 13;
+
+inline AttentionParams read_params(const device int* words) {
+  AttentionParams p;
+  p.query_heads = words[0];
+  p.kv_heads = words[1];
+  p.kv_batches = words[2];
+  p.q_len = words[3];
+  p.kv_len = words[4];
+  p.scale = as_type<float>(words[5]);
+  p.mask_batches = words[6];
+  p.mask_heads = words[7];
+  p.list_length = words[8];
+  p.q_blocks = words[9];
+  p.kv_blocks = words[10];
+  p.q_block = words[11];
+  p.kv_block = words[12];
+  return p;
+}

@@ -1,0 +1,40 @@
+// plan.h: how one threadgroup cuts its work, all compile-time. plan.py chooses; its model of registers and
+// threadgroup memory is written there.
+#pragma once
+#include <metal_stdlib>
+
+constexpr constant int LANES = 32;    // of a simdgroup
+constexpr constant int FRAGMENT = 8;  // rows and columns of a simdgroup_matrix
+
+#define UNROLL _Pragma("clang loop unroll(full)")
+
+// HEAD_DIM, VALUE_DIM: columns of q and k, and of v, as given.
+// ROW_FRAGMENTS: fragments of 8 query rows per simdgroup; a fragment of K or V is read once for all of them.
+// SIMDGROUPS: each has query rows of its own.
+// BK: keys of one tile. BD, BV: columns of a tile of K and of V that are in threadgroup memory at a time.
+// VALUE_TILES: tiles of BV columns that one threadgroup computes; others compute the rest of v.
+// Q_IN_REGISTERS: query fragments stay in registers; otherwise they are read from device memory for each tile.
+template <int HEAD_DIM_, int VALUE_DIM_, int ROW_FRAGMENTS_, int SIMDGROUPS_, int BK_, int BD_, int BV_,
+          int VALUE_TILES_, bool Q_IN_REGISTERS_>
+struct Plan {
+  static constexpr constant int HEAD_DIM = HEAD_DIM_;
+  static constexpr constant int VALUE_DIM = VALUE_DIM_;
+  static constexpr constant int ROW_FRAGMENTS = ROW_FRAGMENTS_;
+  static constexpr constant int BK = BK_;
+  static constexpr constant int BD = BD_;
+  static constexpr constant int BV = BV_;
+  static constexpr constant int VALUE_TILES = VALUE_TILES_;
+  static constexpr constant bool Q_IN_REGISTERS = Q_IN_REGISTERS_;
+
+  static constexpr constant int SIMDGROUPS = SIMDGROUPS_;
+  static constexpr constant int THREADS = SIMDGROUPS_ * LANES;
+  static constexpr constant int ROWS = ROW_FRAGMENTS_ * FRAGMENT;  // query rows of a simdgroup
+  static constexpr constant int BQ = SIMDGROUPS_ * ROWS;           // query rows of a threadgroup
+  static constexpr constant int KEY_FRAGMENTS = BK_ / FRAGMENT;
+  static constexpr constant int HEAD_TILES = (HEAD_DIM_ + BD_ - 1) / BD_;
+  static constexpr constant int VALUE_SLICES = (VALUE_DIM_ + BV_ * VALUE_TILES_ - 1) / (BV_ * VALUE_TILES_);
+
+  static_assert(BK_ % FRAGMENT == 0, "a tile of keys is made of whole fragments");
+  static_assert(BD_ % FRAGMENT == 0 && BV_ % FRAGMENT == 0, "a tile of columns is made of whole fragments");
+  static_assert(ROW_FRAGMENTS_ * KEY_FRAGMENTS * 2 <= 32, "a lane keeps its part of the mask in the bits of a uint");
+};

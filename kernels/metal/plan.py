@@ -1,0 +1,126 @@
+"""Head dims, dtype -> Plan: how a threadgroup cuts its work, from a model of registers and threadgroup memory.
+
+The model counts 32-bit registers per thread, of which an Apple GPU has about 128 before fewer threads are resident:
+the output sums, the scores, the query fragments if they stay, the tile of K or V on its way, and 20 for the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from itertools import product
+
+FRAGMENT, LANES = 8, 32
+REGISTERS = 128
+OTHER_REGISTERS = 20  # addresses, row statistics, one fragment of each operand
+THREADGROUP_BYTES = 32 * 1024
+SIMDGROUPS = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The template arguments of plan.h."""
+
+    head_dim: int
+    value_dim: int
+    row_fragments: int
+    simdgroups: int
+    bk: int
+    bd: int
+    bv: int
+    value_tiles: int
+    q_in_registers: bool
+    dtype: str
+
+    @property
+    def element_bytes(self) -> int:
+        return 4 if self.dtype == "float32" else 2
+
+    @property
+    def product_bytes(self) -> int:
+        """Of one element of a product's operands: bfloat16 is multiplied as float32 (fragments.h)."""
+        return 2 if self.dtype == "float16" else 4
+
+    @property
+    def bq(self) -> int:
+        """Query rows of a threadgroup."""
+        return self.simdgroups * self.row_fragments * FRAGMENT
+
+    @property
+    def threads(self) -> int:
+        return self.simdgroups * LANES
+
+    @property
+    def value_slices(self) -> int:
+        """Threadgroups that share the value columns of one tile of rows."""
+        return _parts(self.value_dim, self.bv * self.value_tiles)
+
+    @property
+    def staged(self) -> int:
+        """Elements of threadgroup memory: two tiles, each row 16 bytes longer than its columns."""
+        return 2 * self.bk * (max(self.bd, self.bv) + 16 // self.element_bytes)
+
+    @property
+    def threadgroup_bytes(self) -> int:
+        return self.staged * self.element_bytes + 4 * self.simdgroups
+
+    @property
+    def registers(self) -> int:
+        """What one thread needs at the same time; two elements of every fragment lie in each lane."""
+        rows = 2 * self.row_fragments
+        sums = rows * self.value_tiles * self.bv // FRAGMENT
+        scores = rows * self.bk // FRAGMENT
+        queries = rows * _padded(self.head_dim) // FRAGMENT * self.product_bytes // 4 if self.q_in_registers else 0
+        ahead = _parts(self.bk * max(self.bd, self.bv) * self.element_bytes, self.threads * 4)
+        return sums + scores + queries + ahead + OTHER_REGISTERS
+
+    def fits(self) -> bool:
+        return self.registers <= REGISTERS and self.threadgroup_bytes <= THREADGROUP_BYTES
+
+    def template(self) -> list[tuple[str, int | bool]]:
+        """The arguments by name, as plan.h and the kernel's body name them."""
+        return [
+            ("HEAD_DIM", self.head_dim),
+            ("VALUE_DIM", self.value_dim),
+            ("ROW_FRAGMENTS", self.row_fragments),
+            ("SIMDGROUPS", self.simdgroups),
+            ("BK", self.bk),
+            ("BD", self.bd),
+            ("BV", self.bv),
+            ("VALUE_TILES", self.value_tiles),
+            ("Q_IN_REGISTERS", self.q_in_registers),
+            ("STAGED", self.staged),
+        ]
+
+
+@functools.lru_cache(maxsize=256)
+def plan_for(head_dim: int, value_dim: int, dtype: str) -> Plan:
+    """The first plan that fits, most wanted first.
+
+    Sixteen rows per simdgroup halve the reads of K and V from threadgroup memory, queries in registers save theirs,
+    longer tiles of keys save barriers, and whole rows in one tile of columns save more of them. Only where nothing
+    fits do several threadgroups share the value columns, each computing all scores again.
+    """
+    for slices in range(1, _padded(value_dim) // FRAGMENT + 1):
+        columns = _padded(_parts(value_dim, slices))
+        wanted = product((2, 1), (True, False), (32, 16, 8), _tilings(_padded(head_dim)), _tilings(columns))
+        for row_fragments, q_in_registers, bk, bd, bv in wanted:
+            tiles = (row_fragments, SIMDGROUPS, bk, bd, bv, columns // bv)
+            plan = Plan(head_dim, value_dim, *tiles, q_in_registers, dtype)
+            if plan.fits():
+                return plan
+    raise ValueError(f"head dims {head_dim} and {value_dim} do not fit a threadgroup; use fewer columns per head")
+
+
+def _tilings(columns: int) -> list[int]:
+    """Widths of equal tiles that make up `columns`, widest first."""
+    return [w for w in range(columns, 0, -FRAGMENT) if columns % w == 0]
+
+
+def _parts(size: int, part: int) -> int:
+    """How many parts of that size make up `size`."""
+    return -(-size // part)
+
+
+def _padded(size: int) -> int:
+    return max(1, _parts(size, FRAGMENT)) * FRAGMENT

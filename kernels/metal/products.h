@@ -1,0 +1,82 @@
+// products.h: the two matrix products of attention, over tiles, and the query fragments that the first one uses.
+#pragma once
+#include "fragments.h"
+#include "staging.h"
+
+// The query rows of one simdgroup.
+template <typename T, typename P>
+struct Queries {
+  typedef typename ProductOf<T>::type F;
+  static constexpr constant int COLUMN_FRAGMENTS = P::HEAD_TILES * P::BD / FRAGMENT;
+  static constexpr constant int HELD = P::Q_IN_REGISTERS ? COLUMN_FRAGMENTS : 1;
+  Fragment<F> held[P::ROW_FRAGMENTS][HELD];
+  Rows<T> rows;
+
+  void start(Rows<T> from, const thread int* q_idx, LanePlace place) thread {
+    rows = from;
+    if (!P::Q_IN_REGISTERS) return;
+    UNROLL
+    for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
+      UNROLL
+      for (int d = 0; d < HELD; d++) read(held[r][d], q_idx[r], d, place);
+    }
+  }
+
+  // Fragment d of the lane's row q_idx, from device memory.
+  void read(thread Fragment<F>& f, int q_idx, int d, LanePlace place) const thread {
+    const device T* row = rows.data + q_idx * rows.row_stride;
+    int column = d * FRAGMENT + place.column;
+    F first = column < P::HEAD_DIM ? F(row[column * rows.column_stride]) : F(0);
+    F second = column + 1 < P::HEAD_DIM ? F(row[(column + 1) * rows.column_stride]) : F(0);
+    set(f, first, second);
+  }
+
+  void get(thread Fragment<F>& f, int r, const thread int* q_idx, int d, LanePlace place) const thread {
+    if (P::Q_IN_REGISTERS) f = held[r][P::Q_IN_REGISTERS ? d : 0];
+    else read(f, q_idx[r], d, place);
+  }
+};
+
+// S += Q K^T over one tile of columns of K in threadgroup memory; `tile` counts them.
+template <typename T, typename P>
+inline void multiply_keys(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
+                          const thread Queries<T, P>& queries, const thread int* q_idx, const threadgroup T* keys,
+                          int tile, LanePlace place) {
+  typedef typename ProductOf<T>::type F;
+  constexpr int LD = Leading<T, P::BD>::value;
+  UNROLL
+  for (int d = 0; d < P::BD / FRAGMENT; d++) {
+    Fragment<F> query[P::ROW_FRAGMENTS], key;
+    UNROLL
+    for (int r = 0; r < P::ROW_FRAGMENTS; r++) queries.get(query[r], r, q_idx, tile * (P::BD / FRAGMENT) + d, place);
+    UNROLL
+    for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
+      load_transposed<LD>(key, keys + j * FRAGMENT * LD + d * FRAGMENT, place);
+      UNROLL
+      for (int r = 0; r < P::ROW_FRAGMENTS; r++)
+        metal::simdgroup_multiply_accumulate(scores[r][j], query[r], key, scores[r][j]);
+    }
+  }
+}
+
+// O += P V over one tile of columns of V in threadgroup memory; `tile` counts them.
+template <typename T, typename P>
+inline void multiply_values(
+    thread Fragment<float> (&out)[P::ROW_FRAGMENTS][P::VALUE_TILES * P::BV / FRAGMENT],
+    thread Fragment<typename ProductOf<T>::type> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
+    const threadgroup T* values, int tile, LanePlace place) {
+  typedef typename ProductOf<T>::type F;
+  constexpr int LD = Leading<T, P::BV>::value;
+  UNROLL
+  for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
+    UNROLL
+    for (int d = 0; d < P::BV / FRAGMENT; d++) {
+      Fragment<F> value;
+      int column = tile * (P::BV / FRAGMENT) + d;
+      load<LD>(value, values + j * FRAGMENT * LD + d * FRAGMENT, place);
+      UNROLL
+      for (int r = 0; r < P::ROW_FRAGMENTS; r++)
+        metal::simdgroup_multiply_accumulate(out[r][column], weights[r][j], value, out[r][column]);
+    }
+  }
+}

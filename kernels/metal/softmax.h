@@ -1,0 +1,49 @@
+// softmax.h: the online softmax (arXiv 1805.02867) on score fragments in registers.
+//
+// A score that is not attended to is -inf. It is told by its bits and never computed with: older MLX compiles with fast
+// math, which assumes that there are no infinities. The running maximum starts at the lowest finite number.
+#pragma once
+#include "fragments.h"
+
+constexpr constant float LOWEST = -3.40282347e+38f;
+constexpr constant float LOG2_E = 1.44269504f;
+constexpr constant float LN_2 = 0.693147181f;
+constexpr constant uint MINUS_INFINITY_BITS = 0xff800000u;
+
+inline float minus_infinity() { return as_type<float>(MINUS_INFINITY_BITS); }
+inline bool is_minus_infinity(float x) { return as_type<uint>(x) == MINUS_INFINITY_BITS; }
+
+// One row's statistics. Scores are in units of which UNIT make one in base 2: log2(e) where they are natural.
+struct RowState {
+  float max;  // LOWEST before the first key
+  float sum;  // of the weights that this lane has held, relative to max
+};
+
+// Scores -> weights, in place. Returns what the row's output so far shrinks by.
+// GUARD: some scores may be -inf.
+template <bool GUARD, int KEY_FRAGMENTS>
+inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[KEY_FRAGMENTS], float unit) {
+  float largest = row.max;
+  UNROLL
+  for (int j = 0; j < KEY_FRAGMENTS; j++) {
+    float first = elements(scores[j])[0], second = elements(scores[j])[1];
+    if (!GUARD || !is_minus_infinity(first)) largest = metal::max(largest, first);
+    if (!GUARD || !is_minus_infinity(second)) largest = metal::max(largest, second);
+  }
+  largest = max_of_row(largest);
+
+  float shrink = metal::fast::exp2((row.max - largest) * unit), sum = row.sum * shrink;
+  UNROLL
+  for (int j = 0; j < KEY_FRAGMENTS; j++) {
+    UNROLL
+    for (int e = 0; e < 2; e++) {
+      float score = elements(scores[j])[e];
+      float weight = GUARD && is_minus_infinity(score) ? 0.0f : metal::fast::exp2((score - largest) * unit);
+      elements(scores[j])[e] = weight;
+      sum += weight;
+    }
+  }
+  row.max = largest;
+  row.sum = sum;
+  return shrink;
+}

@@ -1,0 +1,86 @@
+// address_spaces.h: Metal's address spaces as OpenCL's, and just enough declarations of the Metal library, so that
+// clang (C++ for OpenCL) type-checks a kernel's pointers. Nothing here is ever run. as_type is no member of namespace
+// metal, as in Metal itself.
+#pragma once
+#pragma OPENCL EXTENSION cl_khr_fp16 : enable
+#define device __global
+#define threadgroup __local
+#define constant __constant
+#define thread __private
+
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+typedef unsigned int uint;
+typedef unsigned long ulong;
+typedef signed char int8_t;
+typedef unsigned char uint8_t;
+typedef short int16_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long int64_t;
+typedef unsigned long uint64_t;
+struct bfloat16_t {
+  ushort bits;
+  bfloat16_t() = default;
+  bfloat16_t(float x);
+  operator float() const;
+  operator float() const __local;
+  operator float() const __global;
+  operator float() const __constant;
+};
+
+template <typename To, typename From>
+To as_type(From x) {
+  return __builtin_bit_cast(To, x);
+}
+
+namespace metal {
+template <typename T, int N>
+using vec = T __attribute__((ext_vector_type(N)));
+typedef vec<uint, 3> uint3;
+typedef vec<ulong, 2> ulong2;
+
+template <typename T>
+T min(T a, T b);
+template <typename T>
+T max(T a, T b);
+template <typename T>
+T clamp(T x, T low, T high);
+template <typename T>
+T abs(T x);
+float copysign(float a, float b);
+float rint(float x);
+uint ctz(uint x);
+namespace fast {
+float exp2(float x);
+}
+namespace precise {
+float exp(float), exp2(float), log(float), log2(float), log10(float), sqrt(float), rsqrt(float);
+float sin(float), cos(float), tan(float), asin(float), acos(float), atan(float), sinh(float), cosh(float);
+float tanh(float), asinh(float), acosh(float), atanh(float), floor(float), ceil(float), trunc(float);
+float pow(float, float), fmod(float, float), atan2(float, float);
+}  // namespace precise
+
+enum class mem_flags { mem_none, mem_device, mem_threadgroup };
+void threadgroup_barrier(mem_flags flags);
+bool simd_any(bool x);
+bool simd_all(bool x);
+template <typename T>
+T simd_shuffle(T x, ushort lane);
+template <typename T>
+T simd_shuffle_xor(T x, ushort mask);
+
+template <typename T, int C, int R>
+struct simdgroup_matrix {
+  vec<T, 2> pair;
+  __private vec<T, 2>& thread_elements() __private { return pair; }
+};
+template <typename T>
+void simdgroup_load(__private simdgroup_matrix<T, 8, 8>& to, const __local T* from, ulong elements_per_row,
+                    ulong2 origin = ulong2(0), bool transpose = false);
+template <typename D, typename A, typename B, typename C>
+void simdgroup_multiply_accumulate(__private simdgroup_matrix<D, 8, 8>& d, const __private simdgroup_matrix<A, 8, 8>& a,
+                                   const __private simdgroup_matrix<B, 8, 8>& b,
+                                   const __private simdgroup_matrix<C, 8, 8>& c);
+}  // namespace metal

@@ -1,0 +1,94 @@
+"""Tile plans hold to their memory model, and tile lists say of every score what the BlockMask says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import flextrace as flex
+from flextrace.kernels.call import Blocks
+from flextrace.kernels.metal.plan import FRAGMENT, REGISTERS, THREADGROUP_BYTES, plan_for
+from flextrace.kernels.metal.tiles import ASK, CUT_TILES, LOOK_UP, NO_MASK, WHOLE_TILES, tiles_for
+
+DIMS = [*range(1, 130), 160, 192, 200, 256, 320, 512, 576, 1024]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_every_head_dim_has_a_plan_within_limits(dtype: str) -> None:
+    for head_dim in DIMS:
+        for value_dim in (head_dim, 64, 3):
+            plan = plan_for(head_dim, value_dim, dtype)
+            assert plan.registers <= REGISTERS and plan.threadgroup_bytes <= THREADGROUP_BYTES
+            assert plan.bk % FRAGMENT == plan.bd % FRAGMENT == plan.bv % FRAGMENT == 0
+            assert -(-head_dim // 8) * 8 % plan.bd == 0, "no padding beyond a fragment, so no product in vain"
+            assert plan.bv * plan.value_tiles * plan.value_slices >= value_dim
+            assert plan.bv * plan.value_tiles * (plan.value_slices - 1) < value_dim, "no slice without columns"
+            assert plan.row_fragments * plan.bk // 8 * 2 <= 32
+
+
+def test_the_usual_head_dims_have_their_own_plan() -> None:
+    plan = plan_for(64, 64, "float32")
+    assert (plan.bq, plan.bk, plan.bd, plan.q_in_registers) == (64, 32, 64, True)
+    assert plan_for(128, 128, "float32").row_fragments == 2
+    assert plan_for(256, 256, "float32").value_slices == 1
+    assert plan_for(512, 512, "float32").value_slices == 2
+
+
+def expand(blocks: Blocks, dtype: str, q_len: int, kv_len: int) -> tuple[int, np.ndarray[Any, Any]]:
+    """What the kernel makes of the lists: per score 0 not visited, 1 ask mask_mod, 2 keep."""
+    plan = plan_for(64, 64, dtype)
+    tiles = tiles_for(blocks, plan, q_len, kv_len)
+    mask_batches, mask_heads, length, q_blocks, kv_blocks, q_block, kv_block = tiles.words
+    states = np.array(tiles.states)[: mask_batches * mask_heads * q_blocks * kv_blocks]
+    states = states.reshape(mask_batches, mask_heads, q_blocks, kv_blocks)
+    q_tiles = -(-q_len // plan.bq)
+    lists = np.array(tiles.lists)[: mask_batches * mask_heads * q_tiles * length]
+    lists = lists.reshape(mask_batches, mask_heads, q_tiles, length)
+    scores = np.zeros((mask_batches, mask_heads, q_len, kv_len), np.int8)
+    for b, h, t in np.ndindex(*lists.shape[:3]):
+        count, *entries = lists[b, h, t]
+        assert entries[:count] == sorted(entries[:count])
+        for entry in entries[:count]:
+            q = np.arange(t * plan.bq, min((t + 1) * plan.bq, q_len))[:, None]
+            kv = np.arange(entry // 4 * plan.bk, min((entry // 4 + 1) * plan.bk, kv_len))
+            known = {ASK: np.int8(1), NO_MASK: np.int8(2), LOOK_UP: states[b, h, q // q_block, kv // kv_block]}
+            scores[b, h, q, kv] = known[entry % 4]
+    return tiles.mode, scores
+
+
+@pytest.mark.parametrize("block_size", [128, 64, (64, 32), 32, 16, 7, (5, 11), (1, 53), (200, 300)], ids=str)
+def test_tile_lists_expand_to_the_block_states(block_size: Any) -> None:
+    q_len, kv_len = 150, 210
+    q_block, kv_block = block_size if isinstance(block_size, tuple) else (block_size, block_size)
+    states = np.random.default_rng(0).integers(0, 3, size=(2, 3, -(-q_len // q_block), -(-kv_len // kv_block)))
+    lists = []
+    for state in (1, 2):
+        order = np.argsort(states != state, axis=-1, kind="stable").astype(np.int32)
+        lists += [(states == state).sum(axis=-1).astype(np.int32), order]
+    blocks = Blocks(*lists, q_block, kv_block)
+    mode, scores = expand(blocks, "float32", q_len, kv_len)
+    expected = states.repeat(q_block, axis=2)[:, :, :q_len].repeat(kv_block, axis=3)[..., :kv_len]
+    # A tile with a live block is visited as a whole, and asks the states for each score.
+    np.testing.assert_array_equal(scores, expected)
+    aligned = q_block % 64 == 0 and kv_block % 32 == 0
+    assert mode == (WHOLE_TILES if aligned else CUT_TILES) or block_size == (200, 300)
+
+
+def test_tile_lists_are_remembered_with_the_block_mask() -> None:
+    mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx)
+    blocks = flex.create_block_mask(mask, None, None, 256, 256).blocks
+    plan = plan_for(64, 64, "float32")
+    assert tiles_for(blocks, plan, 256, 256) is tiles_for(blocks, plan, 256, 256)
+    assert tiles_for(blocks, plan_for(256, 256, "float32"), 256, 256) is not tiles_for(blocks, plan, 256, 256)
+
+
+def test_small_inputs_stay_out_of_the_constant_address_space() -> None:
+    none = tiles_for(None, plan_for(8, 8, "float32"), 1, 1)
+    assert none.lists.size >= 8 and none.states.size >= 8
+    one = mx.zeros((1, 1, 1), mx.int32)
+    blocks = Blocks(np.array(one), np.zeros((1, 1, 1, 1), np.int32), None, None, 128, 128)
+    tiles = tiles_for(blocks, plan_for(8, 8, "float32"), 1, 1)
+    assert tiles.lists.size >= 8 and tiles.states.size >= 8

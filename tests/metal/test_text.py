@@ -1,0 +1,162 @@
+"""The Metal text: its files' habits, what a mod becomes, and clang's check of the address spaces."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import zoo
+from metal import clang_check
+from metal.mods import text_of, traces
+
+from flextrace.kernels.assemble import assemble
+from flextrace.kernels.metal import generate
+from flextrace.kernels.metal.generate import BODY, INPUTS, KERNEL, KernelText, kernel_text, mod_header
+from flextrace.kernels.metal.plan import plan_for
+from flextrace.kernels.metal.tiles import CUT_TILES, NO_BLOCKS, WHOLE_TILES
+
+FOLDER = Path(generate.__file__).parent
+FILES = [*FOLDER.glob("*.h"), *FOLDER.glob("*.metal")]
+RESERVED = r"\b(fragment|vertex|kernel|mesh|object|visible|sampler|texture\w*|ray_data|object_data|imageblock\w*)\b"
+needs_clang = pytest.mark.skipif(clang_check.CLANG is None, reason="no clang: apt-get install clang")
+
+
+# ---- habits of safe MSL -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_file_keeps_the_habits(file: Path) -> None:
+    text = file.read_text(encoding="ascii")
+    code = "\n".join(line.split("//")[0] for line in text.splitlines())
+    assert len(text.splitlines()) <= 300 and max(map(len, text.splitlines())) <= 120
+    assert not re.search(r"\b(INFINITY|HUGE_VALF|isinf|isnan|double)\b", code), "infinities are told by their bits"
+    assert not re.search(r"metal::(exp|exp2|log|log2|pow|sin|cos|tan|tanh|sqrt|fmod)\(", code), "precise:: or fast::"
+    assert "using namespace" not in code and "metal::as_type" not in code
+    assert not re.search(RESERVED, code), "a word that Metal reserves"
+
+
+def test_every_loop_over_fragments_is_unrolled() -> None:
+    for file in FILES:
+        lines = file.read_text().splitlines()
+        for before, line in itertools.pairwise(lines):
+            bound = re.search(r"for \(int \w+ = 0; \w+(?: \+ 1)? < ([^;&]+);", line)
+            if bound and re.fullmatch(r"P::\w+( \* P::\w+)?( / FRAGMENT)?|[A-Z_]+", bound[1]):
+                assert before.strip() == "UNROLL" or "SIMDGROUPS" in bound[1], f"{file.name}: {line}"
+
+
+def test_the_name_follows_the_text() -> None:
+    first, second = text_of("alibi"), text_of("softcap")
+    assert re.fullmatch(r"flextrace_attention_[0-9a-f]{16}", first.name)
+    assert first.name != second.name
+    assert first.name == text_of("alibi").name
+
+
+@pytest.mark.parametrize("entry", zoo.ZOO.values(), ids=str)
+def test_generated_text_is_ascii_with_precise_functions(entry: zoo.Entry) -> None:
+    text = text_of(entry.name)
+    (text.header + text.body).encode("ascii")
+    header = mod_header(*traces(entry.name))
+    assert not re.search(r"(?<!precise::)\b(exp|exp2|log|log2|sin|cos|tanh|sqrt)\(", header)
+
+
+# ---- what a mod becomes -------------------------------------------------------------------------------------------
+
+
+def test_captures_become_fields_and_arguments() -> None:
+    text = text_of("alibi", "sliding_window")
+    assert text.inputs[-1] == "array0"
+    assert "captured_by_mods(params + PARAM_WORDS, array0, array0_shape, array0_strides)" in text.body
+    assert "const constant int64_t* array0_strides [[buffer(11)]]" in text.complete()
+    header = mod_header(*traces("alibi", "sliding_window"))
+    assert "template <typename Array0>\nstruct Mods {" in header
+    assert "array0[fx::offset(array0_shape, array0_strides, h)]" in header
+
+
+def test_the_mask_s_captures_come_after_the_score_s() -> None:
+    header = mod_header(*traces("alibi", "padding_lengths"))
+    score, mask = header.split("bool mask_mod(")
+    assert "array0[" in score and "array1[" not in score
+    assert "array1[" in mask and "array0[" not in mask.split("};")[0]
+
+
+def test_the_text_is_complete() -> None:
+    text = kernel_text(None, None).complete()
+    assert '#include "' not in text and "[[kernel]] void flextrace_attention_" in text
+    assert "CAPTURED_ARRAYS" not in text.split("[[kernel]]")[1]
+
+
+def test_too_many_captured_arrays_name_the_remedy() -> None:
+    import mlx.core as mx
+
+    from flextrace.tracer import trace
+
+    tables = [mx.ones(9) for _ in range(7)]
+
+    def mod(score, b, h, q_idx, kv_idx):
+        return score + sum(table[kv_idx] for table in tables)
+
+    with pytest.raises(ValueError, match="capture 7 arrays .* of the 31 that a Metal kernel has; stack some"):
+        kernel_text(trace(mod, "score_mod"), None)
+
+
+# ---- address spaces -----------------------------------------------------------------------------------------------
+
+
+@needs_clang
+def test_the_kernel_compiles_as_it_lies(tmp_path: Path) -> None:
+    """With the checked-in mod.h, whose bodies leave the scores as they are."""
+    text = kernel_text(None, None)
+    plain = KernelText(assemble(FOLDER, KERNEL, {}), (FOLDER / BODY).read_text(), INPUTS, ())
+    assert plain.header != text.header
+    source = clang_check.instance(plain, plan_for(64, 64, "float32"), NO_BLOCKS)
+    assert clang_check.complaints(source, tmp_path) == ""
+
+
+@needs_clang
+@pytest.mark.parametrize("entry", zoo.ZOO.values(), ids=str)
+def test_address_spaces_of_every_mod(entry: zoo.Entry, tmp_path: Path) -> None:
+    source = clang_check.instance(text_of(entry.name), plan_for(64, 64, "float32"), NO_BLOCKS)
+    assert clang_check.complaints(source, tmp_path) == ""
+
+
+@needs_clang
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dims", [(8, 8), (17, 9), (64, 64), (80, 80), (128, 96), (192, 128), (256, 256), (512, 512)])
+def test_address_spaces_of_every_plan(dims: tuple[int, int], dtype: str, tmp_path: Path) -> None:
+    for blocks in (NO_BLOCKS, WHOLE_TILES, CUT_TILES):
+        source = clang_check.instance(text_of("alibi", "causal"), plan_for(*dims, dtype), blocks)
+        assert clang_check.complaints(source, tmp_path) == ""
+
+
+MISTAKES = [
+    ("threadgroup T* now = staged;", "device T* now = staged;"),
+    ("const thread Rows<T>& from, int first_row", "const device Rows<T>& from, int first_row"),
+    ("first.store(now, thread_index);", "first.store(out, thread_index);"),
+    ("const device int* list; ", "const constant int* list; "),
+    (
+        "multiply_values<T, P>(sums, weights, now, d, rows.place)",
+        "multiply_values<T, P>(sums, weights, v, d, rows.place)",
+    ),
+    ("float inverse =", "float inverted ="),
+    ("queries.start(rows_of(q, q_strides,", "queries.start(rows_of(q, tile_lists,"),
+    ("threadgroup uint* votes;  ", "thread uint* votes;  "),
+]
+
+
+@needs_clang
+@pytest.mark.parametrize(("right", "wrong"), MISTAKES, ids=lambda text: text[:20])
+def test_clang_finds_planted_mistakes(right: str, wrong: str, tmp_path: Path) -> None:
+    source = clang_check.instance(text_of("causal"), plan_for(64, 64, "float32"), NO_BLOCKS)
+    assert right in source
+    assert "error:" in clang_check.complaints(source.replace(right, wrong), tmp_path)
+
+
+@needs_clang
+def test_no_pointer_is_without_an_address_space(tmp_path: Path) -> None:
+    """clang lets an unqualified pointer through as __generic; Metal does not."""
+    source = clang_check.instance(text_of("alibi", "causal"), plan_for(80, 80, "bfloat16"), CUT_TILES)
+    assert clang_check.unqualified_pointers(source, tmp_path) == []
+    planted = source.replace("const thread int* q_idx, int d,", "const int* q_idx, int d,")
+    assert clang_check.unqualified_pointers(planted, tmp_path) == ["q_idx"]
