@@ -10,8 +10,10 @@ from flextrace.kernels import BackendUnavailable
 from flextrace.tracer import Expr, TraceError
 
 from .attention import AuxOutput, AuxRequest, flex_attention
-from .block_mask import BlockMask, and_masks, create_block_mask, create_mask, noop_mask, or_masks
+from .block_mask import BlockMask
+from .build_mask import create_block_mask, create_mask
 from .gradient import GradientError
+from .masks import and_masks, noop_mask, or_masks
 from .mod import MaskMod, ScoreMod, mask_mod, score_mod
 from .notices import FlextraceWarning
 

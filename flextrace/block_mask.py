@@ -1,7 +1,6 @@
-"""mask_mod -> BlockMask: which tiles of the score matrix to visit, and which of them need the mask at all.
+"""BlockMask: which tiles of the score matrix to visit, and which of them need the mask at all.
 
-Fields and meaning are those of torch.nn.attention.flex_attention.BlockMask. Here the mask is evaluated densely, a
-band of rows at a time.
+Fields and meaning are those of torch.nn.attention.flex_attention.BlockMask.
 """
 
 from __future__ import annotations
@@ -14,54 +13,12 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.kernels import Blocks
-from flextrace.tracer import Bound, evaluate
-from flextrace.tracer.expr import B as B_INDEX
-from flextrace.tracer.expr import H as H_INDEX
-from flextrace.tracer.expr import leaves
 
+from .masks import noop_mask
 from .mod import MaskMod, as_mod
 
 Array = np.ndarray[Any, Any]
 DEFAULT_BLOCK = 128
-BAND_POSITIONS = 2**24  # positions of the mask held at once
-
-
-def noop_mask(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> bool:
-    """The mask that keeps every pair."""
-    return True
-
-
-def and_masks(*masks: Callable[..., Any]) -> MaskMod:
-    """The mask that keeps what all of `masks` (mask_mods or plain functions) keep.
-
-    Example:
-        >>> import flextrace as flex
-        >>> band = flex.and_masks(lambda b, h, q, kv: q >= kv, lambda b, h, q, kv: q - kv < 64)
-        >>> band(0, 0, 100, 50), band(0, 0, 100, 30)
-        (True, False)
-    """
-    mods = tuple(as_mod(mask, MaskMod, "and_masks") for mask in masks)
-
-    def all_of(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        keep = True
-        for mod in mods:
-            keep = keep and bool(mod(b, h, q_idx, kv_idx))
-        return keep
-
-    return MaskMod(all_of)
-
-
-def or_masks(*masks: Callable[..., Any]) -> MaskMod:
-    """The mask that keeps what any of `masks` (mask_mods or plain functions) keeps."""
-    mods = tuple(as_mod(mask, MaskMod, "or_masks") for mask in masks)
-
-    def any_of(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        keep = False
-        for mod in mods:
-            keep = keep or bool(mod(b, h, q_idx, kv_idx))
-        return keep
-
-    return MaskMod(any_of)
 
 
 class BlockMask:
@@ -115,7 +72,7 @@ class BlockMask:
         Raises:
             ValueError: shapes do not fit, a count exceeds its list, or an index names no block.
         """
-        block = _block_size(BLOCK_SIZE)
+        block = block_size(BLOCK_SIZE)
         if (full_kv_num_blocks is None) != (full_kv_indices is None):
             raise ValueError("full_kv_num_blocks and full_kv_indices go together: give both or none")
         counts, indices = _int32(kv_num_blocks, "kv_num_blocks", 3), _int32(kv_indices, "kv_indices", 4)
@@ -164,8 +121,8 @@ class BlockMask:
     @functools.cached_property
     def _by_columns(self) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         states = self._states()
-        partial = _lists(np.swapaxes(states == 1, 2, 3))
-        full = _lists(np.swapaxes(states == 2, 2, 3))
+        partial = block_lists(np.swapaxes(states == 1, 2, 3))
+        full = block_lists(np.swapaxes(states == 2, 2, 3))
         return mx.array(partial[0]), mx.array(partial[1]), mx.array(full[0]), mx.array(full[1])
 
     @property
@@ -255,113 +212,15 @@ def _int32(value: Any, name: str, ndim: int) -> Array:
     return np.ascontiguousarray(array, dtype=np.int32)
 
 
-def _block_size(size: int | tuple[int, int]) -> tuple[int, int]:
+def block_size(size: int | tuple[int, int]) -> tuple[int, int]:
     block = (size, size) if isinstance(size, int) else tuple(size)
     if len(block) != 2 or not all(isinstance(n, int) and n > 0 for n in block):
         raise ValueError(f"BLOCK_SIZE is {size!r}; expected a positive int, or (rows, columns)")
     return block[0], block[1]
 
 
-def _lists(marked: Array) -> tuple[Array, Array]:
+def block_lists(marked: Array) -> tuple[Array, Array]:
     """bool [..., n] -> how many are marked, and their indices first, in order."""
     counts = marked.sum(axis=-1, dtype=np.int32)
     order = np.argsort(~marked, axis=-1, kind="stable").astype(np.int32)
     return counts, np.ascontiguousarray(order)
-
-
-def _band(bound: Bound, b: int | None, h: int | None, rows: slice, kv_len: int) -> Array:
-    """The mask over some rows: bool [B or 1, H or 1, rows, kv_len]."""
-    values = {
-        "b": np.arange(b or 1).reshape(-1, 1, 1, 1),
-        "h": np.arange(h or 1).reshape(1, -1, 1, 1),
-        "q_idx": np.arange(rows.start, rows.stop).reshape(-1, 1),
-        "kv_idx": np.arange(kv_len),
-    }
-    arrays = [np.array(a.astype(mx.float32) if _is_bfloat16(a) else a) for a in bound.arrays]
-    kept = evaluate(bound.trace.expr, values, numbers=bound.numbers, arrays=arrays)
-    return np.broadcast_to(kept, (b or 1, h or 1, rows.stop - rows.start, kv_len))
-
-
-def _is_bfloat16(array: Any) -> bool:
-    return isinstance(array, mx.array) and bool(array.dtype == mx.bfloat16)
-
-
-def _bands(bound: Bound, b: int | None, h: int | None, q_len: int, kv_len: int, step: int) -> Any:
-    per_row = max(1, (b or 1) * (h or 1) * kv_len)
-    rows = max(step, BAND_POSITIONS // per_row // step * step)
-    for first in range(0, q_len, rows):
-        band = slice(first, min(first + rows, q_len))
-        yield band, _band(bound, b, h, band, kv_len)
-
-
-def _check_size(**sizes: int | None) -> None:
-    for name, size in sizes.items():
-        if size is not None and (not isinstance(size, int) or size < (1 if name in "BH" else 0)):
-            raise ValueError(f"{name} is {size!r}; expected a whole number" + (" or None" if name in "BH" else ""))
-
-
-def create_mask(mask_mod: Callable[..., Any], B: int | None, H: int | None, Q_LEN: int, KV_LEN: int) -> mx.array:
-    """The dense mask: bool [B or 1, H or 1, Q_LEN, KV_LEN]. For looking at and comparing; kernels never need it.
-
-    Raises:
-        TraceError: the mask_mod cannot be traced.
-
-    Example:
-        >>> import flextrace as flex
-        >>> flex.create_mask(lambda b, h, q, kv: q >= kv, None, None, 2, 2)
-        array([[[[True, False],
-                 [True, True]]]], dtype=bool)
-    """
-    _check_size(B=B, H=H, Q_LEN=Q_LEN, KV_LEN=KV_LEN)
-    bound = as_mod(mask_mod, MaskMod, "mask_mod").bind()
-    return mx.array(_band(bound, B, H, slice(0, Q_LEN), KV_LEN))
-
-
-def create_block_mask(
-    mask_mod: Callable[..., Any],
-    B: int | None,
-    H: int | None,
-    Q_LEN: int,
-    KV_LEN: int,
-    BLOCK_SIZE: int | tuple[int, int] = DEFAULT_BLOCK,
-) -> BlockMask:
-    """The BlockMask of a mask_mod.
-
-    Args:
-        mask_mod: a mask_mod or plain function `(b, h, q_idx, kv_idx) -> bool`.
-        B, H: batch and query heads that the mask depends on; None where it does not, then it broadcasts.
-        Q_LEN, KV_LEN: lengths; they need not be multiples of the block size.
-        BLOCK_SIZE: rows and columns of a block.
-
-    Raises:
-        TraceError: the mask_mod cannot be traced.
-        ValueError: a size is not positive, or B or H is None though the mask reads b or h.
-
-    Example:
-        >>> import flextrace as flex
-        >>> print(flex.create_block_mask(lambda b, h, q, kv: q >= kv, None, None, 384, 384))
-        BlockMask(shape=(1, 1, 384, 384), BLOCK_SIZE=(128, 128), sparsity=33.33%)
-        +..
-        #+.
-        ##+
-    """
-    _check_size(B=B, H=H, Q_LEN=Q_LEN, KV_LEN=KV_LEN)
-    rows, columns = _block_size(BLOCK_SIZE)
-    mod = as_mod(mask_mod, MaskMod, "mask_mod")
-    bound = mod.bind()
-    used = leaves(bound.trace.expr, ("index",))
-    for name, size, index in (("B", B, B_INDEX), ("H", H, H_INDEX)):
-        if size is None and index in used:
-            raise ValueError(f"the mask depends on {index.value}, so create_block_mask needs {name}, not None")
-    q_blocks, kv_blocks = -(-Q_LEN // rows), -(-KV_LEN // columns)
-    states = np.zeros((B or 1, H or 1, q_blocks, kv_blocks), np.int8)
-    starts = np.arange(0, KV_LEN, columns)
-    widths = np.diff(np.append(starts, KV_LEN))
-    for band, kept in _bands(bound, B, H, Q_LEN, KV_LEN, rows) if KV_LEN else ():
-        by_column = np.add.reduceat(kept, starts, axis=-1, dtype=np.int32)  # kept keys per row and block
-        first = np.arange(0, band.stop - band.start, rows)
-        counts = np.add.reduceat(by_column, first, axis=-2)
-        heights = np.diff(np.append(first, band.stop - band.start))
-        full = counts == heights[:, None] * widths
-        states[:, :, band.start // rows : band.start // rows + len(first)] = (counts > 0) + full.astype(np.int8)
-    return BlockMask((Q_LEN, KV_LEN), *_lists(states == 1), *_lists(states == 2), (rows, columns), mod)

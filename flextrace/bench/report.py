@@ -138,8 +138,9 @@ def show(report: Report, console: Console) -> None:
             texts = [_ms(cells[0]), _ratio(cells[1]), _ms(cells[2]), _ratio(cells[3])]
             table.add_row(row.mod, row.dtype, shape, f"{row.flextrace:.2f}", *texts, speed)
         console.print(table)
-        best = max((r.dense_gflops for r in report.rows if r.mod == "none" and r.dtype == "float32"), default=None)
-        share = "" if best is None else f"; no mod, float32: {100 * best / report.peak_gflops:.0f} % of it"
+        plain = [r for r in report.rows if r.mod == "none" and r.dtype == "float32"]
+        shares = ", ".join(f"{100 * r.dense_gflops / report.peak_gflops:.0f} % at L {r.shape[2]}" for r in plain)
+        share = f"; no mod, float32: {shares}" if plain else ""
         console.print(f"multiply-add peak of this machine: {report.peak_gflops:.0f} GFLOP/s{share}")
     if report.start:
         s = report.start

@@ -79,10 +79,10 @@ def test_equals_the_dense_definition(mask: Any, b: int, h: int, lengths: tuple[i
 
 
 def test_large_masks_are_evaluated_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flextrace import block_mask
+    from flextrace import build_mask
 
     whole = flex.create_block_mask(banded, None, None, 300, 200, BLOCK_SIZE=32)
-    monkeypatch.setattr(block_mask, "BAND_POSITIONS", 5000)
+    monkeypatch.setattr(build_mask, "BAND_POSITIONS", 5000)
     np.testing.assert_array_equal(
         np.array(flex.create_block_mask(banded, None, None, 300, 200, BLOCK_SIZE=32).to_dense()),
         np.array(whole.to_dense()),
