@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flextrace.tracer import Expr, Trace
+import mlx.core as mx
+import numpy as np
+
+from flextrace.tracer import Bound, Expr, Trace
 from flextrace.tracer.expr import rebuild
 
 
@@ -32,3 +35,25 @@ def describe(mod: Trace) -> dict[str, Any]:
         "arrays": [f"{a.name}: {a.element}, {a.ndim} dimensions" for a in mod.arrays],
         "numbers": [f"{n.name}: {n.dtype}" for n in mod.numbers],
     }
+
+
+def expressions(score_mod: Trace | None, mask_mod: Trace | None) -> tuple[Expr | None, Expr | None]:
+    """What a kernel in memory is known by: expressions are interned, so equal mods share it."""
+    return (None if score_mod is None else score_mod.expr, None if mask_mod is None else mask_mod.expr)
+
+
+def readable(mod: Bound, array: mx.array | np.ndarray[Any, Any]) -> mx.array:
+    """A captured array for gathers. Integers beyond int32 are refused; where MLX hides the values (an array that
+    mx.compile or mx.vmap replaces), they are taken modulo 2**32."""
+    given = mx.array(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
+    if given.dtype in (mx.int64, mx.uint64, mx.uint32) and given.size:
+        try:
+            low, high = int(given.min()), int(given.max())
+        except (ValueError, RuntimeError):  # MLX's refusal to evaluate inside a transformation
+            return given
+        if low < -(2**31) or high >= 2**31:
+            raise OverflowError(
+                f"{mod.trace.name}: a captured integer array holds a value outside int32, the integer type of "
+                "kernels; renumber its values (for ids: the inverse of a unique) or convert it to float32"
+            )
+    return given

@@ -14,7 +14,7 @@ from flextrace.cache import Store, key_of
 from flextrace.tracer import Expr, Trace
 
 from ..call import AttentionCall, Result
-from ..mods import describe
+from ..mods import describe, expressions
 from .generate import kernel_source
 from .launch import MAX_NDIM, Kernel
 from .toolchain import REMEDY, Compiler, find_compiler
@@ -48,7 +48,7 @@ class CpuBackend:
         return kernel_source(score_mod, mask_mod)
 
     def prepare(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
-        if _key(score_mod, mask_mod) in self._kernels:
+        if expressions(score_mod, mask_mod) in self._kernels:
             return "memory"
         before = self.compiled
         self.kernel(score_mod, mask_mod)
@@ -56,7 +56,7 @@ class CpuBackend:
 
     def kernel(self, score_mod: Trace | None, mask_mod: Trace | None) -> Kernel:
         """The loaded kernel for these mods: from memory, from disk, or compiled now."""
-        key = _key(score_mod, mask_mod)
+        key = expressions(score_mod, mask_mod)
         kernel = self._kernels.get(key)
         if kernel is None:
             with self._lock:
@@ -96,7 +96,3 @@ class CpuBackend:
         # MLX refuses this inside mx.compile and mx.vmap; reading the buffers below needs the values.
         mx.eval(call.q, call.k, call.v, *(a for mod in mods for a in mod.arrays if isinstance(a, mx.array)))
         return self.kernel(score, mask).run(call)
-
-
-def _key(score_mod: Trace | None, mask_mod: Trace | None) -> tuple[Expr | None, Expr | None]:
-    return (None if score_mod is None else score_mod.expr, None if mask_mod is None else mask_mod.expr)

@@ -13,7 +13,7 @@ from flextrace.cache import Store, key_of
 from flextrace.tracer import Expr, Trace
 
 from ..call import AttentionCall, Result
-from ..mods import describe
+from ..mods import describe, expressions
 from .generate import KernelText, kernel_source, kernel_text
 from .launch import Factory, Launch, address_spaces, make, run
 
@@ -47,7 +47,7 @@ class MetalBackend:
         return kernel_source(score_mod, mask_mod)
 
     def prepare(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
-        if _key(score_mod, mask_mod) in self._texts:
+        if expressions(score_mod, mask_mod) in self._texts:
             return "memory"
         before = self.generated
         self.text(score_mod, mask_mod)
@@ -55,7 +55,7 @@ class MetalBackend:
 
     def text(self, score_mod: Trace | None, mask_mod: Trace | None) -> KernelText:
         """The kernel text for these mods, kept on disk for readers."""
-        key = _key(score_mod, mask_mod)
+        key = expressions(score_mod, mask_mod)
         text = self._texts.get(key)
         if text is None:
             with self._lock:
@@ -82,7 +82,7 @@ class MetalBackend:
 
     def attention(self, call: AttentionCall) -> Result:
         score, mask = (None if mod is None else mod.trace for mod in (call.score_mod, call.mask_mod))
-        key = (_key(score, mask), address_spaces(call))
+        key = (expressions(score, mask), address_spaces(call))
         kernel = self._kernels.get(key)
         if kernel is None:
             kernel = self._kernels[key] = make(self.metal_kernel, self.text(score, mask), key[1])
@@ -104,7 +104,3 @@ class SimulatorBackend(MetalBackend):
 
     def unavailable(self) -> str | None:
         return None
-
-
-def _key(score_mod: Trace | None, mask_mod: Trace | None) -> Mods:
-    return (None if score_mod is None else score_mod.expr, None if mask_mod is None else mask_mod.expr)

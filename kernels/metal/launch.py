@@ -11,13 +11,13 @@ import numpy as np
 from flextrace.tracer import Bound
 
 from ..call import AttentionCall, Result
+from ..mods import readable
 from .generate import OUTPUTS, KernelText
 from .plan import plan_for
 from .tiles import SMALLEST, tiles_for
 
 Launch = Callable[..., Sequence[mx.array]]
 Factory = Callable[..., Any]  # mx.fast.metal_kernel, or what stands in for it
-WIDE = (mx.int64, mx.uint64, mx.uint32)
 
 
 def run(kernel: Launch, call: AttentionCall) -> Result:
@@ -92,19 +92,6 @@ def _bits(number: float) -> int:
 
 
 def _readable(mod: Bound, array: mx.array | np.ndarray[Any, Any]) -> mx.array:
-    """A captured array as the kernel reads it. Integers beyond int32 are refused; where MLX hides the values (inside
-    mx.compile), they are taken modulo 2**32."""
-    given = mx.array(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
-    if given.dtype == mx.float64:
-        return given.astype(mx.float32, stream=mx.cpu)
-    if given.dtype in WIDE:
-        try:
-            low, high = int(given.min()), int(given.max())
-        except (ValueError, RuntimeError):  # MLX's refusal to evaluate inside a transformation
-            return given
-        if low < -(2**31) or high >= 2**31:
-            raise OverflowError(
-                f"{mod.trace.name}: a captured integer array holds a value outside int32, the integer type of "
-                "kernels; renumber its values (for ids: the inverse of a unique) or convert it to float32"
-            )
-    return given
+    """A captured array as the kernel reads it: Metal has no float64."""
+    given = readable(mod, array)
+    return given.astype(mx.float32, stream=mx.cpu) if given.dtype == mx.float64 else given

@@ -14,6 +14,7 @@ import numpy as np
 from flextrace.tracer import Bound, Trace
 
 from ..call import AttentionCall, Result
+from ..mods import readable
 from .table import evaluate
 
 TILE_SCORES = 2**23  # scores held at once, over all heads
@@ -110,7 +111,7 @@ class _Inputs:
         batch, kv_heads, groups = split
         self.b = mx.arange(batch, dtype=mx.int32).reshape(-1, 1, 1, 1, 1)
         self.h = mx.arange(kv_heads * groups, dtype=mx.int32).reshape(1, kv_heads, groups, 1, 1)
-        self.arrays = {mod.trace.kind: [_readable(mod, a) for a in mod.arrays] for mod in _mods(call)}
+        self.arrays = {mod.trace.kind: [readable(mod, a) for a in mod.arrays] for mod in _mods(call)}
         self.states = None if call.blocks is None else mx.array(_states(call))
 
     def scores(self, scores: mx.array, rows: slice, columns: slice) -> mx.array:
@@ -136,20 +137,3 @@ class _Inputs:
 
 def _mods(call: AttentionCall) -> list[Bound]:
     return [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
-
-
-def _readable(mod: Bound, array: mx.array | np.ndarray) -> mx.array:
-    """A captured array for gathers. Integers beyond int32 are refused; where MLX hides the values (an array that
-    mx.compile or mx.vmap replaces), they are taken modulo 2**32."""
-    given = mx.array(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
-    if given.dtype in (mx.int64, mx.uint64, mx.uint32) and given.size:
-        try:
-            low, high = int(given.min()), int(given.max())
-        except (ValueError, RuntimeError):  # MLX's refusal to evaluate inside a transformation
-            return given
-        if low < -(2**31) or high >= 2**31:
-            raise OverflowError(
-                f"{mod.trace.name}: a captured integer array holds a value outside int32, the integer type of "
-                "kernels; renumber its values (for ids: the inverse of a unique) or convert it to float32"
-            )
-    return given
