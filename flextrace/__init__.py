@@ -18,7 +18,7 @@ from .mod import MaskMod, ScoreMod, mask_mod, score_mod
 from .notices import FlextraceWarning
 
 if TYPE_CHECKING:
-    from . import simulator
+    from . import mods, simulator, visualize
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,15 +39,17 @@ __all__ = [
     "create_mask",
     "flex_attention",
     "mask_mod",
+    "mods",
     "noop_mask",
     "or_masks",
     "score_mod",
     "simulator",
+    "visualize",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """`flex.simulator`, imported when first used: most programs never do."""
-    if name == "simulator":
-        return importlib.import_module("flextrace.simulator")
+    """`flex.mods`, `flex.simulator` and `flex.visualize`, imported when first used: most programs never do."""
+    if name in ("mods", "simulator", "visualize"):
+        return importlib.import_module(f"flextrace.{name}")
     raise AttributeError(f"module 'flextrace' has no attribute {name!r}")

@@ -15,14 +15,14 @@ from typing import Any, Literal, overload
 
 import mlx.core as mx
 
-from flextrace.kernels import AttentionCall, Backend, BackendUnavailable, Result, backend_for
-from flextrace.kernels.registry import chosen_name, default_name
+from flextrace.kernels import AttentionCall
+from flextrace.kernels.registry import chosen_name
 
 from .block_mask import BlockMask
 from .checks import check_options, check_tensors
-from .gradient import forward_only
 from .mod import MaskMod, ScoreMod, as_mod
-from .notices import FlextraceWarning, notice
+from .notices import FlextraceWarning
+from .run import run
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,21 @@ class AuxRequest:
 
     lse: bool = False
     max_scores: bool = False
+    intermediates: bool = False
 
 
 @dataclass(frozen=True)
 class AuxOutput:
-    """By-products of attention, float32, shape [batch, query_heads, q_len]; None where not requested.
+    """By-products of attention; None where not requested. lse, max_scores: float32 [batch, query_heads, q_len].
 
     lse: natural log of the sum of exp(score) over the keys of a row, after score_mod; -inf for an empty row.
     max_scores: the largest score of a row, after score_mod; -inf for an empty row.
+    intermediates: what each stage gave, by name and in order: see flextrace.kernels.staged.run_staged.
     """
 
     lse: mx.array | None = None
     max_scores: mx.array | None = None
+    intermediates: Mapping[str, mx.array] | None = None
 
 
 Aux = tuple[mx.array, AuxOutput]
@@ -115,7 +118,11 @@ def flex_attention(
         scale: factor of the dot products; None is 1 / sqrt(head_dim).
         enable_gqa: allow query_heads to be a multiple of kv_heads (grouped-query attention).
         return_lse: also return the log-sum-exp.
-        kernel_options: "BACKEND" ("metal", "simulator", "cpu" or "ops") and "NUM_THREADS" (cpu backend).
+        kernel_options: "BACKEND" ("metal", "simulator", "cpu" or "ops"), "NUM_THREADS" (cpu backend) and "ASYNC_COPY":
+            "intrinsic" copies tiles of key and value by simdgroup_async_copy (metal and simulator; macOS 15 and
+            earlier on M1 and M2; elsewhere a notice, and the default, "pipelined"). A backend ignores what is not its.
+            "PIPELINE": "staged" runs the stage kernels one after the other instead of the fused one, in quadratic
+            memory (cpu, metal, simulator).
         return_aux: which by-products to return as an `AuxOutput`.
 
     Returns:
@@ -125,7 +132,8 @@ def flex_attention(
     Raises:
         TypeError, ValueError: arguments that do not fit, before any work.
         TraceError: a mod cannot become a kernel; the message shows its line.
-        OverflowError: a captured integer does not fit int32.
+        OverflowError: a captured integer does not fit int32. (Of an array that mx.compile or mx.vmap replaces nobody
+            sees the values: they are taken modulo 2**32.)
         BackendUnavailable: the backend asked for cannot run here.
 
     Captured arrays and numbers are read at every call; a changed number compiles nothing. The API is that of
@@ -147,6 +155,12 @@ def flex_attention(
     if return_aux is not None and not isinstance(return_aux, AuxRequest):
         raise TypeError(f"return_aux takes an AuxRequest, not a {type(return_aux).__name__}")
     options = check_options(kernel_options)
+    aux = return_aux or AuxRequest(lse=return_lse)
+    staged = options.get("PIPELINE") == "staged"
+    if aux.intermediates and not staged:
+        raise ValueError(
+            'AuxRequest(intermediates=True) needs kernel_options={"PIPELINE": "staged"}; the fused kernel has none'
+        )
     score = None if score_mod is None else as_mod(score_mod, ScoreMod, "score_mod").bind()
     mask_function, blocks = block_mask, None
     if isinstance(block_mask, BlockMask):
@@ -161,47 +175,19 @@ def flex_attention(
         score,
         mask,
         blocks,
-        want_lse=return_lse or (return_aux is not None and return_aux.lse),
-        want_max=return_aux is not None and return_aux.max_scores,
+        want_lse=aux.lse,
+        want_max=aux.max_scores,
         threads=options.get("NUM_THREADS", 0),
+        async_copy=options.get("ASYNC_COPY") == "intrinsic",
+        staged=staged,
     )
-    result = _run(call, chosen_name(options.get("BACKEND")))
+    result = run(call, chosen_name(options.get("BACKEND")))
     if return_aux is not None:
-        return result.out, AuxOutput(result.lse, result.max_scores)
+        return result.out, AuxOutput(result.lse, result.max_scores, result.intermediates if aux.intermediates else None)
     if return_lse:
         assert result.lse is not None
         return result.out, result.lse
     return result.out
-
-
-def _run(call: AttentionCall, wanted: str | None) -> Result:
-    """Run on the backend asked for, or on the default one; on ops where that one cannot run (said once)."""
-    backend: Backend
-    try:
-        backend = backend_for(wanted or default_name())
-    except BackendUnavailable as reason:
-        if wanted is not None:
-            raise
-        notice("no compiler", f"flextrace runs on MLX operations, which is slower: {reason}")
-        backend = backend_for("ops")
-    if backend.name == "ops":
-        return backend.attention(call)
-    try:
-        return forward_only(backend, call)
-    except (ValueError, RuntimeError) as error:
-        if "during function transformations" not in str(error):
-            raise
-        if wanted is not None:
-            raise BackendUnavailable(
-                f"the {wanted} backend needs values, which mx.compile and mx.vmap hide; call flex_attention outside "
-                'them, or with kernel_options={"BACKEND": "ops"}'
-            ) from None
-        notice(
-            "transformation",
-            "inside mx.compile or mx.vmap flextrace runs on MLX operations, which is slower; call flex_attention "
-            'outside them for the compiled kernel, or ask for it with kernel_options={"BACKEND": "ops"}',
-        )
-        return backend_for("ops").attention(call)
 
 
 __all__ = ["AuxOutput", "AuxRequest", "FlextraceWarning", "flex_attention"]

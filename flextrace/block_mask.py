@@ -1,60 +1,81 @@
-"""BlockMask: which tiles of the score matrix to visit, and which of them need the mask at all.
+"""BlockMask: which blocks of the score matrix to visit, and which of them need the mask at all.
 
-Fields and meaning are those of torch.nn.attention.flex_attention.BlockMask.
+Fields and meaning are those of torch.nn.attention.flex_attention.BlockMask. Inside, a BlockMask is runs of neighbouring
+blocks: a million tokens under a causal mask take 300 kB. torch's lists are made when they are asked for.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from flextrace.kernels import Blocks
+from flextrace.kernels.blocks import FULL, PARTIAL, Array
 
-from .masks import noop_mask
+from .block_fields import BlockFields
+from .masks import lookup_mask, noop_mask, pick_mask, shift_mask
 from .mod import MaskMod, as_mod
+from .portable import same
+from .refine import refine
 
-Array = np.ndarray[Any, Any]
 DEFAULT_BLOCK = 128
 
 
-class BlockMask:
-    """The tiles that a mask leaves, by rows of blocks.
+class BlockRanges(NamedTuple):
+    """A BlockMask's runs of blocks, all numpy arrays.
+
+    offsets: int64 [B * H * q_blocks + 1]; row r of blocks has the runs offsets[r] to offsets[r + 1] - 1, ascending.
+    first, end: int32 [runs]; a run covers the kv blocks first to end - 1.
+    full: bool [runs]; whether the mask keeps these blocks whole.
+    """
+
+    offsets: Array
+    first: Array
+    end: Array
+    full: Array
+
+
+class BlockMask(BlockFields):
+    """The blocks that a mask leaves; made by `create_block_mask`, or from lists or runs of blocks.
 
     Attributes:
-        seq_lengths: (q_len, kv_len).
-        kv_num_blocks: int32 [B, H, q_blocks], how many partial blocks each row of blocks has.
-        kv_indices: int32 [B, H, q_blocks, kv_blocks], which; entries past kv_num_blocks mean nothing.
-        full_kv_num_blocks, full_kv_indices: the same for blocks that the mask keeps whole, or None.
-        q_num_blocks, q_indices, full_q_num_blocks, full_q_indices: the same lists by columns of blocks.
-        BLOCK_SIZE: (rows, columns) of one block.
-        mask_mod: decides inside partial blocks.
+        offset: position in the whole sequence of the first row: not 0 for queries that start later.
+        implied: whether the blocks follow from mask_mod alone; False for one made from lists or runs.
     """
 
     def __init__(
         self,
         seq_lengths: tuple[int, int],
-        kv_num_blocks: Array,
-        kv_indices: Array,
-        full_kv_num_blocks: Array | None,
-        full_kv_indices: Array | None,
-        BLOCK_SIZE: tuple[int, int],
+        blocks: Blocks,
         mask_mod: MaskMod,
+        *,
+        implied: bool = False,
+        offset: int = 0,
     ) -> None:
         self.seq_lengths = seq_lengths
-        self.BLOCK_SIZE = BLOCK_SIZE
+        self.blocks = blocks
         self.mask_mod = mask_mod
-        self.blocks = Blocks(
-            kv_num_blocks,
-            kv_indices,
-            full_kv_num_blocks,
-            full_kv_indices,
-            q_block=BLOCK_SIZE[0],
-            kv_block=BLOCK_SIZE[1],
-        )
+        self.implied = implied
+        self.offset = offset
+
+    # ---- constructors ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_mask(
+        cls,
+        mask_mod: MaskMod,
+        shape: tuple[int, int, int, int],
+        BLOCK_SIZE: tuple[int, int],
+        *,
+        offset: int = 0,
+    ) -> BlockMask:
+        """The BlockMask of a mask_mod; shape is (B, H, q_len, kv_len), already checked: see create_block_mask."""
+        shifted = shift_mask(mask_mod, offset)
+        blocks = refine(shifted.bind(), shape, BLOCK_SIZE)
+        return cls(shape[2:], blocks, shifted, implied=True, offset=offset)
 
     @classmethod
     def from_kv_blocks(
@@ -67,7 +88,7 @@ class BlockMask:
         mask_mod: Callable[..., Any] | None = None,
         seq_lengths: tuple[int, int] | None = None,
     ) -> BlockMask:
-        """A BlockMask from its lists (mlx or numpy integer arrays, shapes as the attributes).
+        """A BlockMask from torch's lists (mlx or numpy integer arrays, shapes as the attributes).
 
         Raises:
             ValueError: shapes do not fit, a count exceeds its list, or an index names no block.
@@ -80,7 +101,7 @@ class BlockMask:
         if full_kv_num_blocks is not None:
             full = _int32(full_kv_num_blocks, "full_kv_num_blocks", 3), _int32(full_kv_indices, "full_kv_indices", 4)
         lengths = seq_lengths or (indices.shape[2] * block[0], indices.shape[3] * block[1])
-        rows, columns = -(-lengths[0] // block[0]), -(-lengths[1] // block[1])
+        rows, columns = _grid(lengths, block)
         for name, n, table in (("kv", counts, indices), *((("full_kv", *full),) if full else ())):
             if n.shape != table.shape[:3] or n.shape[2] != rows or table.shape != indices.shape:
                 raise ValueError(
@@ -96,99 +117,177 @@ class BlockMask:
                 raise ValueError(f"{name}_indices names block {used.min()} to {used.max()}; there are {columns} blocks")
         mod = as_mod(noop_mask if mask_mod is None else mask_mod, MaskMod, "mask_mod")
         full_counts, full_indices = full or (None, None)
-        return cls(lengths, counts, indices, full_counts, full_indices, block, mod)
+        return cls(lengths, Blocks.from_lists(counts, indices, full_counts, full_indices, *block, columns), mod)
 
-    # ---- torch's fields --------------------------------------------------------------------------------------
+    @classmethod
+    def from_ranges(
+        cls,
+        ranges: BlockRanges,
+        seq_lengths: tuple[int, int],
+        B: int = 1,
+        H: int = 1,
+        BLOCK_SIZE: int | tuple[int, int] = DEFAULT_BLOCK,
+        mask_mod: Callable[..., Any] | None = None,
+    ) -> BlockMask:
+        """A BlockMask from runs of blocks: the reverse of `to_ranges`.
 
-    @functools.cached_property
-    def kv_num_blocks(self) -> mx.array:
-        return mx.array(self.blocks.kv_num_blocks)
+        Raises:
+            ValueError: the offsets do not fit the rows, or runs of a row overlap or name no block.
+        """
+        block = block_size(BLOCK_SIZE)
+        rows, columns = _grid(seq_lengths, block)
+        offsets, first, end, full = (np.asarray(part) for part in ranges)
+        lines = B * H * rows
+        if (
+            offsets.shape != (lines + 1,)
+            or offsets[0] != 0
+            or offsets[-1] != len(first)
+            or (np.diff(offsets) < 0).any()
+        ):
+            raise ValueError(f"offsets must rise from 0 to the number of runs, {len(first)}, in {lines + 1} entries")
+        if not first.shape == end.shape == full.shape or first.ndim != 1:
+            raise ValueError(
+                f"first, end and full have shapes {first.shape}, {end.shape} and {full.shape}; expected one"
+            )
+        row = np.repeat(np.arange(lines), np.diff(offsets))
+        overlap = (row[1:] == row[:-1]) & (first[1:] < end[:-1])
+        if (first < 0).any() or (end > columns).any() or (first >= end).any() or overlap.any():
+            raise ValueError(f"runs must be ascending, disjoint and inside the {columns} blocks of a row")
+        mod = as_mod(noop_mask if mask_mod is None else mask_mod, MaskMod, "mask_mod")
+        state = np.where(full, FULL, PARTIAL)
+        blocks = Blocks.from_runs((B, H, rows, columns), row, first, end, state, *block)
+        return cls(seq_lengths, blocks, mod)
 
-    @functools.cached_property
-    def kv_indices(self) -> mx.array:
-        return mx.array(self.blocks.kv_indices)
+    def to_ranges(self) -> BlockRanges:
+        """The runs of blocks, a few per row for most masks."""
+        blocks = self.blocks
+        return BlockRanges(blocks.offsets, blocks.first, blocks.end, blocks.state == FULL)
 
-    @functools.cached_property
-    def full_kv_num_blocks(self) -> mx.array | None:
-        full = self.blocks.full_kv_num_blocks
-        return None if full is None else mx.array(full)
+    # ---- parts and other lengths -----------------------------------------------------------------------------
 
-    @functools.cached_property
-    def full_kv_indices(self) -> mx.array | None:
-        full = self.blocks.full_kv_indices
-        return None if full is None else mx.array(full)
+    def __getitem__(self, index: Any) -> BlockMask:
+        """Some batches, heads and rows of blocks: ints, slices or lists of ints for (B, H, q_blocks); axes stay.
 
-    @functools.cached_property
-    def _by_columns(self) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        states = self._states()
-        partial = block_lists(np.swapaxes(states == 1, 2, 3))
-        full = block_lists(np.swapaxes(states == 2, 2, 3))
-        return mx.array(partial[0]), mx.array(partial[1]), mx.array(full[0]), mx.array(full[1])
+        The mask_mod goes along, shifted to the rows that were taken; so does `offset` where they are consecutive.
 
-    @property
-    def q_num_blocks(self) -> mx.array:
-        return self._by_columns[0]
+        Raises:
+            IndexError: an index that the mask does not have, or more than three.
+            ValueError: the last, shorter row of blocks is taken before another one.
+        """
+        parts = index if isinstance(index, tuple) else (index,)
+        if len(parts) > 3:
+            raise IndexError(f"a BlockMask has three axes of blocks to index (B, H, q_blocks), not {len(parts)}")
+        names = ("B", "H", "q_blocks")
+        chosen = [_chosen(part, n, name) for part, n, name in zip(parts, self.blocks.shape, names, strict=False)]
+        chosen += [np.arange(n) for n in self.blocks.shape[len(parts) : 3]]
+        batch, heads, rows = chosen
+        q_len, q_block = self.seq_lengths[0], self.blocks.q_block
+        heights = np.minimum(q_block, q_len - rows * q_block)
+        if (heights[:-1] < q_block).any():
+            raise ValueError(
+                f"row {int(rows.max())} of blocks has {int(heights.min())} rows only, so it can only come last"
+            )
+        mask = pick_mask(self.mask_mod, self.blocks.shape, batch, heads, rows, q_block)
+        follow = len(rows) > 0 and bool((np.diff(rows) == 1).all())
+        offset = self.offset + int(rows[0]) * q_block if follow else 0
+        lengths = (int(heights.sum()), self.seq_lengths[1])
+        blocks = self.blocks.select(batch, heads, rows)
+        return BlockMask(lengths, blocks, mask, implied=self.implied, offset=offset)
 
-    @property
-    def q_indices(self) -> mx.array:
-        return self._by_columns[1]
+    def _adjust(self, new_q_len: int, new_kv_len: int) -> BlockMask:
+        """The same mask over other lengths, recomputed.
 
-    @property
-    def full_q_num_blocks(self) -> mx.array:
-        return self._by_columns[2]
-
-    @property
-    def full_q_indices(self) -> mx.array:
-        return self._by_columns[3]
-
-    def as_tuple(self, flatten: bool = True) -> tuple[Any, ...]:
-        """All fields in torch's order; `flatten` writes lengths and block size as single numbers."""
-        lists = (self.kv_num_blocks, self.kv_indices, self.full_kv_num_blocks, self.full_kv_indices, *self._by_columns)
-        if flatten:
-            return (*self.seq_lengths, *lists, *self.BLOCK_SIZE, self.mask_mod)
-        return (self.seq_lengths, *lists, self.BLOCK_SIZE, self.mask_mod)
-
-    # ---- what it covers --------------------------------------------------------------------------------------
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(B, H, q_len, kv_len) of the mask."""
-        b, h = self.blocks.kv_num_blocks.shape[:2]
-        return (b, h, *self.seq_lengths)
-
-    def numel(self) -> int:
-        """Number of positions of the mask."""
-        b, h, q_len, kv_len = self.shape
-        return b * h * q_len * kv_len
-
-    def sparsity(self) -> float:
-        """Percentage of positions in blocks that are never visited, in [0, 100]."""
+        Raises:
+            ValueError: this mask was made from lists or runs, which say nothing beyond its lengths.
+        """
         q_len, kv_len = self.seq_lengths
-        rows = np.diff(np.minimum(np.arange(self._grid[0] + 1) * self.BLOCK_SIZE[0], q_len))
-        columns = np.diff(np.minimum(np.arange(self._grid[1] + 1) * self.BLOCK_SIZE[1], kv_len))
-        visited = int(((self._states() > 0) * rows[:, None] * columns).sum())
-        return 100.0 * (1 - visited / self.numel()) if self.numel() else 0.0
+        if not self.implied and (new_q_len > q_len or new_kv_len > kv_len):
+            raise ValueError(
+                f"this BlockMask was made from lists or runs of blocks for lengths {self.seq_lengths}; they say "
+                f"nothing of {(new_q_len, new_kv_len)}: make one with create_block_mask"
+            )
+        return self._again(self.as_mask_mod(), (*self.blocks.shape[:2], new_q_len, new_kv_len), self.offset)
 
-    def to_dense(self) -> mx.array:
-        """bool [B, H, q_blocks, kv_blocks]: which blocks are visited."""
-        return mx.array(self._states() > 0)
+    def at_offset(self, offset: int, q_len: int) -> BlockMask:
+        """The same mask for q_len queries that start at position `offset` (decoding, context parallelism).
 
-    def to_string(self) -> str:
-        """A picture: one character per block, full `#`, partial `+`, empty `.`; first batch and head."""
-        return "\n".join("".join(".+#"[state] for state in row) for row in self._states()[0, 0])
+        Raises:
+            ValueError: this mask was made from lists or runs and has no such rows.
 
-    def __repr__(self) -> str:
-        head = f"BlockMask(shape={self.shape}, BLOCK_SIZE={self.BLOCK_SIZE}, sparsity={self.sparsity():.2f}%)"
-        small = self._grid[0] <= 64 and self._grid[1] <= 120
-        return f"{head}\n{self.to_string()}" if small else head
+        Example:
+            >>> import flextrace as flex
+            >>> whole = flex.create_block_mask(lambda b, h, q, kv: q >= kv, None, None, 64, 64, BLOCK_SIZE=16)
+            >>> whole.at_offset(40, 1).to_string()
+            '##+.'
+        """
+        if not self.implied and not 0 <= offset - self.offset <= self.seq_lengths[0] - q_len:
+            raise ValueError(
+                f"this BlockMask was made from lists or runs of blocks and has the rows {self.offset} to "
+                f"{self.offset + self.seq_lengths[0]} only: make one with create_block_mask(..., offset={offset})"
+            )
+        mask = shift_mask(self.as_mask_mod(), offset - self.offset)
+        return self._again(mask, (*self.blocks.shape[:2], q_len, self.seq_lengths[1]), offset)
 
-    @property
-    def _grid(self) -> tuple[int, int]:
-        return -(-self.seq_lengths[0] // self.BLOCK_SIZE[0]), -(-self.seq_lengths[1] // self.BLOCK_SIZE[1])
+    def _again(self, mask: MaskMod, shape: tuple[int, int, int, int], offset: int) -> BlockMask:
+        blocks = refine(mask.bind(), shape, self.BLOCK_SIZE)
+        return BlockMask(shape[2:], blocks, mask, implied=True, offset=offset)
 
-    def _states(self) -> Array:
-        """int8 [B, H, q_blocks, kv_blocks]: 0 empty, 1 partial, 2 full."""
-        return self.blocks.states(self._grid[1])
+    # ---- algebra ---------------------------------------------------------------------------------------------
+
+    def as_mask_mod(self) -> MaskMod:
+        """The whole mask as one mask_mod, blocks included: True for the pairs that attention under it computes."""
+        return self.mask_mod if self.implied else lookup_mask(self.blocks, self.mask_mod)
+
+    def __and__(self, other: Any) -> BlockMask:
+        """The pairs that this mask and another BlockMask, or a mask_mod, keep."""
+        return self._combined(other, lambda mine, its: mine & its)
+
+    def __or__(self, other: Any) -> BlockMask:
+        """The pairs that this mask or another BlockMask, or a mask_mod, keeps."""
+        return self._combined(other, lambda mine, its: mine | its)
+
+    def __invert__(self) -> BlockMask:
+        """The pairs that this mask leaves out."""
+        if not self.implied:
+            return self._again(~self.as_mask_mod(), self.shape, self.offset)
+        states = FULL - self.blocks.states()  # empty and full change places, partial stays
+        blocks = Blocks.from_states(states, *self.BLOCK_SIZE)
+        return BlockMask(self.seq_lengths, blocks, ~self.mask_mod, implied=True, offset=self.offset)
+
+    __rand__, __ror__ = __and__, __or__
+
+    def _combined(self, other: Any, combine: Callable[[MaskMod, MaskMod], MaskMod]) -> BlockMask:
+        shape = self.shape
+        if isinstance(other, BlockMask):
+            if (other.seq_lengths, other.BLOCK_SIZE) != (self.seq_lengths, self.BLOCK_SIZE):
+                raise ValueError(
+                    f"one BlockMask is for lengths {self.seq_lengths} in blocks of {self.BLOCK_SIZE}, the other for "
+                    f"{other.seq_lengths} in blocks of {other.BLOCK_SIZE}; make both alike"
+                )
+            sizes = [(mine, its) for mine, its in zip(shape[:2], other.shape[:2], strict=True)]
+            if any(1 not in pair and pair[0] != pair[1] for pair in sizes):
+                raise ValueError(f"masks for B, H = {shape[:2]} and {other.shape[:2]} do not broadcast")
+            shape = (max(sizes[0]), max(sizes[1]), *self.seq_lengths)
+            return self._again(combine(self.as_mask_mod(), other.as_mask_mod()), shape, self.offset)
+        return self._again(combine(self.as_mask_mod(), as_mod(other, MaskMod, "a BlockMask")), shape, self.offset)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both stand for the same mask: same lengths and blocks, and mask_mods that are the same expression
+        over equal captured values."""
+        if not isinstance(other, BlockMask):
+            return NotImplemented
+        if self.seq_lengths != other.seq_lengths or not self.blocks.same_as(other.blocks):
+            return False
+        return self.mask_mod is other.mask_mod or same(self.mask_mod.bind(), other.mask_mod.bind())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without torch's lists, which are made again when asked for."""
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_by_")}
+
+    def __hash__(self) -> int:
+        return hash((self.seq_lengths, self.BLOCK_SIZE, self.blocks.shape, len(self.blocks.first)))
+
+    # ---- use -------------------------------------------------------------------------------------------------
 
     def check_lengths(self, query: mx.array, key: mx.array) -> None:
         """Raises ValueError unless the mask was made for these tensors."""
@@ -205,6 +304,16 @@ class BlockMask:
             )
 
 
+def _chosen(part: Any, n: int, name: str) -> Array:
+    """The numbers that an index of one axis chooses."""
+    if isinstance(part, (int, np.integer)):
+        part = [int(part)]
+    try:
+        return np.arange(n)[np.asarray(part) if not isinstance(part, slice) else part].reshape(-1)
+    except IndexError as error:
+        raise IndexError(f"{name} has {n} entries: {error}") from None
+
+
 def _int32(value: Any, name: str, ndim: int) -> Array:
     array = np.array(value)
     if array.ndim != ndim or array.dtype.kind not in "iu":
@@ -212,15 +321,13 @@ def _int32(value: Any, name: str, ndim: int) -> Array:
     return np.ascontiguousarray(array, dtype=np.int32)
 
 
+def _grid(lengths: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
+    return -(-lengths[0] // block[0]), -(-lengths[1] // block[1])
+
+
 def block_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns) of BLOCK_SIZE. Raises ValueError."""
     block = (size, size) if isinstance(size, int) else tuple(size)
     if len(block) != 2 or not all(isinstance(n, int) and n > 0 for n in block):
         raise ValueError(f"BLOCK_SIZE is {size!r}; expected a positive int, or (rows, columns)")
     return block[0], block[1]
-
-
-def block_lists(marked: Array) -> tuple[Array, Array]:
-    """bool [..., n] -> how many are marked, and their indices first, in order."""
-    counts = marked.sum(axis=-1, dtype=np.int32)
-    order = np.argsort(~marked, axis=-1, kind="stable").astype(np.int32)
-    return counts, np.ascontiguousarray(order)

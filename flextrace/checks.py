@@ -10,7 +10,8 @@ from typing import Any
 import mlx.core as mx
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
-OPTIONS: dict[str, type] = {"BACKEND": str, "NUM_THREADS": int}
+OPTIONS: dict[str, type] = {"BACKEND": str, "NUM_THREADS": int, "ASYNC_COPY": str, "PIPELINE": str}
+CHOICES: dict[str, tuple[str, ...]] = {"ASYNC_COPY": ("pipelined", "intrinsic"), "PIPELINE": ("fused", "staged")}
 
 
 def check_tensors(query: mx.array, key: mx.array, value: mx.array, scale: float | None, enable_gqa: bool) -> None:
@@ -48,7 +49,7 @@ def _name(tensor: mx.array) -> str:
 
 
 def check_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Raises ValueError on an unknown kernel option or a value of the wrong kind."""
+    """Raises ValueError on an unknown kernel option or a value that it does not take."""
     if options is None:
         return {}
     for key, value in options.items():
@@ -58,6 +59,8 @@ def check_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
             raise ValueError(f"unknown kernel option {key!r}; known: {', '.join(OPTIONS)}{hint}")
         if not isinstance(value, OPTIONS[key]) or isinstance(value, bool):
             raise ValueError(f"kernel option {key} takes a {OPTIONS[key].__name__}, not {value!r}")
+        if value not in CHOICES.get(key, (value,)):
+            raise ValueError(f"kernel option {key} is one of {', '.join(CHOICES[key])}; got {value!r}")
     if options.get("NUM_THREADS", 1) < 1:
         raise ValueError(f"kernel option NUM_THREADS is {options['NUM_THREADS']}; expected at least 1")
     return options

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -31,31 +31,91 @@ def demo(
 
 @app.command()
 def bench(
-    lengths: Annotated[str, typer.Option(help="Sequence lengths, comma separated.")] = "1024,2048,4096",
-    dtypes: Annotated[str, typer.Option(help="Of float32, bfloat16, float16, comma separated.")] = "float32,bfloat16",
-    heads: Annotated[int, typer.Option(min=1)] = 8,
-    head_dim: Annotated[int, typer.Option(min=1)] = 64,
+    counts: Annotated[bool, typer.Option("--counts", help="Simulate the Metal kernels and count, instead.")] = False,
+    lengths: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Comma separated; 1024,2048,4096. With --counts: none 512, window 4096, others 2048."),
+    ] = None,
+    dtypes: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of float32, bfloat16, float16; float32,bfloat16. With --counts: float32,float16."),
+    ] = None,
+    heads: Annotated[Optional[int], typer.Option(min=1, help="8. With --counts: 1.")] = None,  # noqa: UP045
+    head_dim: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Comma separated; 64. With --counts: 64,128."),
+    ] = None,
     mods: Annotated[str, typer.Option(help="Which mods, comma separated; all without.")] = "",
-    sections: Annotated[str, typer.Option(help="Of attention, start, memory, comma separated.")] = (
-        "attention,start,memory"
-    ),
+    sections: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of attention, start, memory; all without. Not with --counts."),
+    ] = None,
     peers: Annotated[bool, typer.Option(help="Also time MLX's own attention and, where installed, torch's.")] = True,
+    jobs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="With --counts: simulations at a time; one per core without."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Time flextrace beside MLX's own attention and torch's compiled flex_attention, in one process."""
+    """Time flextrace beside MLX's own attention and torch's compiled flex_attention, in one process.
+
+    With --counts: simulate the Metal kernels of flextrace and of MLX, and compare the bytes they move, their matrix
+    multiplies and their barriers. Takes minutes at the default lengths.
+
+    Exit code: 0; 1 where --counts misses a target; 2 where it cannot run as asked.
+    """
     from flextrace.bench import BenchError, main
 
     try:
-        main(
-            lengths=[int(n) for n in lengths.split(",")],
-            dtypes=dtypes.split(","),
-            heads=heads,
-            head_dim=head_dim,
-            mods=[m for m in mods.split(",") if m],
-            sections=sections.split(","),
-            peers=peers,
-            as_json=json,
-        )
-    except (BenchError, ValueError) as error:
+        asked: dict[str, Any] = {"lengths": _numbers("--lengths", lengths), "heads": heads}
+        asked |= {"head_dims": _numbers("--head-dim", head_dim), "dtypes": dtypes.split(",") if dtypes else None}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        names = [name for name in mods.split(",") if name]
+        if counts:
+            from flextrace.bench.counts_table import main as count
+            from flextrace.kernels.cpu.launch import thread_count
+
+            if sections is not None or not peers:
+                raise BenchError("--sections and --no-peers are about times; leave them out with --counts")
+            asked |= {"masks": names} if names else {}
+            if not count(**asked, jobs=jobs or thread_count(), as_json=json):
+                raise typer.Exit(1)
+            return
+        asked |= {"sections": sections.split(",")} if sections is not None else {}
+        main(**asked, mods=names, peers=peers, as_json=json)
+    except BenchError as error:
         typer.echo(f"flextrace bench: {error}", err=True)
         raise typer.Exit(2) from error
+
+
+def _numbers(option: str, given: str | None) -> list[int] | None:
+    """The numbers of a comma-separated option. Raises BenchError."""
+    from flextrace.bench import BenchError
+
+    if given is None:
+        return None
+    try:
+        numbers = [int(part) for part in given.split(",")]
+    except ValueError:
+        raise BenchError(
+            f"{option} takes whole numbers with commas between them, such as 64,128; got {given!r}"
+        ) from None
+    if min(numbers) < 1:
+        raise BenchError(f"{option} takes positive numbers; got {given!r}")
+    return numbers
+
+
+@app.command()
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Report on this machine, and compile and run the kernels of every backend that it has.
+
+    Send its output with a report of a problem: it names versions, and the first line that a compiler refused.
+
+    Exit code: 0 where all that can run here passed; 1 where something failed.
+    """
+    from flextrace.doctor import examine
+
+    if not examine(as_json=json):
+        raise typer.Exit(1)

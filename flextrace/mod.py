@@ -10,6 +10,8 @@ from typing import Any, ClassVar, TypeVar
 from flextrace.kernels import backend_for
 from flextrace.tracer import Bound, Expr, Kind, Trace, Traces, name_of
 
+from .portable import function_of, global_name, rendered
+
 AnyMod = TypeVar("AnyMod", bound="Mod")
 _traces = Traces()
 
@@ -34,7 +36,7 @@ class Mod:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.__flextrace_function__(*args, **kwargs)
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Mod:
+    def __get__(self: AnyMod, instance: Any, owner: type | None = None) -> AnyMod:
         """As a method: the mod of that instance."""
         if instance is None:
             return self
@@ -42,6 +44,13 @@ class Mod:
 
     def __repr__(self) -> str:
         return f"<{self.kind} {name_of(self.__flextrace_function__)}>"
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """By name where the mod is a module's; else its expression and the captured values of this moment."""
+        function = self.__flextrace_function__
+        module, name = getattr(function, "__module__", "__main__"), getattr(function, "__qualname__", "")
+        known = global_name(self, module, name)
+        return known or (_unpickled, (self.kind, _name(self), *rendered(self.bind())))
 
     def trace(self) -> Trace:
         """The trace that holds for the captured values of this moment.
@@ -94,9 +103,57 @@ class ScoreMod(Mod):
 
 
 class MaskMod(Mod):
-    """`mask_mod(b, h, q_idx, kv_idx) -> bool`: see `mask_mod`."""
+    """`mask_mod(b, h, q_idx, kv_idx) -> bool`: see `mask_mod`. Masks combine with `&`, `|` and `~`."""
 
     kind = "mask_mod"
+    shifted_from: tuple[MaskMod, int] | None = None  # the mask that this one shows from a later row on, and that row
+
+    def __and__(self, other: Any) -> MaskMod:
+        second = _other_mask(other)
+        if second is None:
+            return NotImplemented
+
+        def both(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            return bool(self(b, h, q_idx, kv_idx)) and bool(second(b, h, q_idx, kv_idx))
+
+        return _named(both, f"({_name(self)} & {_name(second)})")
+
+    def __or__(self, other: Any) -> MaskMod:
+        second = _other_mask(other)
+        if second is None:
+            return NotImplemented
+
+        def either(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            return bool(self(b, h, q_idx, kv_idx)) or bool(second(b, h, q_idx, kv_idx))
+
+        return _named(either, f"({_name(self)} | {_name(second)})")
+
+    def __invert__(self) -> MaskMod:
+        def neither(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            return not bool(self(b, h, q_idx, kv_idx))
+
+        return _named(neither, f"~{_name(self)}")
+
+
+def _other_mask(other: Any) -> MaskMod | None:
+    """The right-hand side of `&` and `|`: a mask_mod or a plain function; None for what combines by itself."""
+    if isinstance(other, MaskMod):
+        return other
+    return MaskMod(other) if isinstance(other, types.FunctionType) else None
+
+
+def _unpickled(kind: Kind, name: str, text: str, values: dict[str, Any]) -> Mod:
+    mods: dict[Kind, type[Mod]] = {"score_mod": ScoreMod, "mask_mod": MaskMod}
+    return mods[kind](function_of(text, values, name))
+
+
+def _name(mod: Mod) -> str:
+    return name_of(mod.__flextrace_function__)
+
+
+def _named(function: Callable[..., Any], name: str) -> MaskMod:
+    function.__name__ = function.__qualname__ = name
+    return MaskMod(function)
 
 
 def score_mod(function: Callable[..., Any]) -> ScoreMod:

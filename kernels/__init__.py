@@ -1,14 +1,30 @@
 """Expression tree -> running kernel: one folder per backend, and what they share."""
 
-from .call import AttentionCall, Blocks, Result
+from .blocks import Blocks
+from .call import AttentionCall, Result
+from .gradients import GradientError
 from .registry import BACKENDS, Backend, BackendUnavailable, backend_for
+from .stage_types import BlockLists, OutputParts, SoftmaxParts, Stages
+from .stages import attention_output, block_mask, block_sparse_matmul, matmul, scale, score_mod, softmax
 
 __all__ = [
     "BACKENDS",
     "AttentionCall",
     "Backend",
     "BackendUnavailable",
+    "BlockLists",
     "Blocks",
+    "GradientError",
+    "OutputParts",
     "Result",
+    "SoftmaxParts",
+    "Stages",
+    "attention_output",
     "backend_for",
+    "block_mask",
+    "block_sparse_matmul",
+    "matmul",
+    "scale",
+    "score_mod",
+    "softmax",
 ]

@@ -1,11 +1,12 @@
 """Kernel file + generated header -> one source text: includes inlined, the hole filled, lines kept.
 
-Every `#include "file.h"` of the kernel's folder is replaced by that file's text once, between `#line` marks, so
-that a compiler's message points into the real file. A file named in `replace` is the hole.
+Every `#include "file.h"` is replaced by that file's text once, between `#line` marks, so that a compiler's message
+points into the real file. A file named in `replace` is the hole.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,10 @@ _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"', re.MULTILINE)
 
 
 def assemble(folder: Path, kernel: str, replace: Mapping[str, str]) -> str:
-    """The text of `kernel` with its includes inlined; `replace` gives the text of generated headers by name."""
+    """The text of `kernel` with its includes inlined; `replace` gives the text of generated headers by name.
+
+    Names are paths from `folder`: an include is looked up beside the file that has it.
+    """
     done: set[str] = set()
 
     def inline(name: str) -> list[str]:
@@ -25,12 +29,11 @@ def assemble(folder: Path, kernel: str, replace: Mapping[str, str]) -> str:
         for number, line in enumerate(text.splitlines(), start=1):
             include = _INCLUDE.match(line)
             if include is None:
-                if line.strip() != "#pragma once":
-                    lines.append(line)
-                else:
-                    lines.append("")
-            elif include[1] not in done:
-                lines += [*inline(include[1]), f'#line {number + 1} "{label}"']
+                lines.append("" if line.strip() == "#pragma once" else line)
+                continue
+            included = os.path.normpath(os.path.join(os.path.dirname(name), include[1])).replace(os.sep, "/")
+            if included not in done:
+                lines += [*inline(included), f'#line {number + 1} "{label}"']
             else:
                 lines.append("")
         return lines

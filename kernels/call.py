@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import mlx.core as mx
-import numpy as np
 
 from flextrace.tracer import Bound
 
-
-@dataclass(frozen=True, eq=False)
-class Blocks:
-    """The tiles of a BlockMask, as contiguous int32 numpy arrays.
-
-    kv_num_blocks, full_kv_num_blocks: [mask_batch, mask_heads, q_blocks]
-    kv_indices, full_kv_indices: [mask_batch, mask_heads, q_blocks, columns]
-    """
-
-    kv_num_blocks: np.ndarray[Any, Any]
-    kv_indices: np.ndarray[Any, Any]
-    full_kv_num_blocks: np.ndarray[Any, Any] | None
-    full_kv_indices: np.ndarray[Any, Any] | None
-    q_block: int
-    kv_block: int
-
-    def states(self, kv_blocks: int) -> np.ndarray[Any, Any]:
-        """int8 [mask_batch, mask_heads, q_blocks, kv_blocks]: 0 empty, 1 partial, 2 full."""
-        states = np.zeros((*self.kv_num_blocks.shape, kv_blocks + 1), np.int8)  # one more column takes unused entries
-        lists = ((self.kv_num_blocks, self.kv_indices, 1), (self.full_kv_num_blocks, self.full_kv_indices, 2))
-        for counts, indices, state in lists:
-            if counts is not None and indices is not None:
-                used = np.arange(indices.shape[-1]) < counts[..., None]
-                np.put_along_axis(states, np.where(used, indices, kv_blocks), np.int8(state), axis=-1)
-        return states[..., :kv_blocks]
+from .blocks import Blocks
 
 
 @dataclass(slots=True, eq=False)
@@ -54,13 +28,21 @@ class AttentionCall:
     blocks: Blocks | None = None
     want_lse: bool = False
     want_max: bool = False
-    threads: int = 0  # 0: as many as the process may use
+    threads: int = 0  # cpu; 0: as many as the process may use
+    async_copy: bool = False  # metal, simulator: copy tiles of k and v by simdgroup_async_copy
+    staged: bool = False  # one kernel after the other instead of the fused one
 
 
 @dataclass(slots=True, eq=False)
 class Result:
-    """out: [batch, query_heads, q_len, value_dim], dtype of q; lse, max_scores: float32 [batch, query_heads, q_len]."""
+    """out: [batch, query_heads, q_len, value_dim], dtype of q; lse, max_scores: float32 [batch, query_heads, q_len].
+
+    notice: which option was not followed, why, and the remedy; the caller says it once.
+    intermediates: what each stage gave, by name and in order, if the call was staged.
+    """
 
     out: mx.array
     lse: mx.array | None
     max_scores: mx.array | None
+    notice: str | None = None
+    intermediates: dict[str, mx.array] = field(default_factory=dict)

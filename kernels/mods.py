@@ -45,7 +45,8 @@ def expressions(score_mod: Trace | None, mask_mod: Trace | None) -> tuple[Expr |
 def readable(mod: Bound, array: mx.array | np.ndarray[Any, Any]) -> mx.array:
     """A captured array for gathers. Integers beyond int32 are refused; where MLX hides the values (an array that
     mx.compile or mx.vmap replaces), they are taken modulo 2**32."""
-    given = mx.array(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
+    # A copy, because numpy calls an axis of one element contiguous whatever its stride, and MLX takes no negative ones.
+    given = mx.array(np.array(array, order="C")) if isinstance(array, np.ndarray) else array
     if given.dtype in (mx.int64, mx.uint64, mx.uint32) and given.size:
         try:
             low, high = int(given.min()), int(given.max())

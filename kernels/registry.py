@@ -11,6 +11,7 @@ import mlx.core as mx
 from flextrace.tracer import Trace
 
 from .call import AttentionCall, Result
+from .stage_types import Stages
 
 
 class BackendUnavailable(RuntimeError):
@@ -34,6 +35,9 @@ class Backend(Protocol):
 
     def attention(self, call: AttentionCall) -> Result:
         """Run. Raises ValueError where MLX forbids to evaluate (inside mx.compile and mx.vmap)."""
+
+    def stages(self, threads: int = 0) -> Stages:
+        """Its stage kernels. Raises ValueError where there are none."""
 
 
 def _cpu() -> Backend:
@@ -88,6 +92,11 @@ def default_name() -> str:
     """The backend that owns MLX's default device."""
     on_metal = mx.metal.is_available() and mx.default_device().type == mx.DeviceType.gpu
     return "metal" if on_metal else "cpu"
+
+
+def needs_values(error: Exception) -> bool:
+    """Whether this is MLX's refusal to evaluate inside mx.compile or mx.vmap."""
+    return "during function transformations" in str(error)
 
 
 def chosen_name(option: str | None) -> str | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,21 @@ def pytest_configure(config: pytest.Config) -> None:
     # Workers of xdist inherit the folder, so a kernel is compiled once per run. CI may keep it between runs.
     if "FLEXTRACE_CACHE_DIR" not in os.environ:
         os.environ["FLEXTRACE_CACHE_DIR"] = tempfile.mkdtemp(prefix="flextrace-tests-")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
+    """A test that meets a machine without a compiler for the simulator is skipped, and says what to install."""
+    from flextrace.kernels import BackendUnavailable
+    from flextrace.kernels.metal import SimulatorBackend
+    from flextrace.kernels.simulator import SimulatorUnavailable
+
+    try:
+        return (yield)
+    except (SimulatorUnavailable, BackendUnavailable) as error:
+        if isinstance(error, BackendUnavailable) and str(error) != SimulatorBackend().unavailable():
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ PYTHON = Language(
     },
     const=_python_const,
     param=lambda node: f"number{node.value}",
-    load=lambda node, indices: f"array{node.value[0]}[{', '.join(indices)}]",
+    load=lambda node, indices: f"array{node.value[0]}[{', '.join(indices)}]" if indices else f"array{node.value[0]}",
     local="{name} = {value}",
 )
 
@@ -138,7 +138,8 @@ CPP = Language(
 )
 
 
-# ---- Metal: scalars; `precise` functions, because a user's formula is not ours to approximate -------------------
+# ---- Metal: scalars; `precise` functions, because a user's formula is not ours to approximate; ints that wrap are
+# functions of kernels/metal/ops.h, because Metal leaves the overflow of its own operators undefined ----------------
 
 
 def _metal_load(node: Expr, indices: list[str]) -> str:
@@ -154,9 +155,12 @@ METAL = Language(
         **{name: f"metal::precise::{name}({{0}})" for name in _FUNCTIONS},
         **{name: f"fx::{name}({{0}})" for name in ("expm1", "log1p", "erf", "sigmoid")},
         **{name: "fx::" + _call(name, 2) for name in ("floor_div", "mod", "pow")},
+        **{name: f"metal::{name}({{0}})" for name in ("floor", "ceil", "trunc")},  # exact in any mathematics
         "round": "metal::rint({0})",
         "atan2": "metal::precise::atan2({0}, {1})",
-        "shl": "({0} << ({1} & 31))",
+        **{f"{name}.int": f"fx::{name}({{0}}, {{1}})" for name in ("add", "sub", "mul")},
+        **{f"{name}.int": f"fx::{name}({{0}})" for name in ("neg", "abs")},
+        "shl": "fx::shl({0}, {1})",
         "shr": "({0} >> ({1} & 31))",
         "min.int": "metal::min({0}, {1})",
         "max.int": "metal::max({0}, {1})",

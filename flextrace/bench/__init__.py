@@ -1,5 +1,9 @@
-"""`flextrace bench`: flextrace beside MLX's own attention and torch's compiled flex_attention, in one process."""
+"""`flextrace bench`: flextrace beside MLX's own attention and torch's compiled flex_attention, in one process.
 
-from .report import BenchError, main
+`--counts` compares in the simulator what the Metal kernels of flextrace and of MLX move and multiply.
+"""
+
+from .errors import BenchError
+from .report import main
 
 __all__ = ["BenchError", "main"]

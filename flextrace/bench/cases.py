@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 import flextrace as flex
+from flextrace import MaskMod, ScoreMod
 
 WINDOW = 256
 CAP = 30.0
@@ -35,6 +36,12 @@ class Problem:
         b, h, n, d = self.q.shape
         return float(4 * b * h * n * n * d)
 
+    def tensors(self) -> tuple[mx.array, mx.array, mx.array]:
+        """q, k, v in MLX, evaluated."""
+        q, k, v = (mx.array(x).astype(getattr(mx, self.dtype)) for x in (self.q, self.k, self.v))
+        mx.eval(q, k, v)
+        return q, k, v
+
     def slopes(self) -> np.ndarray[Any, Any]:
         heads = self.q.shape[1]
         return np.asarray(2.0 ** (-8.0 * np.arange(1, heads + 1) / heads), np.float32)
@@ -54,11 +61,10 @@ def problem(batch: int, heads: int, length: int, head_dim: int, dtype: str) -> P
 NAMES = ("none", "causal", "window", "document", "alibi", "softcap")
 
 
-def flextrace_run(p: Problem, name: str) -> Run:
-    """A call of flex_attention as a user writes it, with the mask given as a mask_mod."""
-    q, k, v = (mx.array(x).astype(getattr(mx, p.dtype)) for x in (p.q, p.k, p.v))
+def flextrace_mods(p: Problem) -> tuple[dict[str, ScoreMod], dict[str, MaskMod]]:
+    """(score_mods, mask_mods) by name, as a user writes them."""
     slopes, document, window, cap = mx.array(p.slopes()), mx.array(p.documents()), WINDOW, CAP
-    mx.eval(q, k, v, slopes, document)
+    mx.eval(slopes, document)
 
     @flex.mask_mod
     def causal(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -81,7 +87,13 @@ def flextrace_run(p: Problem, name: str) -> Run:
         return cap * mx.tanh(score / cap)
 
     masks = {"causal": causal, "window": banded, "document": same_document}
-    mods = {"alibi": alibi, "softcap": softcap}
+    return {"alibi": alibi, "softcap": softcap}, masks
+
+
+def flextrace_run(p: Problem, name: str) -> Run:
+    """A call of flex_attention as a user writes it, with the mask given as a mask_mod."""
+    q, k, v = p.tensors()
+    mods, masks = flextrace_mods(p)
     return lambda: _evaluated(flex.flex_attention(q, k, v, mods.get(name), masks.get(name)))
 
 
@@ -90,25 +102,34 @@ def _evaluated(out: mx.array) -> mx.array:
     return out
 
 
+def kept_pairs(p: Problem, name: str) -> np.ndarray[Any, Any] | None:
+    """bool [length, length]: which pairs this mask keeps; None where it keeps all."""
+    at = np.arange(p.length)
+    distance = at[:, None] - at[None]
+    if name == "causal":
+        return distance >= 0
+    if name == "window":
+        return (distance >= 0) & (distance < WINDOW)
+    if name == "document":
+        document = p.documents()
+        return np.asarray(document[:, None] == document[None])
+    return None
+
+
 def mlx_run(p: Problem, name: str) -> Run | None:
     """mx.fast.scaled_dot_product_attention with the equivalent mask; None where it has none."""
     if name == "softcap":
         return None
-    dtype = getattr(mx, p.dtype)
-    q, k, v = (mx.array(x).astype(dtype) for x in (p.q, p.k, p.v))
-    at = mx.arange(p.length)
-    distance = at[:, None] - at[None]
+    q, k, v = p.tensors()
     mask: Any = None
     if name == "causal":
         mask = "causal"
-    elif name == "window":
-        mask = (distance >= 0) & (distance < WINDOW)
-    elif name == "document":
-        document = mx.array(p.documents())
-        mask = document[:, None] == document[None]
     elif name == "alibi":
-        mask = (mx.array(p.slopes())[:, None, None] * -distance).astype(dtype)
-    mx.eval(q, k, v, *([mask] if isinstance(mask, mx.array) else []))
+        at = mx.arange(p.length)
+        mask = (mx.array(p.slopes())[:, None, None] * (at[None] - at[:, None])).astype(q.dtype)
+    elif (kept := kept_pairs(p, name)) is not None:
+        mask = mx.array(kept)
+    mx.eval([mask] if isinstance(mask, mx.array) else [])
     scale = p.q.shape[-1] ** -0.5
     return lambda: _evaluated(mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask))
 

@@ -17,11 +17,8 @@ from rich.table import Table
 from flextrace.kernels.cpu.launch import thread_count
 
 from .cases import NAMES, flextrace_run, mlx_run, problem, torch_run
+from .errors import BenchError
 from .measure import long_causal, medians_ms, overhead_us, peak_gflops, start_ms
-
-
-class BenchError(RuntimeError):
-    """The benchmark cannot run as asked."""
 
 
 @dataclass
@@ -56,10 +53,10 @@ SECTIONS = ("attention", "start", "memory")
 
 def main(
     *,
-    lengths: Sequence[int],
-    dtypes: Sequence[str],
+    lengths: Sequence[int] = (1024, 2048, 4096),
+    dtypes: Sequence[str] = ("float32", "bfloat16"),
     heads: int = 8,
-    head_dim: int = 64,
+    head_dims: Sequence[int] = (64,),
     mods: Sequence[str] = (),
     sections: Sequence[str] = SECTIONS,
     peers: bool = True,
@@ -79,10 +76,10 @@ def main(
     report = Report(machine(torch))
     if "attention" in sections:
         report.peak_gflops = peak_gflops(thread_count())
-        cases = [(d, n, m) for d in dtypes for n in lengths for m in (mods or NAMES)]
+        cases = [(d, w, n, m) for d in dtypes for w in head_dims for n in lengths for m in (mods or NAMES)]
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("attention", total=len(cases))
-            for dtype, length, mod in cases:
+            for dtype, head_dim, length, mod in cases:
                 progress.update(task, description=f"{mod} {dtype} {length}")
                 report.rows.append(measure(mod, dtype, (1, heads, length, head_dim), peers, torch))
                 progress.advance(task)

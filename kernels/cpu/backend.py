@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from flextrace.tracer import Expr, Trace
 from ..call import AttentionCall, Result
 from ..mods import describe, expressions
 from .generate import kernel_source
-from .launch import MAX_NDIM, Kernel
+from .launch import MAX_NDIM, Kernel, load
+from .stages import CpuStages
 from .toolchain import REMEDY, Compiler, find_compiler
 
 LIBRARY, SOURCE = "kernel.so", "kernel.cpp"
@@ -30,6 +32,7 @@ class CpuBackend:
 
     def __init__(self) -> None:
         self._kernels: dict[tuple[Expr | None, Expr | None], Kernel] = {}
+        self._stages: dict[tuple[str, Expr | None, Expr | None], Callable[[bytes], int]] = {}
         self._lock = threading.Lock()
         if hasattr(os, "register_at_fork"):  # a thread that the child lacks may hold the lock
             os.register_at_fork(after_in_child=lambda: setattr(self, "_lock", threading.Lock()))
@@ -62,17 +65,33 @@ class CpuBackend:
             with self._lock:
                 kernel = self._kernels.get(key)
                 if kernel is None:
-                    kernel = self._kernels[key] = self._load(score_mod, mask_mod)
+                    kernel = self._kernels[key] = Kernel(self.library("attention", score_mod, mask_mod))
         return kernel
 
-    def _load(self, score_mod: Trace | None, mask_mod: Trace | None) -> Kernel:
+    def stage(self, name: str, score_mod: Trace | None, mask_mod: Trace | None) -> Callable[[bytes], int]:
+        """The loaded stage kernel of that name for these mods."""
+        key = (name, *expressions(score_mod, mask_mod))
+        stage = self._stages.get(key)
+        if stage is None:
+            with self._lock:
+                stage = self._stages.get(key)
+                if stage is None:
+                    library = self.library(name, score_mod, mask_mod)
+                    stage = self._stages[key] = load(library, "flextrace_stage")
+        return stage
+
+    def stages(self, threads: int = 0) -> CpuStages:
+        return CpuStages(self.stage, threads)
+
+    def library(self, kernel: str, score_mod: Trace | None, mask_mod: Trace | None) -> Path:
+        """The compiled kernel of that name for these mods, from disk or made now."""
         for mod in (score_mod, mask_mod):
             for capture in mod.arrays if mod is not None else ():
                 if capture.ndim > MAX_NDIM:
                     raise ValueError(f"{capture.name} has {capture.ndim} dimensions; the cpu backend reads {MAX_NDIM}")
         compiler = self._compiler()
         assert compiler is not None
-        text = self.source(score_mod, mask_mod)
+        text = kernel_source(score_mod, mask_mod, kernel)
 
         def build(folder: Path) -> dict[str, Any]:
             (folder / SOURCE).write_text(text, encoding="ascii")
@@ -80,6 +99,7 @@ class CpuBackend:
             self.compiled += 1
             return {
                 "backend": self.name,
+                "kernel": kernel,
                 "score_mod": None if score_mod is None else describe(score_mod),
                 "mask_mod": None if mask_mod is None else describe(mask_mod),
                 "compiler": compiler.version(),
@@ -88,7 +108,7 @@ class CpuBackend:
             }
 
         entry = Store().get_or_build(key_of(text, compiler.fingerprint), build, [SOURCE, LIBRARY])
-        return Kernel(entry.folder / LIBRARY)
+        return entry.folder / LIBRARY
 
     def attention(self, call: AttentionCall) -> Result:
         mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]

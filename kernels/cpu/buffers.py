@@ -11,7 +11,7 @@ import numpy as np
 
 _RECORDS_RO = 0x1C  # PyBUF_STRIDES | PyBUF_FORMAT: strides wanted, the buffer may be read-only
 _BFLOAT16: int = mx.array(0, dtype=mx.bfloat16).__getstate__()[1]  # MLX's number for the dtype
-_NUMPY = {mx.float32: np.float32, mx.float16: np.float16, mx.bfloat16: np.uint16}
+_NUMPY = {mx.float32: np.float32, mx.float16: np.float16, mx.bfloat16: np.uint16, mx.int32: np.int32}
 
 
 class _PyBuffer(ctypes.Structure):

@@ -35,9 +35,9 @@ inline auto mask_mod(int b, int h, int q_idx, const Inputs& in) {{
 """
 
 
-def kernel_source(score_mod: Trace | None, mask_mod: Trace | None) -> str:
-    """The complete C++ text of the attention kernel for these mods."""
-    return assemble(Path(__file__).parent, "attention.cpp", {"mod.h": mod_header(score_mod, mask_mod)})
+def kernel_source(score_mod: Trace | None, mask_mod: Trace | None, kernel: str = "attention") -> str:
+    """The complete C++ text of a kernel for these mods: the attention kernel, or a stage by its name."""
+    return assemble(Path(__file__).parent, f"{kernel}.cpp", {"mod.h": mod_header(score_mod, mask_mod)})
 
 
 def mod_header(score_mod: Trace | None, mask_mod: Trace | None) -> str:

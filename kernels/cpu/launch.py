@@ -16,7 +16,8 @@ import numpy as np
 
 from flextrace.tracer import Bound
 
-from ..call import AttentionCall, Blocks, Result
+from ..blocks import Blocks
+from ..call import AttentionCall, Result
 from .buffers import locate, new_array
 
 DTYPES = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2}
@@ -28,13 +29,13 @@ PARAMS = struct.Struct(
     "3Q"  # out, lse, max_scores
     "7q"  # batch, query_heads, kv_heads, q_len, kv_len, head_dim, value_dim
     "f i"  # scale, dtype
-    "q 4Q"  # has_block_mask; kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices
-    "6q"  # mask_batch, mask_heads, mask_rows, mask_cols, q_block, kv_block
+    "q 4Q"  # has_block_mask; run_offsets, run_first, run_end, run_state
+    "5q"  # mask_batch, mask_heads, mask_rows, q_block, kv_block
     "2Q q Q"  # arrays, numbers, max_threads, tile_counts
 )
 ARRAY = struct.Struct(f"=Q {MAX_NDIM}q {MAX_NDIM}q q")  # data, shape, strides, ndim
 NUMBER = {"float": struct.Struct("=f"), "int": struct.Struct("=i"), "bool": struct.Struct("=i")}
-NO_BLOCKS = (0,) * 11
+NO_BLOCKS = (0,) * 10
 
 
 def thread_count() -> int:
@@ -53,19 +54,28 @@ def thread_count() -> int:
     return os.cpu_count() or 1
 
 
+def load(library: Path, name: str) -> Callable[[bytes], int]:
+    """The function of that name: takes a packed struct, gives a status.
+
+    Raises:
+        RuntimeError: the system refuses the library.
+    """
+    try:
+        entry = getattr(ctypes.CDLL(str(library)), name)
+    except OSError as error:
+        raise RuntimeError(
+            f"the compiled kernel cannot be loaded: {error}; if its folder is mounted noexec, point "
+            "FLEXTRACE_CACHE_DIR at another one"
+        ) from error
+    entry.argtypes, entry.restype = [ctypes.c_char_p], ctypes.c_int
+    return entry  # type: ignore[no-any-return]
+
+
 class Kernel:
     """A loaded attention kernel for one pair of mods; any shapes, strides and dtypes."""
 
     def __init__(self, library: Path) -> None:
-        try:
-            entry = ctypes.CDLL(str(library)).flextrace_attention
-        except OSError as error:
-            raise RuntimeError(
-                f"the compiled kernel cannot be loaded: {error}; if its folder is mounted noexec, point "
-                "FLEXTRACE_CACHE_DIR at another one"
-            ) from error
-        entry.argtypes, entry.restype = [ctypes.c_char_p], ctypes.c_int
-        self.entry: Callable[[bytes], int] = entry
+        self.entry = load(library, "flextrace_attention")
 
     def run(self, call: AttentionCall, tile_counts: np.ndarray[Any, Any] | None = None) -> Result:
         """Run on evaluated arrays. `tile_counts`, int64 [3], gets added: tiles skipped, run with the mask, without.
@@ -88,28 +98,29 @@ class Kernel:
         lse, lse_at = new_array(rows, mx.float32) if call.want_lse else (None, 0)
         max_scores, max_at = new_array(rows, mx.float32) if call.want_max else (None, 0)
         mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
-        arrays, numbers = _captures(mods) if mods else (b"", b"")
-        # `arrays` and `numbers` are immutable bytes that live until the call returns.
+        arrays, numbers = captured(mods) if mods else (b"", b"")
+        # `arrays` and `numbers` live until the call returns.
         params = PARAMS.pack(
             *(q_at, k_at, v_at, *q_strides, *k_strides, *v_strides, out_at, lse_at, max_at),
             *(batch, query_heads, kv_heads, q_len, kv_len, head_dim, value_dim, call.scale, DTYPES[q.dtype]),
             *(NO_BLOCKS if call.blocks is None else _block_mask(call.blocks)),
-            *(_address(arrays), _address(numbers), call.threads or thread_count()),
+            *(address_of(arrays), address_of(numbers), call.threads or thread_count()),
             0 if tile_counts is None else tile_counts.ctypes.data,
         )
         status = self.entry(params)
         if status == 1:
             raise MemoryError("no memory for the packed keys and values of one head")
         if status == 2:
-            raise OverflowError(_overflow_message(mods))
+            raise OverflowError(overflow_message(mods))
         return Result(out, lse, max_scores)
 
 
-def _address(data: bytes) -> int:
+def address_of(data: bytes) -> int:
+    """Where immutable bytes lie, for a kernel to read while they live."""
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0 if data else 0
 
 
-def _captures(mods: Sequence[Bound]) -> tuple[bytes, bytes]:
+def captured(mods: Sequence[Bound]) -> tuple[bytes, bytes]:
     """The captured arrays and numbers of all mods as the kernel reads them."""
     arrays, numbers = [], []
     for mod in mods:
@@ -130,20 +141,12 @@ def _number(dtype: str, number: bool | int | float) -> bytes:
 
 
 def _block_mask(blocks: Blocks) -> tuple[int, ...]:
-    full_counts, full_indices = blocks.full_kv_num_blocks, blocks.full_kv_indices
-    return (
-        1,
-        blocks.kv_num_blocks.ctypes.data,
-        blocks.kv_indices.ctypes.data,
-        0 if full_counts is None else full_counts.ctypes.data,
-        0 if full_indices is None else full_indices.ctypes.data,
-        *blocks.kv_indices.shape,
-        blocks.q_block,
-        blocks.kv_block,
-    )
+    runs = (blocks.offsets, blocks.first, blocks.end, blocks.state)
+    return (1, *(array.ctypes.data for array in runs), *blocks.shape[:3], blocks.q_block, blocks.kv_block)
 
 
-def _overflow_message(mods: Sequence[Bound]) -> str:
+def overflow_message(mods: Sequence[Bound]) -> str:
+    """What to say of a captured integer outside int32."""
     wide = ("int64", "uint64", "uint32")
     names = [c.name for mod in mods for c in mod.trace.arrays if c.element in wide]
     return (

@@ -54,16 +54,15 @@ struct Params {
   float scale;    // score = scale * (q . k), before score_mod
   int32_t dtype;  // a Dtype, of q, k, v and out
 
-  // The block mask: for each row of blocks, the kv blocks to visit. Partial blocks run mask_mod, full ones do not.
+  // The block mask: runs of kv blocks to visit, for each row of blocks. Partial blocks run mask_mod, full ones do not.
   int64_t has_block_mask;
-  const int32_t* kv_num_blocks;       // [mask_batch, mask_heads, mask_rows]
-  const int32_t* kv_indices;          // [mask_batch, mask_heads, mask_rows, mask_cols]
-  const int32_t* full_kv_num_blocks;  // as kv_num_blocks, or null
-  const int32_t* full_kv_indices;     // as kv_indices, or null
-  int64_t mask_batch;                 // batch, or 1 to broadcast
-  int64_t mask_heads;                 // query_heads, or 1 to broadcast
+  const int64_t* run_offsets;  // [mask_batch * mask_heads * mask_rows + 1]: the runs of each row
+  const int32_t* run_first;    // [runs]: a run holds the kv blocks run_first to run_end - 1
+  const int32_t* run_end;
+  const uint8_t* run_state;  // [runs]: 1 partial, 2 full
+  int64_t mask_batch;        // batch, or 1 to broadcast
+  int64_t mask_heads;        // query_heads, or 1 to broadcast
   int64_t mask_rows;
-  int64_t mask_cols;
   int64_t q_block;  // rows and columns of one block
   int64_t kv_block;
 

@@ -185,12 +185,9 @@ static void read_block_row(const Attention& a, int b, int h, int64_t block_row, 
   __builtin_memset(blocks, p.has_block_mask ? NO : PARTIAL, a.kv_blocks);
   if (!p.has_block_mask || block_row >= p.mask_rows) return;
   int64_t line = ((p.mask_batch == 1 ? 0 : b) * p.mask_heads + (p.mask_heads == 1 ? 0 : h)) * p.mask_rows + block_row;
-  auto set = [&](const int32_t* counts, const int32_t* indices, uint8_t allow) {
-    for (int64_t i = 0; counts && i < counts[line]; i++)
-      if (indices[line * p.mask_cols + i] < a.kv_blocks) blocks[indices[line * p.mask_cols + i]] = allow;
-  };
-  set(p.kv_num_blocks, p.kv_indices, PARTIAL);
-  set(p.full_kv_num_blocks, p.full_kv_indices, YES);
+  for (int64_t run = p.run_offsets[line]; run < p.run_offsets[line + 1]; run++)
+    __builtin_memset(blocks + p.run_first[run], p.run_state[run] == 2 ? YES : PARTIAL,
+                     p.run_end[run] - p.run_first[run]);
 }
 
 // What holds for all keys of a tile, or MIXED. Lanes past the last key are out, which makes such a tile mixed.

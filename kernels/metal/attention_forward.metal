@@ -10,7 +10,7 @@
 //
 // K and V pass through two halves of threadgroup memory. While the arithmetic works on one half, the next tile's
 // reads from device memory are under way into registers; they are stored to the other half after it, and one barrier
-// ends the step.
+// ends the step. (With async_copy.h they go to the other half at once, and are waited for after the arithmetic.)
 #include "mod.h"
 #include "params.h"
 #include "plan.h"
@@ -54,7 +54,8 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
 // v: [kv_batches, kv_heads, kv_len, VALUE_DIM]; any strides, in elements.
 // out: [batch, query_heads, q_len, VALUE_DIM]; lse, max_scores: [batch, query_heads, q_len], float32, natural.
 // group: (tile of query rows and slice of value columns, query head, batch).
-template <typename T, typename P, int BLOCKS, typename Captured>
+// Tile: StagedTile, or AsyncTile of async_copy.h.
+template <typename T, typename P, int BLOCKS, template <typename, int, int, int, int> class Tile, typename Captured>
 inline void attention_forward(
     const device T* q, const constant int64_t* q_strides, const device T* k, const constant int64_t* k_strides,
     const device T* v, const constant int64_t* v_strides, device T* out, device float* lse, device float* max_scores,
@@ -62,8 +63,8 @@ inline void attention_forward(
     threadgroup T* staged, threadgroup uint* votes, metal::uint3 group, metal::uint3 groups, uint simdgroup,
     uint lane) {
   typedef typename ProductOf<T>::type F;
-  typedef StagedTile<T, P::BK, P::BD, P::HEAD_DIM, P::THREADS> KeysAhead;
-  typedef StagedTile<T, P::BK, P::BV, P::VALUE_DIM, P::THREADS> ValuesAhead;
+  typedef Tile<T, P::BK, P::BD, P::HEAD_DIM, P::THREADS> KeysAhead;
+  typedef Tile<T, P::BK, P::BV, P::VALUE_DIM, P::THREADS> ValuesAhead;
   constexpr int HALF = P::BK * (Leading<T, P::BD>::value > Leading<T, P::BV>::value ? Leading<T, P::BD>::value
                                                                                    : Leading<T, P::BV>::value);
   constexpr int VALUE_FRAGMENTS = P::VALUE_TILES * P::BV / FRAGMENT;
@@ -106,7 +107,7 @@ inline void attention_forward(
   threadgroup T* ahead = staged + HALF;
   if (tile.exists) {
     KeysAhead first;
-    first.load(keys, tile.first, 0, thread_index);
+    first.load(keys, tile.first, 0, now, thread_index);
     first.store(now, thread_index);
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
   }
@@ -123,12 +124,12 @@ inline void attention_forward(
     for (int d = 0; d < P::HEAD_TILES; d++) {
       if (d + 1 < P::HEAD_TILES) {
         KeysAhead next;
-        next.load(keys, tile.first, (d + 1) * P::BD, thread_index);
+        next.load(keys, tile.first, (d + 1) * P::BD, ahead, thread_index);
         if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, now, d, rows.place);
         next.store(ahead, thread_index);
       } else {
         ValuesAhead next;
-        next.load(values, tile.first, first_value, thread_index);
+        next.load(values, tile.first, first_value, ahead, thread_index);
         if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, now, d, rows.place);
         next.store(ahead, thread_index);
       }
@@ -146,8 +147,8 @@ inline void attention_forward(
       KeysAhead next_keys;
       ValuesAhead next_values;
       const bool last = d + 1 == P::VALUE_TILES;
-      if (!last) next_values.load(values, tile.first, first_value + (d + 1) * P::BV, thread_index);
-      else if (following.exists) next_keys.load(keys, following.first, 0, thread_index);
+      if (!last) next_values.load(values, tile.first, first_value + (d + 1) * P::BV, ahead, thread_index);
+      else if (following.exists) next_keys.load(keys, following.first, 0, ahead, thread_index);
 
       if (tile.live && d == 0) {
         modify<P>(scores, tile, walk, rows, mods);

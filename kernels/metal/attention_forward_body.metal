@@ -2,7 +2,7 @@ typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_T
 threadgroup T staged[STAGED];
 threadgroup uint votes[SIMDGROUPS];
 const auto mods = captured_by_mods(params + PARAM_WORDS CAPTURED_ARRAYS);
-attention_forward<T, P, BLOCKS>(
+attention_forward<T, P, BLOCKS, StagedTile>(
     q, q_strides, k, k_strides, v, v_strides, out, lse, max_scores, tile_lists, block_states, read_params(params), mods,
     staged, votes, threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
     thread_index_in_simdgroup);

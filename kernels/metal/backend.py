@@ -14,17 +14,21 @@ from flextrace.tracer import Expr, Trace
 
 from ..call import AttentionCall, Result
 from ..mods import describe, expressions
+from ..stage_types import Stages
 from .generate import KernelText, kernel_source, kernel_text
 from .launch import Factory, Launch, address_spaces, make, run
+from .probe import why_no_async_copy
 
 SOURCE = "kernel.metal"
 Mods = tuple[Expr | None, Expr | None]
+Key = tuple[Mods, bool]  # and whether tiles are copied by the intrinsic
 
 
 class MetalBackend:
     """Attention in Metal through `mx.fast.metal_kernel`, or anything that takes the same arguments.
 
-    A call adds one node to MLX's lazy graph and evaluates nothing, so it works inside mx.compile and on any stream.
+    A call adds one node to MLX's lazy graph and evaluates nothing of it, so it works inside mx.compile and on any
+    stream. (It looks at the range of captured int64, uint64 and uint32 arrays: see mods.readable.)
     MLX takes source only: the disk keeps the text, and MLX compiles it once per process.
     """
 
@@ -33,9 +37,11 @@ class MetalBackend:
 
     def __init__(self, metal_kernel: Factory = mx.fast.metal_kernel) -> None:
         self.metal_kernel = metal_kernel
-        self._texts: dict[Mods, KernelText] = {}
-        self._kernels: dict[tuple[Mods, str], Launch] = {}
+        self._texts: dict[Key, KernelText] = {}
+        self._kernels: dict[tuple[Key, str], Launch] = {}
         self._lock = threading.Lock()
+        self._probed = False
+        self._no_async_copy: str | None = None  # once probed
         self.generated = 0  # texts that were not on disk
 
     def unavailable(self) -> str | None:
@@ -47,19 +53,19 @@ class MetalBackend:
         return kernel_source(score_mod, mask_mod)
 
     def prepare(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
-        if expressions(score_mod, mask_mod) in self._texts:
+        if (expressions(score_mod, mask_mod), False) in self._texts:
             return "memory"
         before = self.generated
         self.text(score_mod, mask_mod)
         return "compiled" if self.generated > before else "disk"
 
-    def text(self, score_mod: Trace | None, mask_mod: Trace | None) -> KernelText:
+    def text(self, score_mod: Trace | None, mask_mod: Trace | None, async_copy: bool = False) -> KernelText:
         """The kernel text for these mods, kept on disk for readers."""
-        key = expressions(score_mod, mask_mod)
+        key = (expressions(score_mod, mask_mod), async_copy)
         text = self._texts.get(key)
         if text is None:
             with self._lock:
-                text = kernel_text(score_mod, mask_mod)
+                text = kernel_text(score_mod, mask_mod, async_copy)
                 self._keep(text, score_mod, mask_mod)
                 self._texts[key] = text
         return text
@@ -82,11 +88,32 @@ class MetalBackend:
 
     def attention(self, call: AttentionCall) -> Result:
         score, mask = (None if mod is None else mod.trace for mod in (call.score_mod, call.mask_mod))
-        key = (expressions(score, mask), address_spaces(call))
+        refusal = self.no_async_copy() if call.async_copy else None
+        async_copy = call.async_copy and refusal is None
+        key = ((expressions(score, mask), async_copy), address_spaces(call))
         kernel = self._kernels.get(key)
         if kernel is None:
-            kernel = self._kernels[key] = make(self.metal_kernel, self.text(score, mask), key[1])
-        return run(kernel, call)
+            kernel = self._kernels[key] = make(self.metal_kernel, self.text(score, mask, async_copy), key[1])
+        result = run(kernel, call)
+        if refusal is not None:
+            result.notice = (
+                f"simdgroup_async_copy does not work here ({refusal}), so K and V pass through registers, which is the "
+                'default and works everywhere; leave out kernel_options={"ASYNC_COPY": "intrinsic"}'
+            )
+        return result
+
+    def stages(self, threads: int = 0) -> Stages:
+        from .stages import MetalStages
+
+        return MetalStages(self.metal_kernel)
+
+    def no_async_copy(self) -> str | None:
+        """Why the intrinsic cannot be used, or None; found out once per process, at first use."""
+        with self._lock:
+            if not self._probed:
+                self._no_async_copy = why_no_async_copy(self.metal_kernel)
+                self._probed = True
+        return self._no_async_copy
 
 
 class SimulatorBackend(MetalBackend):
@@ -103,4 +130,14 @@ class SimulatorBackend(MetalBackend):
         super().__init__(metal_kernel)
 
     def unavailable(self) -> str | None:
+        from ..simulator.build import SimulatorUnavailable, compiler
+
+        try:
+            compiler()
+        except SimulatorUnavailable as reason:
+            return str(reason)
+        return None
+
+    def no_async_copy(self) -> str | None:
+        """The simulator has the intrinsic."""
         return None

@@ -14,6 +14,7 @@ from .plan import Plan, plan_for
 
 FOLDER = Path(__file__).parent
 KERNEL, BODY = "attention_forward.metal", "attention_forward_body.metal"
+ASYNC_KERNEL, ASYNC_BODY = "attention_forward_async.metal", "attention_forward_async_body.metal"
 INPUTS = ("q", "k", "v", "params", "tile_lists", "block_states")
 OUTPUTS = ("out", "lse", "max_scores")
 STRIDED = ("q", "k", "v")
@@ -97,15 +98,18 @@ class KernelText:
         return [f"{parameter} [[buffer({i})]]" for i, parameter in enumerate(found)]
 
 
-def kernel_text(score_mod: Trace | None, mask_mod: Trace | None) -> KernelText:
-    """Raises ValueError where the mods capture more arrays than a Metal kernel has buffers."""
+def kernel_text(score_mod: Trace | None, mask_mod: Trace | None, async_copy: bool = False) -> KernelText:
+    """The kernel for these mods; with `async_copy` the one that has the intrinsic in its text.
+
+    Raises ValueError where the mods capture more arrays than a Metal kernel has buffers.
+    """
+    kernel, body_file = (ASYNC_KERNEL, ASYNC_BODY) if async_copy else (KERNEL, BODY)
     arrays, _ = captures(score_mod, mask_mod)
     names = [f"array{slot}" for slot in range(len(arrays))]
     passed = [f", {n}, {n}_shape, {n}_strides" if a.ndim else f", {n}" for n, a in zip(names, arrays, strict=True)]
-    body = (FOLDER / BODY).read_text(encoding="ascii").replace(" CAPTURED_ARRAYS", "".join(passed))
-    text = KernelText(
-        assemble(FOLDER, KERNEL, {"mod.h": mod_header(score_mod, mask_mod)}), body, (*INPUTS, *names), arrays
-    )
+    body = (FOLDER / body_file).read_text(encoding="ascii").replace(" CAPTURED_ARRAYS", "".join(passed))
+    header = assemble(FOLDER, kernel, {"mod.h": mod_header(score_mod, mask_mod)})
+    text = KernelText(header, body, (*INPUTS, *names), arrays)
     buffers = len(text._buffers())
     if buffers > MAX_BUFFERS:
         raise ValueError(

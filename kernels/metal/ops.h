@@ -23,9 +23,17 @@ inline int64_t offset(Shape shape, Strides strides, int index, Rest... rest) {
 
 // -- integers ----------------------------------------------------------------------------------------------------
 
+// int wraps: its own + - * << would leave an overflow undefined.
+inline int add(int a, int b) { return int(uint(a) + uint(b)); }
+inline int sub(int a, int b) { return int(uint(a) - uint(b)); }
+inline int mul(int a, int b) { return int(uint(a) * uint(b)); }
+inline int neg(int a) { return int(0u - uint(a)); }
+inline int abs(int a) { return a < 0 ? neg(a) : a; }
+inline int shl(int a, int count) { return int(uint(a) << (count & 31)); }
+
 inline int floor_div(int a, int b) {
   if (b == 0) return 0;
-  if (b == -1) return int(0u - uint(a));
+  if (b == -1) return neg(a);
   int quotient = a / b;
   return quotient - int(a % b != 0 && (a ^ b) < 0);
 }
@@ -63,7 +71,7 @@ inline float floor_div(float a, float b) {
   float quotient = (a - remainder) / b;
   if (remainder != 0.0f && (b < 0.0f) != (remainder < 0.0f)) quotient -= 1.0f;
   if (quotient == 0.0f) return metal::copysign(0.0f, a / b);
-  float below = metal::precise::floor(quotient);
+  float below = metal::floor(quotient);
   return quotient - below > 0.5f ? below + 1.0f : below;
 }
 

@@ -57,6 +57,11 @@ struct StagedTile {
     }
   }
 
+  // The call of AsyncTile, whose copy goes to `to` at once.
+  void load(const thread Rows<T>& from, int first_row, int first_column, threadgroup T*, uint index) thread {
+    load(from, first_row, first_column, index);
+  }
+
   void store(threadgroup T* to, uint index) const thread {
     UNROLL
     for (int i = 0; i < COUNT; i++) {

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..call import Blocks
+from ..blocks import Blocks
 from .plan import Plan
 
 NO_BLOCKS, WHOLE_TILES, CUT_TILES = 0, 1, 2  # enum Blocks of walk.h
@@ -48,7 +48,7 @@ def tiles_for(blocks: Blocks | None, plan: Plan, q_len: int, kv_len: int) -> Til
 
 
 def _cut(blocks: Blocks, bq: int, bk: int, q_len: int, kv_len: int) -> Tiles:
-    states = blocks.states(-(-kv_len // blocks.kv_block))
+    states = blocks.states()
     low, high = states, states
     for axis, length, tile, block in ((2, q_len, bq, blocks.q_block), (3, kv_len, bk, blocks.kv_block)):
         low, high = _extremes(low, high, axis, length, tile, block)

@@ -15,6 +15,7 @@ from flextrace.tracer import Bound, Trace
 
 from ..call import AttentionCall, Result
 from ..mods import readable
+from ..stage_types import Stages
 from .table import evaluate
 
 TILE_SCORES = 2**23  # scores held at once, over all heads
@@ -35,6 +36,12 @@ class OpsBackend:
 
     def prepare(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
         return "memory"
+
+    def stages(self, threads: int = 0) -> Stages:
+        raise ValueError(
+            "the ops backend has no stage kernels; choose the cpu, metal or simulator backend for them, or leave "
+            'kernel_options={"PIPELINE": "staged"} out'
+        )
 
     def attention(self, call: AttentionCall) -> Result:
         batch, heads, q_len, _ = call.q.shape
@@ -100,7 +107,7 @@ def _live_columns(call: AttentionCall, rows: slice) -> np.ndarray:
 
 def _states(call: AttentionCall) -> np.ndarray:
     assert call.blocks is not None
-    return call.blocks.states(-(-call.k.shape[2] // call.blocks.kv_block))
+    return call.blocks.states()
 
 
 class _Inputs:

@@ -68,10 +68,11 @@ class Shadow {
 
   uint64_t unwritten() const {
     uint64_t bytes = 0;
-    for (const Cell& cell : cells_) {
-      bytes += cell.write_time == 0 ? uint64_t(1) << log_ : 0;
+    for (size_t i = 0; i < cells_.size(); i++) {
+      size_t from = i << log_, to = (i + 1) << log_;  // the last cells may reach beyond the memory
+      bytes += cells_[i].write_time == 0 && from < bytes_ ? (to < bytes_ ? to : bytes_) - from : 0;
     }
-    return bytes < bytes_ ? bytes : bytes_;
+    return bytes;
   }
 
  private:

@@ -48,7 +48,8 @@ def test_bench_json_in_a_real_process() -> None:
         (["--mods", "nothing"], "unknown mod 'nothing'; known: none, causal"),
         (["--dtypes", "float8"], "unknown dtype 'float8'; known: float32"),
         (["--sections", "speed"], "unknown section 'speed'; known: attention"),
-        (["--lengths", "many"], "invalid literal"),
+        (["--lengths", "many"], "--lengths takes whole numbers with commas between them, such as 64,128; got 'many'"),
+        (["--head-dim", "64,-1"], "--head-dim takes positive numbers; got '64,-1'"),
     ],
 )
 def test_bench_errors(arguments: list[str], message: str) -> None:

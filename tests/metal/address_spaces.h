@@ -40,6 +40,7 @@ template <typename T, int N>
 using vec = T __attribute__((ext_vector_type(N)));
 typedef vec<uint, 3> uint3;
 typedef vec<ulong, 2> ulong2;
+typedef vec<long, 2> long2;
 
 template <typename T>
 T min(T a, T b);
@@ -50,15 +51,16 @@ T clamp(T x, T low, T high);
 template <typename T>
 T abs(T x);
 float copysign(float a, float b);
-float rint(float x);
+float floor(float), ceil(float), trunc(float), rint(float);
 uint ctz(uint x);
+uint popcount(uint x);
 namespace fast {
 float exp2(float x);
 }
 namespace precise {
 float exp(float), exp2(float), log(float), log2(float), log10(float), sqrt(float), rsqrt(float);
 float sin(float), cos(float), tan(float), asin(float), acos(float), atan(float), sinh(float), cosh(float);
-float tanh(float), asinh(float), acosh(float), atanh(float), floor(float), ceil(float), trunc(float);
+float tanh(float), asinh(float), acosh(float), atanh(float);
 float pow(float, float), fmod(float, float), atan2(float, float);
 }  // namespace precise
 
@@ -66,6 +68,8 @@ enum class mem_flags { mem_none, mem_device, mem_threadgroup };
 void threadgroup_barrier(mem_flags flags);
 bool simd_any(bool x);
 bool simd_all(bool x);
+float simd_max(float x);
+float simd_sum(float x);
 template <typename T>
 T simd_shuffle(T x, ushort lane);
 template <typename T>

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from flextrace.kernels.metal.generate import KernelText
 from flextrace.kernels.metal.plan import Plan
@@ -13,6 +16,7 @@ from flextrace.kernels.metal.plan import Plan
 CLANG = shutil.which("clang-19") or shutil.which("clang")
 OPTIONS = ("-x", "clcpp", "-cl-std=clc++2021", "-fsyntax-only")
 PRELUDE = Path(__file__).parent / "address_spaces.h"
+Node = dict[str, Any]
 ELEMENTS = {"float32": "float", "float16": "half", "bfloat16": "bfloat16_t"}
 
 
@@ -37,6 +41,49 @@ def unqualified_pointers(source: str, folder: Path) -> list[str]:
     tree = _run(source, folder, "-w", "-Xclang", "-ast-dump").stdout
     pointer = r"(?:Parm|)VarDecl \S+ <[^>]*> \S+ (?:used |referenced )*(\w+) '[^']*__generic[^']*\*(?:__private)?'"
     return sorted(set(re.findall(pointer, tree)))
+
+
+def narrow_offsets(source: str, folder: Path) -> list[str]:
+    """Functions that reach into device memory by an offset of 32 bits, or by a product of such, from clang's tree.
+
+    A list of int32 may be indexed by an int: the launcher's words and tile lists are read so.
+    """
+    found: set[str] = set()
+
+    def products(node: Node) -> Iterator[Node]:
+        if node.get("opcode") == "*":
+            yield node
+        for child in node.get("inner", []):
+            yield from products(child)
+
+    def visit(node: Node, function: str) -> None:
+        if node.get("kind") in ("FunctionDecl", "CXXMethodDecl"):
+            function = node.get("name", "")
+        inner = node.get("inner", [])
+        moves = node.get("kind") == "ArraySubscriptExpr" or node.get("opcode") in ("+", "+=", "-", "-=")
+        if moves and len(inner) == 2:
+            pointer, offset = inner[0]["type"]["qualType"], inner[1]
+            if "__global" in pointer and "*" in pointer and "<dependent" not in _bare(offset)["type"]["qualType"]:
+                narrow = [_bare(offset)] if "__global int *" not in pointer else []
+                narrow += products(offset)
+                if any(_is_narrow(part) for part in narrow):
+                    found.add(function)
+        for child in inner:
+            visit(child, function)
+
+    visit(json.loads(_run(source, folder, "-w", "-Xclang", "-ast-dump=json").stdout), "")
+    return sorted(found)
+
+
+def _bare(node: Node) -> Node:
+    while node["kind"] in ("ImplicitCastExpr", "ParenExpr"):
+        node = node["inner"][0]
+    return node
+
+
+def _is_narrow(node: Node) -> bool:
+    kind = node["type"].get("desugaredQualType", node["type"]["qualType"]).replace("__private ", "")
+    return node["kind"] != "IntegerLiteral" and kind.removeprefix("const ") in ("int", "unsigned int", "uint")
 
 
 def _run(source: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -3,24 +3,52 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from metal.mods import traces
 
+import flextrace as flex
+from flextrace.kernels import registry
 from flextrace.kernels.metal import MetalBackend, SimulatorBackend
 
 
 def test_names_and_availability() -> None:
     metal, simulator = MetalBackend(), SimulatorBackend()
     assert (metal.name, simulator.name) == ("metal", "simulator")
-    assert simulator.unavailable() is None
     if mx.metal.is_available():
         assert metal.unavailable() is None
     else:
         reason = metal.unavailable()
         assert reason is not None and "Apple silicon, or choose the simulator or cpu backend" in reason
+
+
+def test_the_simulator_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(registry, "_made", {})
+    reason = SimulatorBackend().unavailable()
+    assert reason is not None and "install g++ 12 or later (Debian/Ubuntu: apt install g++)" in reason
+    q = mx.ones((1, 1, 4, 8))
+    with pytest.raises(flex.BackendUnavailable, match=r"the simulator found no g\+\+ 12 or later; install"):
+        flex.flex_attention(q, q, q, kernel_options={"BACKEND": "simulator"})
+    assert "[[kernel]]" in flex.score_mod(lambda score, b, h, q_idx, kv_idx: score).source("simulator")
+
+
+def test_tests_of_the_simulator_are_skipped_without_a_compiler() -> None:
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-m", "not long"]
+    files = [here.parent / "simulator" / "test_async_copy.py", here / "test_counts.py", here.parent / "test_zoo.py"]
+    environment = os.environ | {"CXX": "no-such-compiler"}
+    chosen = ["-k", "async_copy or test_counts or (simulator and causal and not every_shape)"]
+    done = subprocess.run([*command, *chosen, *files], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "found no g++ 12 or later; install g++ 12 or later" in done.stdout
+    assert re.match(r"s{20,} ", done.stdout), done.stdout
 
 
 def test_prepare_keeps_the_text_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,21 @@ def test_masked_tiles_cost_nothing(block_mask: bool) -> None:
     assert none.matrix_multiplies == none.buffers["k"].read == 0
 
 
+def test_only_the_last_tile_masks_what_lies_beyond_the_keys() -> None:
+    """Each score of a mask that keeps everything is asked about once, and those of a ragged last tile once more."""
+    rows, bk = 64, plan_for(16, 16, "float32").bk
+    limit = mx.full(200, 1000)
+    mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: limit[kv_idx] > q_idx).bind()
+    always = broken("tile.masked = ", "tile.masked = true || ")
+    for keys in (6 * bk, 6 * bk - 6):
+        q, k, v = inputs((1, 1, rows, 16, 1, 1, keys, 16), "float32")
+        with recording() as reports:
+            for kernel in (backend(), always):
+                kernel.attention(AttentionCall(q, k, v, 1.0, None, mask))
+        once, again = (report.buffers["array0"].read for report in reports)
+        assert once <= rows * (keys + keys % bk) * limit.itemsize < again
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("dim", [64, 128])
 def test_counts_beside_mlx_s_own_kernel(dim: int, dtype: str) -> None:

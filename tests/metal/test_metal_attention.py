@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import reference
+import zoo
 from metal.simulated import DTYPES, ORDERS, SHAPES, backend, check, inputs
 
 import flextrace as flex
@@ -48,6 +49,23 @@ def test_lane_orders(names: tuple[str, ...], order: str) -> None:
     check((1, 2, 100, 24, 1, 1, 140, 24), "float32", names, order)
 
 
+@pytest.mark.parametrize("entry", list(zoo.ZOO)[::6])
+def test_lane_orders_of_the_zoo(entry: str) -> None:
+    """test_zoo.py runs all of it with the lanes in their own order."""
+    turn = list(zoo.ZOO).index(entry) // 6
+    shape = ("odd_dims", "gqa", "ragged")[turn % 3]
+    for order in ORDERS:
+        check(SHAPES[shape], DTYPES[turn % 3], (entry,), order)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("order", ORDERS[1:])
+@pytest.mark.parametrize("entry", zoo.ZOO)
+def test_lane_orders_of_the_whole_zoo(entry: str, order: str) -> None:
+    for dtype in DTYPES:
+        check(SHAPES["gqa"], dtype, (entry,), order)
+
+
 @pytest.mark.parametrize("block_size", [128, (64, 32), 16, (5, 11), (1, 75)], ids=str)
 @pytest.mark.parametrize("names", [("causal",), ("softcap", "document_ids"), ("empty_rows",)], ids="-".join)
 def test_block_masks(names: tuple[str, ...], block_size: Any) -> None:
@@ -57,7 +75,7 @@ def test_block_masks(names: tuple[str, ...], block_size: Any) -> None:
 def test_a_block_mask_without_mask_mod_keeps_whole_blocks() -> None:
     q, k, v = inputs((1, 1, 40, 8, 1, 1, 60, 8), "float32")
     counts, indices = np.array([[[1, 0, 2]]], np.int32), np.array([[[[2, 0], [0, 0], [0, 1]]]], np.int32)
-    blocks = Blocks(counts, indices, None, None, 16, 20)
+    blocks = Blocks.from_lists(counts, indices, None, None, 16, 20, kv_blocks=3)
     out = backend().attention(AttentionCall(q, k, v, 1.0, None, None, blocks)).out
     keep = np.zeros((3, 3), bool)
     keep[0, 2] = keep[2, 0] = keep[2, 1] = True
@@ -124,6 +142,14 @@ def test_captures_of_every_kind_in_both_address_spaces() -> None:
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
             want = weights / weights.sum(axis=-1, keepdims=True) @ np.array(v)
             np.testing.assert_allclose(np.array(result.out), want, atol=3e-5, err_msg=f"{kind} {size}")
+
+
+def test_a_reversed_numpy_array_of_one_element() -> None:
+    """Contiguous to numpy, with a stride that MLX refuses."""
+    table = np.full((1, 1), 2.0, np.float32)[::-1, ::-1]
+    assert table.flags.c_contiguous and min(table.strides) < 0
+    _, result = attend(lambda score, b, h, q_idx, kv_idx: score * 0 + table[0, kv_idx])
+    assert mx.all(result.max_scores == 2)
 
 
 def test_numbers_are_read_at_every_call_by_one_kernel() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import expressions
@@ -12,8 +14,8 @@ import pytest
 
 from flextrace import tracer
 from flextrace.kernels.metal.generate import FOLDER
-from flextrace.kernels.simulator import metal_kernel
-from flextrace.tracer.expr import OPS, Q_IDX, apply
+from flextrace.kernels.simulator import build, metal_kernel
+from flextrace.tracer.expr import OPS, Q_IDX, Expr, apply, const
 
 ELEMENTS = {"int": "int32", "float": "float32", "bool": "bool"}
 VALUES = {
@@ -90,6 +92,46 @@ def test_every_op(gives: str) -> None:
     for (op, size, _, names), want in zip(blocks, wanted, strict=True):
         compare(op, len(names), values[start : start + size], want)
         start += size
+
+
+# ---- nothing is left undefined ------------------------------------------------------------------------------------
+
+UNDEFINED = "signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow"
+
+
+def runs(statements: list[str], folder: Path) -> bool:
+    """Whether a C++ program of ops.h and these statements ends well; undefined behaviour is a trap."""
+    (folder / "metal_stdlib").touch()
+    source = [
+        "#include <initializer_list>",
+        '#include "metal_stdlib.h"',
+        '#include "ops.h"',
+        "int main() {",
+        *statements,
+        "}",
+    ]
+    (folder / "ops.cpp").write_text("\n".join(source), encoding="ascii")
+    flags = ["-std=c++20", "-w", f"-fsanitize={UNDEFINED}", "-fsanitize-undefined-trap-on-error"]
+    paths = [f"-I{place}" for place in (folder, FOLDER, build.HERE)]
+    subprocess.run([build.compiler().path, *flags, *paths, "ops.cpp", "-o", "ops"], cwd=folder, check=True)
+    return subprocess.run([folder / "ops"], check=False).returncode == 0
+
+
+def test_no_op_leaves_its_result_undefined(tmp_path: Path) -> None:
+    """Every op on ints, and the casts of floats, over the extremes: Metal does not promise that its ints wrap."""
+    texts = []
+    for op, kinds in CASES:
+        if "int" not in kinds and op != "to_int":
+            continue
+        values = [", ".join(tracer.spellings.c_const(const(value)) for value in VALUES[kind]) for kind in kinds]
+        leaves = (Expr("param", kind, (), slot) for slot, kind in enumerate(kinds))
+        emitted = tracer.emit(apply(op, *leaves), tracer.METAL)
+        loops = [f"for ({kind} number{i} : {{{values[i]}}})" for i, kind in enumerate(kinds)]
+        texts += [*loops, f"{{ volatile auto result = {emitted.result}; (void)result; }}  // {op}"]
+    assert len(texts) > 50
+    assert runs(texts, tmp_path)
+    for planted in ("2147483647 + one", "(-2147483647 - one) / -one", "-(-2147483647 - one)"):
+        assert not runs(["volatile int one = 1;", f"volatile int result = {planted};"], tmp_path), planted
 
 
 def compare(op: str, arity: int, got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -37,6 +38,21 @@ def test_the_usual_head_dims_have_their_own_plan() -> None:
     assert plan_for(512, 512, "float32").value_slices == 2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dim", [192, 256, 512])
+def test_large_head_dims_are_cut_in_three_dimensions(dim: int, dtype: str) -> None:
+    """Rows, keys and columns: a tile of whole rows of K or V would not fit beside the other registers."""
+    plan = plan_for(dim, dim, dtype)
+    assert plan.bd < dim and plan.bv < dim and dim % plan.bd == 0
+    assert plan.value_slices == (2 if dim == 512 else 1), "one slice computes the scores once"
+    columns = plan.bv * plan.value_tiles
+    assert not replace(plan, bd=dim).fits()
+    assert not replace(plan, bv=columns, value_tiles=1).fits()
+    if plan.value_slices > 1:
+        whole = replace(plan, row_fragments=1, bk=8, bd=8, bv=8, value_tiles=dim // 8, q_in_registers=False)
+        assert not whole.fits(), "not even the smallest tiles leave room for the sums of a whole row"
+
+
 def expand(blocks: Blocks, dtype: str, q_len: int, kv_len: int) -> tuple[int, np.ndarray[Any, Any]]:
     """What the kernel makes of the lists: per score 0 not visited, 1 ask mask_mod, 2 keep."""
     plan = plan_for(64, 64, dtype)
@@ -68,7 +84,7 @@ def test_tile_lists_expand_to_the_block_states(block_size: Any) -> None:
     for state in (1, 2):
         order = np.argsort(states != state, axis=-1, kind="stable").astype(np.int32)
         lists += [(states == state).sum(axis=-1).astype(np.int32), order]
-    blocks = Blocks(*lists, q_block, kv_block)
+    blocks = Blocks.from_lists(*lists, q_block, kv_block)
     mode, scores = expand(blocks, "float32", q_len, kv_len)
     expected = states.repeat(q_block, axis=2)[:, :, :q_len].repeat(kv_block, axis=3)[..., :kv_len]
     # A tile with a live block is visited as a whole, and asks the states for each score.
@@ -89,6 +105,6 @@ def test_small_inputs_stay_out_of_the_constant_address_space() -> None:
     none = tiles_for(None, plan_for(8, 8, "float32"), 1, 1)
     assert none.lists.size >= 8 and none.states.size >= 8
     one = mx.zeros((1, 1, 1), mx.int32)
-    blocks = Blocks(np.array(one), np.zeros((1, 1, 1, 1), np.int32), None, None, 128, 128)
+    blocks = Blocks.from_lists(np.array(one), np.zeros((1, 1, 1, 1), np.int32), None, None, 128, 128)
     tiles = tiles_for(blocks, plan_for(8, 8, "float32"), 1, 1)
     assert tiles.lists.size >= 8 and tiles.states.size >= 8

@@ -192,6 +192,19 @@ def test_the_report_is_kept_with_the_error() -> None:
     assert "out of bounds" in str(kernel.report)
 
 
+@pytest.mark.parametrize(("size", "written"), [(1, 0), (1, 1), (3, 3), (5, 2), (7, 7), (8, 0)])
+@pytest.mark.parametrize("dtype", [mx.float16, mx.uint8, mx.float32], ids=str)
+def test_unwritten_bytes_are_those_of_the_output(dtype: mx.Dtype, size: int, written: int) -> None:
+    """Also where its size is no multiple of the four bytes that the checks keep together."""
+    kernel = metal_kernel(
+        "probe", ["a"], ["out"], f"uint i = thread_position_in_grid.x; if (i < {written}) out[i] = 1;"
+    )
+    launch: dict[str, Any] = {"grid": (8, 1, 1), "threadgroup": (8, 1, 1), "output_dtypes": [dtype]}
+    kernel(inputs=[mx.zeros((4,))], output_shapes=[(size,)], **launch)
+    assert kernel.report is not None
+    assert kernel.report.buffers["out"].unwritten == (size - written) * dtype.size
+
+
 def test_unchecked_runs_still_catch_what_faults() -> None:
     with pytest.raises(SimulationError, match="out of bounds"):
         probe("uint g = thread_position_in_grid.x;\nout[g] = a[g + 1000000];", checks=False)

@@ -1,0 +1,148 @@
+"""Blocks -> what a BlockMask shows: torch's fields, counts, pictures."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from flextrace.kernels import Blocks
+from flextrace.kernels.blocks import FULL, PARTIAL, Array
+
+from .block_pictures import block_svg, block_text
+from .mod import MaskMod
+
+
+class BlockFields:
+    """The read-only side of a BlockMask.
+
+    Attributes:
+        seq_lengths: (q_len, kv_len).
+        mask_mod: decides inside partial blocks; its q_idx 0 is this mask's first row.
+        blocks: the runs of blocks, as kernels read them.
+    """
+
+    seq_lengths: tuple[int, int]
+    mask_mod: MaskMod
+    blocks: Blocks
+
+    # ---- torch's fields --------------------------------------------------------------------------------------
+
+    @property
+    def BLOCK_SIZE(self) -> tuple[int, int]:
+        """(rows, columns) of one block."""
+        return self.blocks.q_block, self.blocks.kv_block
+
+    @functools.cached_property
+    def _by_rows(self) -> tuple[mx.array, ...]:
+        return _lists(self.blocks)
+
+    @functools.cached_property
+    def _by_columns(self) -> tuple[mx.array, ...]:
+        blocks = self.blocks
+        return _lists(Blocks.from_states(np.swapaxes(blocks.states(), 2, 3), blocks.kv_block, blocks.q_block))
+
+    @property
+    def kv_num_blocks(self) -> mx.array:
+        """int32 [B, H, q_blocks]: how many partial blocks each row of blocks has."""
+        return self._by_rows[0]
+
+    @property
+    def kv_indices(self) -> mx.array:
+        """int32 [B, H, q_blocks, kv_blocks]: which, ascending; entries past kv_num_blocks mean nothing."""
+        return self._by_rows[1]
+
+    @property
+    def full_kv_num_blocks(self) -> mx.array:
+        """As kv_num_blocks, of the blocks that the mask keeps whole."""
+        return self._by_rows[2]
+
+    @property
+    def full_kv_indices(self) -> mx.array:
+        """As kv_indices, of the blocks that the mask keeps whole."""
+        return self._by_rows[3]
+
+    @property
+    def q_num_blocks(self) -> mx.array:
+        """int32 [B, H, kv_blocks]: how many partial blocks each column of blocks has."""
+        return self._by_columns[0]
+
+    @property
+    def q_indices(self) -> mx.array:
+        """int32 [B, H, kv_blocks, q_blocks]: which, ascending."""
+        return self._by_columns[1]
+
+    @property
+    def full_q_num_blocks(self) -> mx.array:
+        """As q_num_blocks, of the blocks that the mask keeps whole."""
+        return self._by_columns[2]
+
+    @property
+    def full_q_indices(self) -> mx.array:
+        """As q_indices, of the blocks that the mask keeps whole."""
+        return self._by_columns[3]
+
+    def as_tuple(self, flatten: bool = True) -> tuple[Any, ...]:
+        """All fields in torch's order; `flatten` writes lengths and block size as single numbers."""
+        lists = (*self._by_rows, *self._by_columns)
+        if flatten:
+            return (*self.seq_lengths, *lists, *self.BLOCK_SIZE, self.mask_mod)
+        return (self.seq_lengths, *lists, self.BLOCK_SIZE, self.mask_mod)
+
+    # ---- what it covers --------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H, q_len, kv_len) of the mask."""
+        return (*self.blocks.shape[:2], *self.seq_lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the blocks take. torch's lists, once asked for, take more."""
+        return self.blocks.nbytes
+
+    def numel(self) -> int:
+        """Number of positions of the mask."""
+        b, h, q_len, kv_len = self.shape
+        return b * h * q_len * kv_len
+
+    def sparsity(self) -> float:
+        """Percentage of positions in blocks that are never visited, in [0, 100]."""
+        blocks, (q_len, kv_len) = self.blocks, self.seq_lengths
+        row_in_head = blocks.rows % max(1, blocks.shape[2])
+        heights = np.minimum(blocks.q_block, q_len - row_in_head * blocks.q_block)
+        first = blocks.first.astype(np.int64) * blocks.kv_block
+        widths = np.minimum(blocks.end.astype(np.int64) * blocks.kv_block, kv_len) - first
+        return 100.0 * (1 - int((heights * widths).sum()) / self.numel()) if self.numel() else 0.0
+
+    def to_dense(self) -> mx.array:
+        """bool [B, H, q_blocks, kv_blocks]: which blocks are visited."""
+        return mx.array(self.blocks.states() > 0)
+
+    def to_string(self, batch: int = 0, head: int = 0, rows: int = 64, columns: int = 120) -> str:
+        """A picture: one character per block, full `#`, partial `+`, empty `.`; coarser beyond rows x columns."""
+        return block_text(self.blocks, batch, head, rows, columns)
+
+    def __repr__(self) -> str:
+        head = f"BlockMask(shape={self.shape}, BLOCK_SIZE={self.BLOCK_SIZE}, sparsity={self.sparsity():.2f}%)"
+        return f"{head}\n{self.to_string()}" if self.numel() else head
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the picture of the first batch and head, with counts of blocks over all of them."""
+        blocks = self.blocks
+        lengths = (blocks.end - blocks.first).astype(np.int64)
+        partial, full = (int(lengths[blocks.state == state].sum()) for state in (PARTIAL, FULL))
+        total = int(np.prod(blocks.shape))
+        counts = f"{full:,} full, {partial:,} partial, {total - full - partial:,} empty of {total:,} blocks"
+        title = f"BlockMask {' x '.join(map(str, self.shape))}, blocks of {' x '.join(map(str, self.BLOCK_SIZE))}"
+        picture = block_svg(self.blocks) if self.numel() else ""
+        caption = f"<figcaption>{title}: {counts}, sparsity {self.sparsity():.2f} %</figcaption>"
+        return f"<figure>{caption}{picture}</figure>"
+
+
+def _lists(blocks: Blocks) -> tuple[mx.array, ...]:
+    """Counts and indices of partial blocks, then of full ones."""
+    parts: tuple[Array, ...] = (*blocks.lists(PARTIAL), *blocks.lists(FULL))
+    return tuple(mx.array(part) for part in parts)

@@ -1,0 +1,225 @@
+"""Backend -> checks: every kernel compiled and run on a tiny problem, and compared with float64 numpy.
+
+What a kernel should give is computed here from its definition and the plain Python mods, apart from all tracing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from flextrace.kernels import BACKENDS, AttentionCall, Backend
+from flextrace.kernels.staged import attend
+
+from .build_mask import create_block_mask
+from .mod import MaskMod, ScoreMod
+
+OK, NOT_AVAILABLE, FAILED = "ok", "not available", "FAILED"
+DTYPES = ("float32", "float16", "bfloat16")
+TOLERANCE = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1.6e-2}  # absolute, and relative to what is expected
+HEADS, Q_LEN, KV_LEN = 2, 70, 45  # more than one tile, and none of them whole
+CAP = 5.0
+SLOPES = np.array([0.5, 0.25], np.float32)
+DOCUMENTS = np.repeat(np.arange(5, dtype=np.int32), 14)  # of Q_LEN tokens; the last one has no keys
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's report."""
+
+    group: str
+    name: str
+    status: str
+    detail: str
+    seconds: float = 0.0
+
+
+def alibi(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+    return score + SLOPES[h] * (kv_idx - q_idx)
+
+
+def softcap(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+    return CAP * math.tanh(score / CAP)
+
+
+def causal(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+    return q_idx >= kv_idx
+
+
+def same_document(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+    return DOCUMENTS[q_idx] == DOCUMENTS[kv_idx]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One attention call. block_size: the mask goes in as a BlockMask."""
+
+    name: str
+    score: Callable[..., Any] | None = None
+    mask: Callable[..., Any] | None = None
+    head_dim: int = 64
+    block_size: int | None = None
+    async_copy: bool = False
+    staged: bool = False
+
+
+MODS = (
+    Case("attention without mods"),
+    Case("attention, alibi and causal", alibi, causal),
+    Case("attention, softcap and documents", softcap, same_document),
+    Case("attention, causal in blocks of 64", None, causal, 64, 64),
+    Case("attention, causal in blocks of 16", None, causal, 64, 16),
+)
+ON_METAL = (
+    *(Case(f"attention, head dim {dim}", head_dim=dim) for dim in (32, 80, 96, 128, 192, 256)),
+    Case("attention with asynchronous copies", alibi, causal, async_copy=True),
+)
+STAGED = (
+    Case("all stages without mods", staged=True),
+    Case("all stages, softcap and documents", softcap, same_document, staged=True),
+)
+
+
+def check_backend(name: str) -> Iterator[Check]:
+    """The checks of one backend, as they are made; a single line where it cannot run here."""
+    try:
+        backend = BACKENDS[name]()
+        reason = backend.unavailable()
+    except Exception as error:
+        yield Check(name, "available", FAILED, first_failing_line(error))
+        return
+    if reason is not None:
+        yield Check(name, "kernels", NOT_AVAILABLE, reason)
+        return
+    cases = [*MODS, *(ON_METAL if name in ("metal", "simulator") else ())]
+    for case in cases:
+        yield _checked(backend, case.name, functools.partial(_attend, backend, case))
+    yield from _check_stages(backend)
+
+
+def _check_stages(backend: Backend) -> Iterator[Check]:
+    from .selftest_stages import STAGES
+
+    try:
+        stages = backend.stages()
+    except ValueError as reason:
+        yield Check(backend.name, "stage kernels", NOT_AVAILABLE, str(reason))
+    except Exception as error:
+        yield Check(backend.name, "stage kernels", FAILED, first_failing_line(error))
+    else:
+        for stage, run in STAGES.items():
+            yield _checked(backend, stage, functools.partial(run, stages))
+        for case in STAGED:
+            yield _checked(backend, case.name, functools.partial(_attend, backend, case))
+
+
+def _checked(backend: Backend, name: str, run: Callable[[str], str | None]) -> Check:
+    """Run in each dtype; the first failure is the check's. `run` says what the kernel could not do, or None."""
+    start = time.perf_counter()
+    stream: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if backend.name == "metal" and mx.metal.is_available():
+        stream = mx.stream(mx.gpu)
+    for dtype in DTYPES:
+        try:
+            with stream:
+                refusal = run(dtype)
+        except Exception as error:
+            detail = f"{dtype}: {first_failing_line(error)}"
+            return Check(backend.name, name, FAILED, detail, time.perf_counter() - start)
+        if refusal is not None:
+            return Check(backend.name, name, NOT_AVAILABLE, refusal, time.perf_counter() - start)
+    return Check(backend.name, name, OK, " ".join(DTYPES), time.perf_counter() - start)
+
+
+_COMPILER_LINE = re.compile(r"^\s*(\S.*:\d+(?::\d+)?: (?:fatal )?error: .*)$", re.MULTILINE)
+
+
+def first_failing_line(error: Exception) -> str:
+    """`file:line: error: ...` of a compiler's message, else the message's beginning."""
+    found = _COMPILER_LINE.search(str(error))
+    if found is not None:
+        return found[1].strip()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"
+
+
+def _attend(backend: Backend, case: Case, dtype: str) -> str | None:
+    """Run and compare; gives the backend's notice of an option that it did not follow."""
+    shapes = [(1, HEADS, length, case.head_dim) for length in (Q_LEN, KV_LEN, KV_LEN)]
+    q, k, v = tensors(shapes, dtype)
+    score = None if case.score is None else ScoreMod(case.score)
+    mask = None if case.mask is None else MaskMod(case.mask)
+    blocks = None
+    if case.block_size is not None and mask is not None:
+        blocks = create_block_mask(mask, None, None, Q_LEN, KV_LEN, BLOCK_SIZE=case.block_size).blocks
+    scale = case.head_dim**-0.5
+    call = AttentionCall(
+        q, k, v, scale, blocks=blocks, want_lse=True, want_max=True, async_copy=case.async_copy, staged=case.staged
+    )
+    call.score_mod = None if score is None else score.bind()
+    call.mask_mod = None if mask is None else mask.bind()
+    result = attend(backend, call)
+    scores = scale * (exact(q) @ exact(k).swapaxes(-1, -2))
+    weights, highest, total = softmax(after_mods(scores, case.score, case.mask))
+    seen = np.maximum(total, np.finfo(np.float64).tiny)  # a row without keys gives 0
+    compare(result.out, weights @ exact(v) / seen[..., None], dtype, "out")
+    compare(result.lse, np.where(total > 0, highest + np.log(seen), -np.inf), dtype, "lse")
+    compare(result.max_scores, highest, dtype, "max_scores")
+    return result.notice
+
+
+# ---- definitions, in float64 --------------------------------------------------------------------------------------
+
+
+def tensors(shapes: Sequence[tuple[int, ...]], dtype: str) -> list[mx.array]:
+    rng = np.random.default_rng(0)
+    return [mx.array(rng.standard_normal(shape)).astype(getattr(mx, dtype)) for shape in shapes]
+
+
+def exact(x: mx.array) -> Array:
+    return np.array(x.astype(mx.float32)).astype(np.float64)
+
+
+def after_mods(scores: Array, score: Callable[..., Any] | None, mask: Callable[..., Any] | None) -> Array:
+    """scores: [batch, heads, q_len, kv_len] -> the user's own functions, called once for each."""
+    out = scores.copy()
+    for index in np.ndindex(*scores.shape):
+        if score is not None:
+            out[index] = score(float(scores[index]), *index)
+        if mask is not None and not mask(*index):
+            out[index] = -np.inf
+    return out
+
+
+def softmax(scores: Array) -> tuple[Array, Array, Array]:
+    """(weights before the division, maxima, sums) over the last axis; a row without keys has -inf and 0."""
+    highest = scores.max(axis=-1)
+    weights = np.exp(scores - np.where(highest == -np.inf, 0.0, highest)[..., None])
+    return weights, highest, weights.sum(axis=-1)
+
+
+def compare(got: mx.array | None, expected: Array, dtype: str, what: str) -> None:
+    """Raises AssertionError where a value is further off than the dtype's tolerance."""
+    if got is None:
+        raise AssertionError(f"{what} is missing")
+    if got.shape != expected.shape:
+        raise AssertionError(f"{what} has shape {got.shape}, expected {expected.shape}")
+    tolerance = TOLERANCE[dtype]
+    found = exact(got)
+    close = np.isclose(found, expected, rtol=tolerance, atol=tolerance)
+    if not close.all():
+        at = tuple(int(i) for i in np.argwhere(~close)[0])
+        raise AssertionError(
+            f"{what} differs from float64 numpy in {int((~close).sum())} of {close.size} values by more than "
+            f"{tolerance:g}; the first at {at}: {found[at]:g}, expected {expected[at]:g}"
+        )

@@ -1,0 +1,140 @@
+"""Which blocks of the score matrix to visit, as runs of neighbouring blocks: what kernels read of a BlockMask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+EMPTY, PARTIAL, FULL = 0, 1, 2  # states of a block: nothing to attend to, ask mask_mod, attend to all
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Runs of blocks in the same state, row of blocks by row of blocks; blocks in no run are empty.
+
+    A mask of long runs (causal, windows, documents) takes a few bytes per row, whatever its length.
+
+    shape: (mask_batch, mask_heads, q_blocks, kv_blocks); the first three make up the rows, in that order.
+    offsets: int64 [rows + 1]; the runs of row r are offsets[r] to offsets[r + 1] - 1, in ascending order.
+    first, end: int32 [runs]; a run holds the kv blocks first to end - 1. Two runs of one state never touch.
+    state: uint8 [runs], PARTIAL or FULL.
+    """
+
+    shape: tuple[int, int, int, int]
+    offsets: Array
+    first: Array
+    end: Array
+    state: Array
+    q_block: int
+    kv_block: int
+
+    @classmethod
+    def from_states(cls, states: Array, q_block: int, kv_block: int) -> Blocks:
+        """states: integers [mask_batch, mask_heads, q_blocks, kv_blocks] of EMPTY, PARTIAL and FULL."""
+        b, h, q_blocks, kv_blocks = states.shape
+        rows = states.reshape(b * h * q_blocks, kv_blocks)
+        framed = np.pad(rows, ((0, 0), (1, 1)))  # every row begins and ends empty
+        row, at = np.nonzero(framed[:, 1:] != framed[:, :-1])
+        state = framed[row, at + 1]
+        begins = np.flatnonzero(state)  # each boundary where a run begins; the next boundary ends it
+        return cls.from_runs(states.shape, row[begins], at[begins], at[begins + 1], state[begins], q_block, kv_block)
+
+    @classmethod
+    def from_runs(
+        cls, shape: Sequence[int], row: Array, first: Array, end: Array, state: Array, q_block: int, kv_block: int
+    ) -> Blocks:
+        """Disjoint runs in any order, of each the row; neighbours of one state become one run."""
+        order = np.lexsort((first, row))
+        row, first, end, state = row[order], first[order], end[order], state[order]
+        joined = np.zeros(len(row), bool)
+        joined[1:] = (row[1:] == row[:-1]) & (first[1:] == end[:-1]) & (state[1:] == state[:-1])
+        begins = np.flatnonzero(~joined)
+        last = np.append(begins[1:], len(row))[: len(begins)] - 1
+        b, h, q_blocks, kv_blocks = shape
+        counts = np.bincount(row[begins], minlength=b * h * q_blocks)
+        offsets = np.zeros(b * h * q_blocks + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        runs = (first[begins].astype(np.int32), end[last].astype(np.int32), state[begins].astype(np.uint8))
+        return cls((b, h, q_blocks, kv_blocks), offsets, *runs, q_block, kv_block)
+
+    @classmethod
+    def from_lists(
+        cls,
+        kv_num_blocks: Array,
+        kv_indices: Array,
+        full_kv_num_blocks: Array | None,
+        full_kv_indices: Array | None,
+        q_block: int,
+        kv_block: int,
+        kv_blocks: int | None = None,
+    ) -> Blocks:
+        """The lists of torch's BlockMask: counts [.., q_blocks], indices [.., q_blocks, columns], in any order.
+
+        A block listed as partial and as full is full. `kv_blocks` is how many there are, `columns` without it.
+        """
+        width = kv_indices.shape[-1] if kv_blocks is None else kv_blocks
+        states = np.zeros((*kv_num_blocks.shape, width + 1), np.int8)  # one more column takes unused entries
+        for counts, indices, state in (
+            (kv_num_blocks, kv_indices, PARTIAL),
+            (full_kv_num_blocks, full_kv_indices, FULL),
+        ):
+            if counts is not None and indices is not None:
+                used = np.arange(indices.shape[-1]) < counts[..., None]
+                np.put_along_axis(states, np.where(used, indices, width), np.int8(state), axis=-1)
+        return cls.from_states(states[..., :width], q_block, kv_block)
+
+    @property
+    def rows(self) -> Array:
+        """int64 [runs]: the row of each run."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the runs."""
+        return sum(array.nbytes for array in (self.offsets, self.first, self.end, self.state))
+
+    def states(self) -> Array:
+        """int8 [mask_batch, mask_heads, q_blocks, kv_blocks]: the state of each block."""
+        steps = np.zeros((len(self.offsets) - 1, self.shape[3] + 1), np.int8)
+        row, state = self.rows, self.state.astype(np.int8)
+        np.add.at(steps, (row, self.first), state)
+        np.subtract.at(steps, (row, self.end), state)
+        return np.cumsum(steps[:, :-1], axis=1, dtype=np.int8).reshape(self.shape)
+
+    def lists(self, state: int) -> tuple[Array, Array]:
+        """(counts, indices) of the blocks in a state, ascending, int32, as in torch's BlockMask; 0 beyond a count."""
+        chosen = self.state == state
+        row, first, end = self.rows[chosen], self.first[chosen], self.end[chosen]
+        lengths = (end - first).astype(np.int64)
+        rows = len(self.offsets) - 1
+        counts = np.bincount(row, weights=lengths, minlength=rows).astype(np.int32)
+        before = np.cumsum(lengths) - lengths  # blocks of all runs before
+        indices = np.zeros((rows, self.shape[3]), np.int32)
+        within = np.arange(int(lengths.sum())) - np.repeat(before, lengths)
+        row_begins = np.cumsum(counts, dtype=np.int64) - counts
+        line = np.repeat(row, lengths)
+        indices[line, np.arange(len(line)) - row_begins[line]] = np.repeat(first, lengths) + within
+        return counts.reshape(self.shape[:3]), indices.reshape(self.shape)
+
+    def select(self, batch: Array, heads: Array, q_blocks: Array) -> Blocks:
+        """The mask of some batches, heads and rows of blocks only, by their numbers."""
+        _, h, rows_per_head, kv_blocks = self.shape
+        wanted = ((batch[:, None, None] * h + heads[:, None]) * rows_per_head + q_blocks).reshape(-1)
+        counts = np.diff(self.offsets)[wanted]
+        offsets = np.zeros(len(wanted) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        at = np.arange(int(offsets[-1])) + np.repeat(self.offsets[wanted] - offsets[:-1], counts)
+        shape = (len(batch), len(heads), len(q_blocks), kv_blocks)
+        return Blocks(shape, offsets, self.first[at], self.end[at], self.state[at], self.q_block, self.kv_block)
+
+    def same_as(self, other: Blocks) -> bool:
+        """Whether both list the same blocks in the same states."""
+        mine, its = (
+            (x.shape, x.q_block, x.kv_block, *(a.tobytes() for a in (x.offsets, x.first, x.end, x.state)))
+            for x in (self, other)
+        )
+        return mine == its

@@ -1,0 +1,44 @@
+"""A kernel without a backward pass inside MLX's differentiation: an error, never a silent zero gradient."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+
+class GradientError(RuntimeError):
+    """A kernel without a backward pass was differentiated. The message names the remedy."""
+
+
+def refuse_gradient(
+    inputs: Sequence[mx.array], outputs: Sequence[mx.array], lazy: bool, message: str
+) -> Sequence[mx.array]:
+    """The outputs, so that differentiating them raises GradientError.
+
+    MLX sees one custom function of the inputs: of a backend that evaluates, only inside mx.grad and its kin; of a lazy
+    one always, which costs nothing there.
+    """
+    if not inputs or (not lazy and not is_traced(inputs)):
+        return outputs
+
+    def refuse(*_: Any) -> Any:
+        raise GradientError(message)
+
+    function = mx.custom_function(lambda *_: list(outputs))
+    function.vjp(refuse)
+    function.jvp(refuse)
+    tied: Sequence[mx.array] = function(*inputs)  # type: ignore[call-overload]
+    return tied
+
+
+def is_traced(evaluated: Sequence[mx.array]) -> bool:
+    """Whether MLX differentiates any of these evaluated arrays: it keeps the graph of those, and of no others.
+
+    MLX has no public question for this; its graph export shows an edge for every array that still has inputs.
+    """
+    graph = io.StringIO()
+    mx.export_to_dot(graph, *evaluated)
+    return "->" in graph.getvalue()

@@ -1,0 +1,16 @@
+// async_probe.metal: one simdgroup copies a tile of 8 x 8 out of an array of 6 rows, and writes what arrived.
+#include "async_copy.h"
+
+inline void copy_a_tile(const device float* from, threadgroup float* staged, device float* out, uint lane) {
+  Rows<float> rows;
+  rows.data = from;
+  rows.row_stride = FRAGMENT;
+  rows.column_stride = 1;
+  rows.rows = 6;
+  AsyncTile<float, FRAGMENT, FRAGMENT, FRAGMENT, LANES> tile;
+  tile.load(rows, 0, 0, staged, lane);
+  tile.store(staged, lane);
+  metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+  for (int i = int(lane); i < FRAGMENT * FRAGMENT; i += LANES)
+    out[i] = staged[i / FRAGMENT * Leading<float, FRAGMENT>::value + i % FRAGMENT];
+}

@@ -1,0 +1,69 @@
+"""Stage, traces -> Metal text: what MLX's metal_kernel takes for a stage kernel of `stages/`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from flextrace.tracer import ArrayCapture, Trace
+
+from ..assemble import assemble
+from .generate import FOLDER, MAX_BUFFERS, captures, mod_header
+
+_LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
+# Stage -> (inputs with strides, inputs without, outputs), as its body names them.
+STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+    "matmul": (("a", "b"), ("params",), ("out",)),
+    "scale": (("x",), ("params",), ("out",)),
+    "score_mod": (("scores",), ("params", *_LISTS), ("out",)),
+    "softmax": (("x",), ("params",), ("weights", "max_scores", "sums")),
+    "block_mask": ((), ("params",), _LISTS),
+    "block_sparse_matmul": (("a", "b"), ("params", *_LISTS), ("out",)),
+    "attention_output": (("product", "max_scores", "sums"), ("params",), ("out", "lse")),
+}
+WITH_MODS = ("score_mod", "block_mask")
+
+
+@dataclass(frozen=True)
+class StageText:
+    """One stage kernel, for one pair of mods."""
+
+    stage: str
+    header: str
+    body: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    arrays: tuple[ArrayCapture, ...]
+
+    @property
+    def name(self) -> str:
+        """With a hash of the text: MLX up to 0.32.0 ran stale code under an equal name."""
+        return f"flextrace_{self.stage}_{hashlib.sha256((self.header + self.body).encode()).hexdigest()[:16]}"
+
+
+def stage_text(stage: str, score_mod: Trace | None = None, mask_mod: Trace | None = None) -> StageText:
+    """The kernel of that name in STAGES; only score_mod and block_mask have mods.
+
+    Raises:
+        ValueError: the mods capture more arrays than a Metal kernel has buffers.
+    """
+    strided, plain, outputs = STAGES[stage]
+    arrays, _ = captures(score_mod, mask_mod)
+    names = tuple(f"array{slot}" for slot in range(len(arrays)))
+    passed = [f", {n}, {n}_shape, {n}_strides" if a.ndim else f", {n}" for n, a in zip(names, arrays, strict=True)]
+    buffers = 2 * len(strided) + len(plain) + len(outputs) + sum(3 if a.ndim else 1 for a in arrays)
+    if buffers > MAX_BUFFERS:
+        raise ValueError(
+            f"the mods capture {len(arrays)} arrays ({', '.join(a.name for a in arrays)}), which with their shapes and "
+            f"strides makes {buffers} buffers of the {MAX_BUFFERS} that a Metal kernel has; stack some into one array"
+        )
+    body = (FOLDER / "stages" / f"{stage}_body.metal").read_text(encoding="ascii")
+    hole = {"mod.h": mod_header(score_mod, mask_mod)} if stage in WITH_MODS else {}
+    return StageText(
+        stage,
+        assemble(FOLDER, f"stages/{stage}.metal", hole),
+        body.replace(" CAPTURED_ARRAYS", "".join(passed)),
+        (*strided, *plain, *names),
+        outputs,
+        arrays,
+    )

@@ -1,0 +1,80 @@
+// block_sparse_matmul.metal: products that follow a BlockMask's lists, in the tiles of product.h.
+//
+// SAMPLED: a b^T, computed in listed blocks only; others keep the -inf that the output starts with (scores).
+// Otherwise: a b, where of a only the listed blocks are read; others count as zero (weights times values).
+#include "lists.h"
+#include "product.h"
+
+// params: [heads of a, batches of b, heads of b, m, n, k, then those of lists.h]
+struct SparseParams {
+  int heads, b_batches, b_heads, m, n, k;
+};
+inline SparseParams read_sparse_params(const device int* words) {
+  SparseParams p;
+  p.heads = words[0];
+  p.b_batches = words[1];
+  p.b_heads = words[2];
+  p.m = words[3];
+  p.n = words[4];
+  p.k = words[5];
+  return p;
+}
+constexpr constant int SPARSE_WORDS = 6;
+
+// The steps over listed blocks, each block cut into steps of its own.
+struct ListedSteps {
+  ListedBlocks blocks;
+  Range keys;  // that are left of the entry before `entry`
+  int entry, kv_len, step;
+  Range next() thread {
+    while (keys.first >= keys.end && entry < blocks.all) keys = blocks.keys(entry++, kv_len);
+    Range range = cut(keys, 0, step);
+    keys.first = range.end;
+    return range;
+  }
+};
+
+// a: [batch, heads, m, k], m in blocks of q_block; SAMPLED: b is [.., n, k] and n in blocks of kv_block, otherwise b
+// is [.., k, n] and k in blocks of kv_block. out: [batch, heads, m, n].
+// group: (entry and tile of its columns, or tile of columns; block of rows and tile of its rows; batch and head).
+template <typename A, typename B, typename O, typename P, bool SAMPLED>
+inline void block_sparse_matmul(const device A* a, const constant int64_t* a_strides, const device B* b,
+                                const constant int64_t* b_strides, device O* out, const device int* kv_num_blocks,
+                                const device int* kv_indices, const device int* full_kv_num_blocks,
+                                const device int* full_kv_indices, const device int* params, threadgroup A* a_staged,
+                                threadgroup B* b_staged, metal::uint3 group, uint simdgroup, uint lane) {
+  const SparseParams p = read_sparse_params(params);
+  const ListParams lists = read_list_params(params + SPARSE_WORDS);
+  const int batch = int(group.z) / p.heads, head = int(group.z) % p.heads;
+  const int row_tiles = (lists.q_block + P::BM - 1) / P::BM, q_block = int(group.y) / row_tiles;
+  const ListedBlocks blocks = listed_blocks(kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, lists,
+                                            batch, head, q_block);
+  const Range rows = cut(block_of(q_block, lists.q_block, p.m), int(group.y) % row_tiles, P::BM);
+
+  const Matrix<A> left = matrix_of(a, a_strides, batch, head);
+  const Matrix<B> right =
+      matrix_of(b, b_strides, metal::min(batch, p.b_batches - 1), head / (p.heads / p.b_heads));
+  Range columns;
+  Fragment<float> sums[P::ROW_FRAGMENTS][P::COLUMN_FRAGMENTS];
+  if (SAMPLED) {
+    const int column_tiles = (lists.kv_block + P::BN - 1) / P::BN, entry = int(group.x) / column_tiles;
+    if (entry >= blocks.all) return;
+    columns = cut(blocks.keys(entry, p.n), int(group.x) % column_tiles, P::BN);
+    if (rows.first >= rows.end || columns.first >= columns.end) return;
+    DenseSteps steps;
+    steps.at = 0;
+    steps.k = p.k;
+    steps.step = P::BK;
+    multiply_tile<A, B, P>(sums, left, right, rows, columns, steps, a_staged, b_staged, simdgroup, lane);
+  } else {
+    columns = block_of(int(group.x), P::BN, p.n);
+    if (rows.first >= rows.end) return;
+    ListedSteps steps;
+    steps.blocks = blocks;
+    steps.keys.first = steps.keys.end = steps.entry = 0;
+    steps.kv_len = p.k;
+    steps.step = P::BK;
+    multiply_tile<A, B, P>(sums, left, right, rows, columns, steps, a_staged, b_staged, simdgroup, lane);
+  }
+  write_tile<O, P>(out + int64_t(group.z) * p.m * p.n, p.n, sums, rows, columns, simdgroup, lane);
+}

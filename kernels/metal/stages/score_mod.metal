@@ -1,0 +1,56 @@
+// score_mod.metal: mask(score_mod(scores)), element by element, -inf where the mask does not attend.
+//
+// With a BlockMask a threadgroup has some rows of one listed block; mask_mod is asked in partial ones only, and blocks
+// in no list keep the -inf that the output starts with.
+#include "../mod.h"
+#include "../softmax.h"
+#include "lists.h"
+
+template <typename Captured>
+inline float modified(float score, const thread Captured& mods, bool ask, int b, int h, int q_idx, int kv_idx) {
+  if (HAS_MASK_MOD && ask && !mods.mask_mod(b, h, q_idx, kv_idx)) return minus_infinity();
+  return HAS_SCORE_MOD ? mods.score_mod(score, b, h, q_idx, kv_idx) : score;
+}
+
+// scores: [batch, heads, q_len, kv_len], any strides; out: contiguous.
+template <typename Captured>
+inline void modify_all(const device float* scores, const constant int64_t* scores_strides, device float* out,
+                       int heads, int q_len, int kv_len, const thread Captured& mods, metal::uint3 group,
+                       metal::uint3 in_group, metal::uint3 group_size) {
+  const Place place = place_in(group, in_group, group_size, heads);
+  if (place.row >= q_len) return;
+  const Matrix<float> from = matrix_of(scores, scores_strides, place.b, place.h);
+  device float* to = out + row_start(place, heads, q_len, kv_len);
+  UNROLL
+  for (int i = 0; i < ITEMS; i++) {
+    int kv_idx = place.column + i * place.step;
+    if (kv_idx < kv_len)
+      to[kv_idx] = modified(*from.at(place.row, kv_idx), mods, true, place.b, place.h, place.row, kv_idx);
+  }
+}
+
+constexpr constant int SLAB = 16;  // rows of a block that one threadgroup has
+
+// group: (entry of the lists, block of query rows and slab of it, batch and head).
+template <typename Captured>
+inline void modify_listed(const device float* scores, const constant int64_t* scores_strides, device float* out,
+                          int heads, int q_len, int kv_len, const device int* kv_num_blocks,
+                          const device int* kv_indices, const device int* full_kv_num_blocks,
+                          const device int* full_kv_indices, ListParams lists, const thread Captured& mods,
+                          metal::uint3 group, uint index, uint threads) {
+  const int slabs = (lists.q_block + SLAB - 1) / SLAB, q_block = int(group.y) / slabs;
+  const int entry = int(group.x), b = int(group.z) / heads, h = int(group.z) % heads;
+  const ListedBlocks blocks =
+      listed_blocks(kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, lists, b, h, q_block);
+  if (entry >= blocks.all) return;
+  const Range keys = blocks.keys(entry, kv_len);
+  const Range rows = cut(block_of(q_block, lists.q_block, q_len), int(group.y) % slabs, SLAB);
+  const int width = keys.end - keys.first, size = (rows.end - rows.first) * width;
+  const Matrix<float> from = matrix_of(scores, scores_strides, b, h);
+  for (int i = int(index); i < size; i += int(threads)) {
+    int q_idx = rows.first + i / width, kv_idx = keys.first + i % width;
+    float score = *from.at(q_idx, kv_idx);
+    out[(int64_t(group.z) * q_len + q_idx) * kv_len + kv_idx] =
+        modified(score, mods, entry < blocks.partial, b, h, q_idx, kv_idx);
+  }
+}

@@ -1,0 +1,94 @@
+// softmax.metal: rows of scores -> weights, with the statistics of each row, whatever its length (online softmax,
+// arXiv 1805.02867): one pass over tiles of the row for its maximum and sum, one for the weights.
+//
+// ROW_GROUPS of the SIMDGROUPS simdgroups of a threadgroup share a row: one for a short row, all for a long one.
+#include "../softmax.h"
+#include "tensor.h"
+
+constexpr constant int SIMDGROUPS = 4;
+
+// exp(score - largest); 0 where the score is not attended to.
+inline float weight_of(float score, float largest) {
+  return is_minus_infinity(score) ? 0.0f : metal::fast::exp2((score - largest) * LOG2_E);
+}
+
+// The statistics of two parts of a row together. A part without weights has sum 0, and its maximum means nothing.
+inline void combine(thread RowState& row, float largest, float sum) {
+  if (sum == 0.0f) return;
+  if (row.sum == 0.0f) {
+    row.max = largest;
+    row.sum = sum;
+    return;
+  }
+  float both = metal::max(row.max, largest);
+  row.sum = row.sum * weight_of(row.max, both) + sum * weight_of(largest, both);
+  row.max = both;
+}
+
+// params: [heads, rows, columns, unused ...]; x: [batch, heads, rows, columns], any strides. weights: x's shape;
+// max_scores, sums: [batch, heads, rows]. NORMALISE: weights are divided by their sum.
+// shared: a maximum and a sum for every simdgroup. group: (rows of one threadgroup, head, batch).
+template <typename O, int ROW_GROUPS, bool NORMALISE>
+inline void softmax(const device float* x, const constant int64_t* x_strides, device O* weights,
+                    device float* max_scores, device float* sums, const device int* params, threadgroup float* shared,
+                    metal::uint3 group, uint simdgroup, uint lane) {
+  constexpr int STEP = ROW_GROUPS * LANES;
+  const int heads = params[0], rows = params[1], columns = params[2];
+  Place place;
+  place.b = int(group.z);
+  place.h = int(group.y);
+  place.row = int(group.x) * (SIMDGROUPS / ROW_GROUPS) + int(simdgroup) / ROW_GROUPS;
+  place.step = STEP;
+  place.column = int(simdgroup) % ROW_GROUPS * LANES + int(lane);
+  if (place.row >= rows) return;  // the whole simdgroup; with ROW_GROUPS == SIMDGROUPS every row exists
+  const Matrix<float> from = matrix_of(x, x_strides, place.b, place.h);
+
+  // This lane's part of the row, a tile at a time.
+  RowState row;
+  row.max = LOWEST;
+  row.sum = 0.0f;
+  for (int first = place.column; first < columns; first += ITEMS * STEP) {
+    float tile[ITEMS], largest = row.max;
+    UNROLL
+    for (int i = 0; i < ITEMS; i++) {
+      int column = first + i * STEP;
+      tile[i] = column < columns ? *from.at(place.row, column) : minus_infinity();
+      if (!is_minus_infinity(tile[i])) largest = metal::max(largest, tile[i]);
+    }
+    float sum = row.sum == 0.0f ? 0.0f : row.sum * weight_of(row.max, largest);
+    UNROLL
+    for (int i = 0; i < ITEMS; i++) sum += weight_of(tile[i], largest);
+    row.max = largest;
+    row.sum = sum;
+  }
+
+  // All lanes' parts, then all simdgroups'.
+  float largest = metal::simd_max(row.sum == 0.0f ? LOWEST : row.max);
+  row.sum = metal::simd_sum(row.sum == 0.0f ? 0.0f : row.sum * weight_of(row.max, largest));
+  row.max = largest;
+  if (ROW_GROUPS > 1) {
+    if (lane == 0) {
+      shared[2 * simdgroup] = row.max;
+      shared[2 * simdgroup + 1] = row.sum;
+    }
+    metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+    row.sum = 0.0f;
+    UNROLL
+    for (int s = 0; s < ROW_GROUPS; s++) combine(row, shared[2 * s], shared[2 * s + 1]);
+  }
+
+  const float inverse = !NORMALISE ? 1.0f : row.sum == 0.0f ? 0.0f : 1.0f / row.sum;
+  const int64_t at = row_start(place, heads, rows, 1);
+  device O* to = weights + at * columns;
+  for (int first = place.column; first < columns; first += ITEMS * STEP) {
+    UNROLL
+    for (int i = 0; i < ITEMS; i++) {
+      int column = first + i * STEP;
+      if (column < columns) to[column] = O(weight_of(*from.at(place.row, column), row.max) * inverse);
+    }
+  }
+  if (place.column == 0) {
+    max_scores[at] = row.sum == 0.0f ? minus_infinity() : row.max;
+    sums[at] = row.sum;
+  }
+}

@@ -1,0 +1,79 @@
+"""AttentionCall -> Result by the stage kernels, one after the other: every intermediate can be looked at.
+
+    scores = Q K^T; scaled = scale * scores; modified = mask(score_mod(scaled)); weights = exp(modified - max);
+    product = weights V; out = product / sums
+
+This is attention as it is written down, in quadratic memory: for understanding and checking the fused kernel.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from flextrace.tracer import Bound
+from flextrace.tracer.expr import B, H, leaves
+
+from .blocks import FULL, PARTIAL
+from .call import AttentionCall, Result
+from .registry import Backend
+from .stage_types import BlockLists, Stages
+
+BLOCK_SIZE = (128, 128)  # of the BlockMask made for a bare mask_mod
+LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
+
+
+def attend(backend: Backend, call: AttentionCall) -> Result:
+    """The fused kernel, or its stages where the call asks for them."""
+    return run_staged(backend.stages(call.threads), call) if call.staged else backend.attention(call)
+
+
+def run_staged(stages: Stages, call: AttentionCall) -> Result:
+    """Attention by stages, with all intermediates in the order of the stages.
+
+    kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices: the block lists, where there is a mask
+    scores, scaled, modified: float32 [batch, query_heads, q_len, kv_len]; -inf in blocks that the lists leave out
+    weights: the same shape, exp(modified - max_scores); float16 where value is float16, float32 elsewhere
+    max_scores, sums: float32 [batch, query_heads, q_len]
+    product: float32 [batch, query_heads, q_len, value_dim]
+    out, lse: as the call returns them
+    """
+    q, k, v = call.q, call.k, call.v
+    blocks = _blocks(stages, call)
+    if blocks is None:
+        scores = stages.matmul(q, k, transpose_a=False, transpose_b=True, tiles=None, dtype=mx.float32)
+    else:
+        scores = stages.block_sparse_matmul(q, k, blocks, transpose_b=True, dtype=mx.float32)
+    scaled = stages.scale(scores, call.scale)
+    modified = stages.score_mod(scaled, call.score_mod, call.mask_mod, blocks)
+    half = v.dtype == mx.float16
+    weights, maxima, sums = stages.softmax(modified, normalise=False, dtype=mx.float16 if half else mx.float32)
+    if blocks is None:
+        product = stages.matmul(weights, v, transpose_a=False, transpose_b=False, tiles=None, dtype=mx.float32)
+    else:
+        product = stages.block_sparse_matmul(weights, v, blocks, transpose_b=False, dtype=mx.float32)
+    out, lse, max_scores = stages.attention_output(product, maxima, sums, q.dtype)
+    intermediates = {} if blocks is None else dict(zip(LISTS, blocks, strict=False))
+    intermediates |= {"scores": scores, "scaled": scaled, "modified": modified, "weights": weights}
+    intermediates |= {"max_scores": maxima, "sums": sums, "product": product, "out": out, "lse": lse}
+    return Result(
+        out, lse if call.want_lse else None, max_scores if call.want_max else None, intermediates=intermediates
+    )
+
+
+def _blocks(stages: Stages, call: AttentionCall) -> BlockLists | None:
+    """The lists of the call's BlockMask, or of one made on the device for its mask_mod."""
+    blocks = call.blocks
+    if blocks is not None:
+        lists = (mx.array(part) for state in (PARTIAL, FULL) for part in blocks.lists(state))
+        return BlockLists(*lists, blocks.q_block, blocks.kv_block)
+    if call.mask_mod is None:
+        return None
+    batch, heads, q_len, _ = call.q.shape
+    batch, heads = mask_shape(call.mask_mod, batch, heads)
+    return stages.block_mask(call.mask_mod, batch, heads, q_len, call.k.shape[2], BLOCK_SIZE)
+
+
+def mask_shape(mask_mod: Bound, batch: int, heads: int) -> tuple[int, int]:
+    """How many batches and heads its BlockMask needs: one where the mask does not ask which it is."""
+    used = leaves(mask_mod.trace.expr, ("index",))
+    return batch if B in used else 1, heads if H in used else 1

@@ -1,0 +1,768 @@
+"""flextrace.mods against dense definitions in plain numpy, written from the papers and never by calling a mod."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import reference
+
+import flextrace as flex
+from flextrace import mods
+
+Dense = np.ndarray
+RNG = np.random.default_rng(7)
+OFFSETS = [0, 5, 6, 6, 17, 24]
+
+
+def positions(q_len: int, kv_len: int) -> tuple[Dense, Dense]:
+    return np.arange(q_len)[:, None], np.arange(kv_len)[None, :]
+
+
+def over_heads(*masks: Dense) -> Dense:
+    return np.stack(masks)[None]
+
+
+def over_batch(*masks: Dense) -> Dense:
+    return np.stack(masks)[:, None]
+
+
+# ---- dense definitions -----------------------------------------------------------------------------------------------
+
+
+def pieces(lengths: list[int], piece: Callable[[int], Dense]) -> Dense:
+    """Block-diagonal: `piece(n)` for each sequence of n tokens."""
+    out = np.zeros((sum(lengths), sum(lengths)), bool)
+    at = 0
+    for n in lengths:
+        out[at : at + n, at : at + n] = piece(n)
+        at += n
+    return out
+
+
+def lower(n: int) -> Dense:
+    return np.tril(np.ones((n, n), bool))
+
+
+def band(n: int, before: int, after: int) -> Dense:
+    return np.tril(np.triu(np.ones((n, n), bool), -before), after)
+
+
+def dilated(n: int, window: int, step: int) -> Dense:
+    return sum(np.eye(n, k=-d, dtype=bool) for d in range(0, window, step))
+
+
+def ancestors(parents: list[int]) -> Dense:
+    out = np.zeros((len(parents), len(parents)), bool)
+    for node in range(len(parents)):
+        at = node
+        while at >= 0:
+            out[node, at] = True
+            at = parents[at]
+    return out
+
+
+def axis_windows(n: int, kernel: int) -> Dense:
+    """bool [n, n]: of all windows of `kernel` places inside the axis, the one whose centre is nearest to the query."""
+    starts = np.arange(n - kernel + 1)
+    out = np.zeros((n, n), bool)
+    for x in range(n):
+        first = starts[np.argmin(abs(starts + kernel // 2 - x))]
+        out[x, first : first + kernel] = True
+    return out
+
+
+def neighbourhood(canvas: tuple[int, ...], kernel: tuple[int, ...]) -> Dense:
+    out = np.ones((1, 1), bool)
+    for n, k in zip(canvas, kernel, strict=True):
+        out = np.kron(out, axis_windows(n, k))
+    return out.astype(bool)
+
+
+def tile_major(canvas: tuple[int, ...], tile: tuple[int, ...]) -> Dense:
+    split = [part for n, t in zip(canvas, tile, strict=True) for part in (n // t, t)]
+    dims = len(canvas)
+    grid = np.arange(np.prod(canvas)).reshape(split)
+    return grid.transpose(*range(0, 2 * dims, 2), *range(1, 2 * dims, 2)).ravel()
+
+
+def z_curve(grid: Dense) -> list[int]:
+    if grid.size == 1:
+        return [int(grid[0, 0])]
+    half = len(grid) // 2
+    quarters = (grid[:half, :half], grid[:half, half:], grid[half:, :half], grid[half:, half:])
+    return [token for quarter in quarters for token in z_curve(quarter)]
+
+
+def reordered(mask: Dense, order: Any) -> Dense:
+    return mask[np.ix_(order, order)]
+
+
+def tiles_and_text(canvas: tuple[int, ...], kernel: tuple[int, ...], tile: tuple[int, ...], text: int) -> Dense:
+    coarse = tuple(n // t for n, t in zip(canvas, tile, strict=True))
+    near = neighbourhood(coarse, tuple(k // t for k, t in zip(kernel, tile, strict=True)))
+    image = np.kron(near, np.ones((np.prod(tile), np.prod(tile)), bool)).astype(bool)
+    return np.pad(image, (0, text), constant_values=True)
+
+
+def prefix_of_causal(n: int, prefix: int) -> Dense:
+    out = lower(n)
+    out[:, :prefix] = True
+    return out
+
+
+def noised_and_clean(n: int, block: int) -> Dense:
+    """The three parts of the paper's figure: M_BD, M_OBC, M_BC."""
+    own = np.arange(n)[:, None] // block == np.arange(n)[None] // block
+    before = np.arange(n)[:, None] // block > np.arange(n)[None] // block
+    return np.block([[own, before], [np.zeros((n, n), bool), own | before]])
+
+
+def video_band(n: int, frame: int, frames: int, prompt: int, first_frame: bool) -> Dense:
+    out = band(n, frame * frames - 1, frame * frames - 1)
+    out[:prompt] = True
+    out[:, : prompt + (frame if first_frame else 0)] = True
+    return out
+
+
+def video_time(frame: int, count: int, reach: int, prompt: int) -> Dense:
+    out = np.ones((prompt + frame * count,) * 2, bool)
+    out[prompt:, prompt:] = np.tile(band(frame, reach - 1, reach - 1), (count, count))
+    return out
+
+
+def prompts_and_answers() -> Dense:
+    """Documents 0 (a prompt), 1 and 3 (its answers), and 4 (on its own); document 2 is empty."""
+    out = pieces(np.diff(OFFSETS).tolist(), lower)
+    for answer in (1, 3):
+        out[OFFSETS[answer] : OFFSETS[answer + 1], OFFSETS[0] : OFFSETS[1]] = True
+    return out
+
+
+IDS = np.sort(RNG.integers(0, 4, size=(2, 24)), axis=1)
+KV_IDS = np.sort(RNG.integers(0, 4, size=18))
+GLOBAL = np.isin(np.arange(24), [0, 11, 23])
+MARKED = RNG.random((2, 24)) < 0.1
+PARENTS = [-1, 0, 0, 1, 2, 1, 4, -1, 7, 4, 3, 8, 0]
+INTERVALS = [[0, 7], [1, 7], [7, 12]]
+HEADS = [True, False, True]
+
+
+def either_global(marked: Dense, radius: int) -> Dense:
+    return band(24, radius, radius) | marked[:, None] | marked[None]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A factory's mask and its dense definition, bool [B or 1, H or 1, q_len, kv_len]."""
+
+    name: str
+    make: Callable[[], flex.MaskMod]
+    dense: Dense
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def sizes(self) -> tuple[int | None, int | None, int, int]:
+        b, h, q_len, kv_len = self.dense.shape
+        return b if b > 1 else None, h if h > 1 else None, q_len, kv_len
+
+
+def mask(name: str, make: Callable[[], flex.MaskMod], dense: Dense) -> Mask:
+    return Mask(name, make, dense.reshape((1,) * (4 - dense.ndim) + dense.shape))
+
+
+MASKS = [
+    mask("causal", lambda: mods.causal, lower(24)),
+    mask("sliding_window", lambda: mods.sliding_window(7), band(24, 6, 0)),
+    mask("sliding_window of one", lambda: mods.sliding_window(1), np.eye(24, dtype=bool)),
+    mask("bidirectional_window", lambda: mods.bidirectional_window(5), band(24, 5, 5)),
+    mask("bidirectional_window of none", lambda: mods.bidirectional_window(0), np.eye(24, dtype=bool)),
+    mask("dilated_window", lambda: mods.dilated_window(10, 3), dilated(24, 10, 3)),
+    mask("dilated_window without holes", lambda: mods.dilated_window(10, 1), band(24, 9, 0)),
+    mask("global_window", lambda: mods.global_window(GLOBAL, 2), either_global(GLOBAL, 2)),
+    mask(
+        "global_window by batch",
+        lambda: mods.global_window(mx.array(MARKED), 1),
+        over_batch(*(either_global(row, 1) for row in MARKED)),
+    ),
+    mask("attention_sinks", lambda: mods.attention_sinks(3, 5), lower(24) & (band(24, 4, 0) | (np.arange(24) < 3))),
+    mask("prefix_lm", lambda: mods.prefix_lm(6), prefix_of_causal(24, 6)),
+    mask("prefix_lm of nothing", lambda: mods.prefix_lm(0), lower(24)),
+    mask("prefix_lm by batch", lambda: mods.prefix_lm([2, 9]), over_batch(*(prefix_of_causal(24, n) for n in (2, 9)))),
+    mask(
+        "padding",
+        lambda: mods.padding(mx.array([24, 9, 0])),
+        over_batch(*(np.broadcast_to(np.arange(24) < n, (24, 24)) for n in (24, 9, 0))),
+    ),
+    mask("block_diffusion", lambda: mods.block_diffusion(12, 4), noised_and_clean(12, 4)),
+    mask("block_diffusion, ragged", lambda: mods.block_diffusion(11, 3), noised_and_clean(11, 3)),
+    mask("tree_ancestor", lambda: mods.tree_ancestor(PARENTS), ancestors(PARENTS)),
+    mask(
+        "tree_ancestor after a prefix",
+        lambda: mods.tree_ancestor(mx.array(PARENTS), prefix=5),
+        np.hstack([np.ones((len(PARENTS), 5), bool), ancestors(PARENTS)]),
+    ),
+    mask(
+        "document",
+        lambda: mods.document(offsets=OFFSETS),
+        pieces(np.diff(OFFSETS).tolist(), lambda n: np.ones((n, n), bool)),
+    ),
+    mask("document by batch", lambda: mods.document(IDS), over_batch(*(row[:, None] == row[None] for row in IDS))),
+    mask(
+        "document of other keys",
+        lambda: mods.document(mx.array(IDS), KV_IDS),
+        over_batch(*(row[:, None] == KV_IDS[None] for row in IDS)),
+    ),
+    mask("causal_document", lambda: mods.causal_document(OFFSETS), pieces(np.diff(OFFSETS).tolist(), lower)),
+    mask(
+        "per_document",
+        lambda: mods.per_document(mods.attention_sinks(1, 2), mx.array(OFFSETS)),
+        pieces(np.diff(OFFSETS).tolist(), lambda n: lower(n) & (band(n, 1, 0) | (np.arange(n) < 1))),
+    ),
+    mask("shared_prefix", lambda: mods.shared_prefix(OFFSETS, [0, 0, 0, 0, 4]), prompts_and_answers()),
+    mask("batchify", lambda: mods.batchify(mods.prefix_lm(2), 8), pieces([8] * 3, lambda n: prefix_of_causal(n, 2))),
+    mask("batchify, last one short", lambda: mods.batchify(mods.causal, 9), pieces([9, 9, 6], lower)),
+    mask("natten 1-D", lambda: mods.natten((24,), (5,)), axis_windows(24, 5)),
+    mask("natten 2-D", lambda: mods.natten((4, 6), (3, 5)), neighbourhood((4, 6), (3, 5))),
+    mask("natten, even kernel", lambda: mods.natten((5, 6), (2, 4)), neighbourhood((5, 6), (2, 4))),
+    mask("natten 3-D", lambda: mods.natten((3, 4, 3), (1, 3, 3)), neighbourhood((3, 4, 3), (1, 3, 3))),
+    mask(
+        "tiled_natten",
+        lambda: mods.tiled_natten((4, 6), (3, 3), (2, 3)),
+        reordered(neighbourhood((4, 6), (3, 3)), tile_major((4, 6), (2, 3))),
+    ),
+    mask(
+        "tiled_natten 3-D",
+        lambda: mods.tiled_natten((4, 4, 2), (3, 3, 2), (2, 2, 1)),
+        reordered(neighbourhood((4, 4, 2), (3, 3, 2)), tile_major((4, 4, 2), (2, 2, 1))),
+    ),
+    mask(
+        "morton_natten",
+        lambda: mods.morton_natten(8, (3, 5)),
+        reordered(neighbourhood((8, 8), (3, 5)), z_curve(np.arange(64).reshape(8, 8))),
+    ),
+    mask(
+        "sliding_tile 2-D",
+        lambda: mods.sliding_tile((6, 8), (6, 6), (2, 2)),
+        tiles_and_text((6, 8), (6, 6), (2, 2), 0),
+    ),
+    mask(
+        "sliding_tile 2-D, even window, text",
+        lambda: mods.sliding_tile((4, 8), (2, 4), (2, 2), text=5),
+        tiles_and_text((4, 8), (2, 4), (2, 2), 5),
+    ),
+    mask(
+        "sliding_tile 3-D",
+        lambda: mods.sliding_tile((4, 4, 6), (2, 4, 6), (2, 2, 2), text=3),
+        tiles_and_text((4, 4, 6), (2, 4, 6), (2, 2, 2), 3),
+    ),
+    mask(
+        "sliding_tile, padded keys",
+        lambda: mods.sliding_tile((4, 8), (2, 6), (2, 2), text=3),
+        np.pad(tiles_and_text((4, 8), (2, 6), (2, 2), 3), ((0, 0), (0, 4))),
+    ),
+    mask("spatial_head", lambda: mods.spatial_head(4, 2, prompt=3), video_band(23, 4, 2, 3, False)),
+    mask(
+        "spatial_head with the first frame",
+        lambda: mods.spatial_head(5, 1, prompt=2, first_frame=True),
+        video_band(27, 5, 1, 2, True),
+    ),
+    mask("temporal_head", lambda: mods.temporal_head(5, 2, prompt=3), video_time(5, 4, 2, 3)),
+    mask(
+        "video_heads",
+        lambda: mods.video_heads(HEADS, mods.spatial_head(4, 1, prompt=2), mods.temporal_head(4, prompt=2)),
+        over_heads(*(video_time(4, 5, 1, 2) if time else video_band(22, 4, 1, 2, False) for time in HEADS)),
+    ),
+    mask(
+        "vision_cross_attention",
+        lambda: mods.vision_cross_attention(INTERVALS, 3),
+        np.stack([(np.arange(12) >= a) & (np.arange(12) < b) for a, b in INTERVALS for _ in range(3)], axis=1),
+    ),
+]
+
+
+def block_states(kept: Dense, rows: int, columns: int) -> Dense:
+    """0 empty, 1 partial, 2 full, by looking at every block."""
+    b, h, q_len, kv_len = kept.shape
+    out = np.zeros((b, h, -(-q_len // rows), -(-kv_len // columns)), int)
+    for i, j in np.ndindex(*out.shape[2:]):
+        block = kept[:, :, i * rows : (i + 1) * rows, j * columns : (j + 1) * columns]
+        out[:, :, i, j] = block.any((2, 3)).astype(int) + block.all((2, 3))
+    return out
+
+
+def listed(counts: Any, indices: Any, columns: int) -> Dense:
+    """bool [B, H, q_blocks, columns] that lists of blocks stand for."""
+    counts, indices = np.array(counts), np.array(indices)
+    out = np.zeros((*counts.shape, columns), bool)
+    for at in np.ndindex(*counts.shape):
+        out[at][indices[at][: counts[at]]] = True
+    return out
+
+
+@pytest.mark.parametrize("case", MASKS, ids=str)
+def test_mask_equals_its_definition(case: Mask) -> None:
+    mod = case.make()
+    assert isinstance(mod, flex.MaskMod)
+    np.testing.assert_array_equal(np.array(flex.create_mask(mod, *case.sizes)), case.dense)
+    for at in zip(*(RNG.integers(0, n, 40) for n in case.dense.shape), strict=True):  # plain Python agrees
+        assert bool(mod(*map(int, at))) == case.dense[at]
+
+
+@pytest.mark.parametrize("case", MASKS, ids=str)
+@pytest.mark.parametrize("block", [(8, 8), (3, 5)], ids=str)
+def test_block_mask_covers_exactly(case: Mask, block: tuple[int, int]) -> None:
+    made = flex.create_block_mask(case.make(), *case.sizes, BLOCK_SIZE=block)
+    expected = block_states(case.dense, *block)
+    columns = expected.shape[3]
+    np.testing.assert_array_equal(listed(made.kv_num_blocks, made.kv_indices, columns), expected == 1)
+    np.testing.assert_array_equal(listed(made.full_kv_num_blocks, made.full_kv_indices, columns), expected == 2)
+    np.testing.assert_array_equal(np.array(made.to_dense()), expected > 0)
+
+
+ATTENDED = ("sliding_window", "prefix_lm by batch", "tree_ancestor after a prefix", "shared_prefix", "natten 3-D")
+ATTENDED += ("morton_natten", "sliding_tile 3-D", "video_heads", "vision_cross_attention", "padding")
+
+
+@pytest.mark.parametrize("case", [c for c in MASKS if c.name in ATTENDED], ids=str)
+@pytest.mark.parametrize("prepared", [False, True], ids=["mask_mod", "BlockMask"])
+def test_attention_on_the_cpu(case: Mask, prepared: bool) -> None:
+    b, h, q_len, kv_len = case.sizes
+    q, k, v = tensors(b or 2, h or 2, q_len, kv_len)
+    mod = case.make()
+    block_mask = flex.create_block_mask(mod, *case.sizes, BLOCK_SIZE=8) if prepared else mod
+    options = {"BACKEND": "cpu"}
+    out, lse = flex.flex_attention(q, k, v, block_mask=block_mask, return_lse=True, kernel_options=options)
+    kept = np.broadcast_to(case.dense, (b or 2, h or 2, q_len, kv_len))
+    expected = reference.attention(np.array(q), np.array(k), np.array(v), mask_mod=lambda *at: kept[at])
+    reference.assert_close(out, expected.out, 2e-5, 2e-5, "out")
+    reference.assert_close(lse, expected.lse, 2e-5, 2e-5, "lse")
+
+
+def tensors(b: int, h: int, q_len: int, kv_len: int, dim: int = 8) -> tuple[mx.array, mx.array, mx.array]:
+    rng = np.random.default_rng(3)
+    shapes = ((b, h, q_len, dim), (b, h, kv_len, dim), (b, h, kv_len, dim))
+    return tuple(mx.array(rng.normal(size=shape).astype(np.float32)) for shape in shapes)  # type: ignore[return-value]
+
+
+# ---- score mods ------------------------------------------------------------------------------------------------------
+
+B, H, L = 2, 4, 20
+Q, KV = positions(L, L)
+TABLE = RNG.normal(size=(H, 9)).astype(np.float32)
+BUCKETS = RNG.normal(size=(16, H)).astype(np.float32)
+HOPS = RNG.integers(0, 5, size=(B, L, L))
+HOP_BIAS = RNG.normal(size=(H, 5)).astype(np.float32)
+EDGES, STEPS = RNG.integers(0, 3, size=(B, L, L, 4)), RNG.integers(0, 5, size=(B, L, L))
+EDGE_BIAS = RNG.normal(size=(H, 4, 3)).astype(np.float32)
+Q_ROPE = RNG.normal(size=(B, H, L, 6)).astype(np.float32)
+K_ROPE, K_ROPE_ONE = RNG.normal(size=(B, 2, L, 6)).astype(np.float32), RNG.normal(size=(B, L, 6)).astype(np.float32)
+
+
+def per_head(values: Any, matrix: Dense) -> Dense:
+    return np.asarray(values, np.float64)[:, None, None] * matrix
+
+
+def clipped(table: Dense) -> Dense:
+    reach = table.shape[1] // 2
+    return table[:, np.clip(KV - Q, -reach, reach) + reach]
+
+
+def t5_bucket(distance: int, buckets: int, last: int, bidirectional: bool) -> int:
+    """distance: key minus query. The logarithm's steps are nudged off the integers, where float32 decides."""
+    start = 0
+    if bidirectional:
+        buckets //= 2
+        start = buckets if distance > 0 else 0
+        distance = abs(distance)
+    else:
+        distance = max(-distance, 0)
+    exact = buckets // 2
+    if distance < exact:
+        return start + distance
+    grown = math.log(distance / exact) / math.log(last / exact) * (buckets - exact)
+    return start + min(exact + math.floor(grown + 1e-6), buckets - 1)
+
+
+def t5(table: Dense, last: int, bidirectional: bool) -> Dense:
+    bucket = np.vectorize(lambda d: t5_bucket(int(d), len(table), last, bidirectional))(KV - Q)
+    return table[bucket].transpose(2, 0, 1)
+
+
+def embedding_product(dims: int) -> Dense:
+    """p_m . p_n of sinusoidal embeddings, as Vaswani et al. define them."""
+    angle = np.arange(L)[:, None] / 10000.0 ** (2 * np.arange(dims // 2) / dims)
+    table = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+    return table @ table.T
+
+
+def path_means() -> Dense:
+    out = np.zeros((B, H, L, L))
+    for b, h, i, j in np.ndindex(*out.shape):
+        n = STEPS[b, i, j]
+        if n:
+            out[b, h, i, j] = np.mean([EDGE_BIAS[h, step, EDGES[b, i, j, step]] for step in range(n)])
+    return out
+
+
+@dataclass(frozen=True)
+class Score:
+    """A factory's score_mod and its definition: scores float64 [B, H, L, L] -> scores."""
+
+    name: str
+    make: Callable[[], flex.ScoreMod]
+    dense: Callable[[Dense], Dense]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+PAPER_12 = [2 ** (-0.5 * 2 * (i + 1)) for i in range(8)] + [2 ** (-0.5 * (2 * i + 1)) for i in range(4)]
+
+SCORES = [
+    Score("alibi", lambda: mods.alibi(H), lambda s: s + per_head([0.25, 0.0625, 2**-6, 2**-8], KV - Q)),
+    Score("alibi, learned", lambda: mods.alibi(TABLE[:, 0]), lambda s: s + per_head(TABLE[:, 0], KV - Q)),
+    Score(
+        "alibi, symmetric",
+        lambda: mods.alibi(H, symmetric=True),
+        lambda s: s - per_head([2**-2, 2**-4, 2**-6, 2**-8], abs(KV - Q)),
+    ),
+    Score("relative_bias", lambda: mods.relative_bias(TABLE), lambda s: s + clipped(TABLE)),
+    Score("t5_bias", lambda: mods.t5_bias(BUCKETS, max_distance=16), lambda s: s + t5(BUCKETS, 16, True)),
+    Score("t5_bias, decoder", lambda: mods.t5_bias(BUCKETS, False, 19), lambda s: s + t5(BUCKETS, 19, False)),
+    Score(
+        "sandwich",
+        lambda: mods.sandwich(H, L, 16),
+        lambda s: s + per_head([H / (8 * (h + 1)) for h in range(H)], embedding_product(16)),
+    ),
+    Score(
+        "graphormer_spatial",
+        lambda: mods.graphormer_spatial(mx.array(HOP_BIAS), HOPS),
+        lambda s: s + HOP_BIAS[:, HOPS].swapaxes(0, 1),
+    ),
+    Score(
+        "graphormer_spatial, one graph",
+        lambda: mods.graphormer_spatial(HOP_BIAS, HOPS[0]),
+        lambda s: s + HOP_BIAS[:, HOPS[0]],
+    ),
+    Score("graphormer_edge", lambda: mods.graphormer_edge(EDGE_BIAS, EDGES, STEPS), lambda s: s + path_means()),
+    Score(
+        "graphormer_edge, one graph",
+        lambda: mods.graphormer_edge(EDGE_BIAS, EDGES[1], STEPS[1]),
+        lambda s: s + path_means()[1],
+    ),
+    Score(
+        "mla_rope",
+        lambda: mods.mla_rope(Q_ROPE, K_ROPE_ONE, 0.5),
+        lambda s: s + 0.5 * Q_ROPE.astype(float) @ K_ROPE_ONE[:, None].astype(float).swapaxes(2, 3),
+    ),
+    Score(
+        "mla_rope, two heads",
+        lambda: mods.mla_rope(mx.array(Q_ROPE), mx.array(K_ROPE)),
+        lambda s: s + Q_ROPE.astype(float) @ K_ROPE.repeat(2, axis=1).astype(float).swapaxes(2, 3),
+    ),
+    Score("softcap", lambda: mods.softcap(1.5), lambda s: 1.5 * np.tanh(s / 1.5)),
+    Score("softcap, learned", lambda: mods.softcap(mx.array(2.0)), lambda s: 2 * np.tanh(s / 2)),
+]
+
+
+@pytest.mark.parametrize("backend", ["ops", "cpu"])
+@pytest.mark.parametrize("case", SCORES, ids=str)
+def test_score_mod_equals_its_definition(case: Score, backend: str) -> None:
+    mod = case.make()
+    assert isinstance(mod, flex.ScoreMod)
+    q, k, v = tensors(B, H, L, L)
+    out, lse = flex.flex_attention(q, k, v, score_mod=mod, return_lse=True, kernel_options={"BACKEND": backend})
+    scores = case.dense(np.array(q, float) @ np.array(k, float).swapaxes(2, 3) / math.sqrt(8))
+    expected = reference.attention(np.array(q), np.array(k), np.array(v), score_mod=lambda s, *at: scores[at])
+    reference.assert_close(out, expected.out, 3e-5, 3e-5, "out")
+    reference.assert_close(lse, expected.lse, 3e-5, 3e-5, "lse")
+
+
+def test_alibi_slopes_of_the_paper() -> None:
+    np.testing.assert_allclose(np.array(mods.alibi_slopes(8)), [2.0**-n for n in range(1, 9)])
+    np.testing.assert_allclose(np.array(mods.alibi_slopes(12)), PAPER_12, rtol=1e-6)
+
+
+def test_t5_buckets_of_its_published_size() -> None:
+    bias = mods.t5_bias([[float(bucket)] for bucket in range(32)])
+    decoder = mods.t5_bias([[float(bucket)] for bucket in range(32)], bidirectional=False)
+    for kv_idx in range(0, 400, 3):
+        assert float(bias(0.0, 0, 0, 200, kv_idx)) == t5_bucket(kv_idx - 200, 32, 128, True)
+        assert float(decoder(0.0, 0, 0, 200, kv_idx)) == t5_bucket(kv_idx - 200, 32, 128, False)
+
+
+def test_orders_are_permutations_of_the_definition() -> None:
+    np.testing.assert_array_equal(np.array(mods.tiled_order((4, 6), (2, 3))), tile_major((4, 6), (2, 3)))
+    np.testing.assert_array_equal(np.array(mods.tiled_order((4, 2, 6), (2, 1, 3))), tile_major((4, 2, 6), (2, 1, 3)))
+    np.testing.assert_array_equal(np.array(mods.morton_order(8)), z_curve(np.arange(64).reshape(8, 8)))
+    x = mx.arange(24)
+    order = mods.tiled_order((4, 6), (2, 3))
+    np.testing.assert_array_equal(np.array(x[order][mx.argsort(order)]), np.arange(24))
+
+
+# ---- another function in softmax's place -----------------------------------------------------------------------------
+
+FUNCTIONS: dict[str, Callable[[Dense], Dense]] = {
+    "relu": lambda s: np.maximum(s, 0),
+    "squared_relu": lambda s: np.maximum(s, 0) ** 2,
+    "sigmoid": lambda s: 1 / (1 + np.exp(-s)),
+    "gelu": lambda s: s * np.vectorize(lambda x: 0.5 * (1 + math.erf(x / math.sqrt(2))))(s),
+}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_activation_is_undone_to_a_weighted_sum(name: str, causal: bool) -> None:
+    offset = 1.0 if name == "gelu" else 0.0
+    q, k, v = tensors(B, H, L, L)
+    v_sum = (mx.cumsum(v, axis=2) if causal else v.sum(axis=2, keepdims=True)) if offset else None
+    mod = mods.activation(name, offset)
+    mask_mod, options = mods.causal if causal else None, {"BACKEND": "ops" if causal else "cpu"}
+    out, lse = flex.flex_attention(q, k, v, score_mod=mod, block_mask=mask_mod, return_lse=True, kernel_options=options)
+    weights = FUNCTIONS[name](np.array(q, float) @ np.array(k, float).swapaxes(2, 3) / math.sqrt(8))
+    expected = (np.tril(weights) if causal else weights) @ np.array(v, float)
+    np.testing.assert_allclose(np.array(mods.undo_softmax(out, lse, offset, v_sum)), expected, atol=5e-5)
+
+
+def test_activation_takes_a_function_of_the_user() -> None:
+    q, k, v = tensors(1, 1, 6, 6)
+    mod = mods.activation(lambda score: 1 + abs(score))
+    out, lse = flex.flex_attention(q, k, v, score_mod=mod, return_lse=True)
+    weights = 1 + abs(np.array(q, float) @ np.array(k, float).swapaxes(2, 3) / math.sqrt(8))
+    np.testing.assert_allclose(np.array(mods.undo_softmax(out, lse)), weights @ np.array(v, float), atol=1e-5)
+
+
+def test_activation_of_a_row_without_positive_scores_is_zero() -> None:
+    q, k, v = mx.ones((1, 1, 2, 4)), -mx.ones((1, 1, 3, 4)), mx.ones((1, 1, 3, 4))
+    out, lse = flex.flex_attention(q, k, v, score_mod=mods.activation("relu"), return_lse=True)
+    assert not np.array(mods.undo_softmax(out, lse)).any()
+
+
+# ---- merge -----------------------------------------------------------------------------------------------------------
+
+
+def halves(split: int, mask_mod: Any) -> tuple[list[mx.array], tuple[mx.array, mx.array]]:
+    """Attention over keys [0, split) and [split, 20), each with the mask shifted to its keys, and over all of them."""
+    q, k, v = tensors(2, 2, 12, 20)
+    late = flex.mask_mod(lambda b, h, q_idx, kv_idx: mask_mod(b, h, q_idx, kv_idx + split))
+
+    def attend(keys: slice, mask: Any) -> tuple[mx.array, mx.array]:
+        options = {"BACKEND": "ops"}
+        k_part, v_part = k[:, :, keys], v[:, :, keys]
+        return flex.flex_attention(q, k_part, v_part, block_mask=mask, return_lse=True, kernel_options=options)
+
+    first, second = attend(slice(0, split), mask_mod), attend(slice(split, 20), late)
+    return [*first, *second], attend(slice(0, 20), mask_mod)
+
+
+MERGED = {
+    "all": lambda b, h, q_idx, kv_idx: True,
+    "causal, second half empty for most rows": lambda b, h, q_idx, kv_idx: kv_idx <= q_idx,
+    "first half empty": lambda b, h, q_idx, kv_idx: kv_idx >= 10,
+    "both halves empty for some rows": lambda b, h, q_idx, kv_idx: q_idx % 3 == 0 and kv_idx != 4,
+    "nothing": lambda b, h, q_idx, kv_idx: kv_idx < 0,
+}
+
+
+@pytest.mark.parametrize("mask_mod", MERGED.values(), ids=MERGED)
+@pytest.mark.parametrize("split", [1, 10, 17])
+def test_merge_is_attention_over_all_keys(mask_mod: Any, split: int) -> None:
+    (out, lse, out2, lse2), (whole, whole_lse) = halves(split, mask_mod)
+    for merged, merged_lse in (
+        mods.merge_attention(out, lse, out2, lse2),
+        mods.merge_attention(out2, lse2, out, lse),
+        mx.compile(mods.merge_attention)(out, lse, out2, lse2),
+    ):
+        reference.assert_close(merged, np.array(whole, float), 2e-6, 2e-6, "out")
+        reference.assert_close(merged_lse, np.array(whole_lse, float), 2e-6, 2e-6, "lse")
+
+
+def test_merge_of_many_parts_in_any_order() -> None:
+    q, k, v = tensors(1, 2, 8, 21)
+    whole, whole_lse = flex.flex_attention(q, k, v, return_lse=True)
+    parts = [flex.flex_attention(q, k[:, :, i::3], v[:, :, i::3], return_lse=True) for i in (2, 0, 1)]
+    out, lse = parts[0]
+    for part in parts[1:]:
+        out, lse = mods.merge_attention(out, lse, *part)
+    reference.assert_close(out, np.array(whole, float), 2e-6, 2e-6, "out")
+    reference.assert_close(lse, np.array(whole_lse, float), 2e-6, 2e-6, "lse")
+
+
+def test_merge_keeps_the_dtype_and_survives_large_lse() -> None:
+    out = mx.ones((2, 3), dtype=mx.bfloat16)
+    merged, lse = mods.merge_attention(out, mx.array([300.0, -mx.inf]), 3 * out, mx.array([300.0, -500.0]))
+    assert merged.dtype == mx.bfloat16 and lse.dtype == mx.float32
+    np.testing.assert_allclose(np.array(merged.astype(mx.float32)), [[2] * 3, [3] * 3])
+    np.testing.assert_allclose(np.array(lse), [300 + math.log(2), -500], rtol=1e-6)
+
+
+@pytest.mark.parametrize("mask_mod", MERGED.values(), ids=MERGED)
+def test_gradient_through_merge(mask_mod: Any) -> None:
+    q, k, v = tensors(1, 2, 9, 14)
+    late = flex.mask_mod(lambda b, h, q_idx, kv_idx: mask_mod(b, h, q_idx, kv_idx + 6))
+    options = {"BACKEND": "ops"}
+    weight, weight_lse = tensors(1, 2, 9, 1)[0], tensors(1, 2, 9, 9)[0][..., 0]
+
+    def score(out: mx.array, lse: mx.array) -> mx.array:
+        return (out * weight).sum() + (mx.where(lse == -mx.inf, 0.0, lse) * weight_lse).sum()
+
+    def merged(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        first = flex.flex_attention(
+            q, k[:, :, :6], v[:, :, :6], block_mask=mask_mod, return_lse=True, kernel_options=options
+        )
+        second = flex.flex_attention(
+            q, k[:, :, 6:], v[:, :, 6:], block_mask=late, return_lse=True, kernel_options=options
+        )
+        return score(*mods.merge_attention(*first, *second))
+
+    def whole(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return score(*flex.flex_attention(q, k, v, block_mask=mask_mod, return_lse=True, kernel_options=options))
+
+    for got, expected in zip(mx.grad(merged, (0, 1, 2))(q, k, v), mx.grad(whole, (0, 1, 2))(q, k, v), strict=True):
+        assert np.isfinite(np.array(got)).all()
+        np.testing.assert_allclose(np.array(got), np.array(expected), atol=2e-5)
+
+
+def test_gradient_reaches_learnable_tables() -> None:
+    q, k, v = tensors(B, H, L, L)
+
+    def loss(table: mx.array, slopes: mx.array) -> mx.array:
+        options = {"BACKEND": "ops"}
+        near = flex.flex_attention(q, k, v, score_mod=mods.t5_bias(table, max_distance=16), kernel_options=options)
+        far = flex.flex_attention(q, k, v, score_mod=mods.alibi(slopes), kernel_options=options)
+        return (near * near).sum() + (far * far).sum()
+
+    values, step = (mx.array(BUCKETS), mods.alibi_slopes(H)), 1e-2
+    for argument, gradient in enumerate(mx.grad(loss, (0, 1))(*values)):
+        for at in ((1, 2), (11, 0)) if argument == 0 else ((1,), (3,)):
+            nudge = mx.zeros_like(values[argument])
+            nudge[at] = step
+            up, down = ([v + s * nudge if i == argument else v for i, v in enumerate(values)] for s in (1, -1))
+            slope = (loss(*up) - loss(*down)).item() / (2 * step)
+            assert gradient[at].item() == pytest.approx(slope, rel=3e-2, abs=2e-2)
+
+
+# ---- all of them -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", mods.__all__)
+def test_documented(name: str) -> None:
+    text = getattr(mods, name).__doc__
+    assert "Example:" in text and ">>> " in text
+    assert "Source: " in text
+    assert text.split("\n")[0].endswith((".", "]"))
+
+
+def test_every_public_name_is_tested() -> None:
+    tested = {case.name.split()[0].rstrip(",") for case in (*MASKS, *SCORES)}
+    functions = {"activation", "alibi_slopes", "document_ids", "merge_attention", "morton_order", "tiled_order"}
+    assert set(mods.__all__) == tested | functions | {"undo_softmax"}
+    assert flex.mods is mods and flex.mods.__all__ == sorted(mods.__all__)
+
+
+def test_document_ids() -> None:
+    assert mods.document_ids(OFFSETS).tolist() == [0] * 5 + [1] + [3] * 11 + [4] * 7
+
+
+SAME_KERNEL: list[tuple[Callable[..., flex.MaskMod | flex.ScoreMod], list[tuple[Any, ...]]]] = [
+    (mods.sliding_window, [(7,), (1,), (4096,)]),
+    (mods.bidirectional_window, [(0,), (64,)]),
+    (mods.dilated_window, [(8, 2), (64, 1)]),
+    (mods.attention_sinks, [(0, 8), (4, 1)]),
+    (mods.prefix_lm, [(0,), (1000,)]),
+    (mods.block_diffusion, [(64, 1), (100, 16)]),
+    (mods.tree_ancestor, [([-1, 0], 0), ([-1, 0, 1], 7)]),
+    (mods.causal_document, [([0, 4],), ([0, 1, 9],)]),
+    (mods.natten, [((8, 8), (3, 3)), ((16, 1), (4, 1))]),
+    (mods.tiled_natten, [((8, 8), (3, 3), (2, 2)), ((16, 16), (5, 5), (4, 4))]),
+    (mods.morton_natten, [(4, (3, 3)), (8, (5, 1))]),
+    (mods.sliding_tile, [((8, 8), (4, 4), (2, 2), 0), ((4, 4), (4, 4), (1, 1), 5)]),
+    (mods.spatial_head, [(4, 1, 0), (16, 2, 7, True)]),
+    (mods.temporal_head, [(4, 1, 0), (16, 2, 7)]),
+    (mods.alibi, [(4,), (12,)]),
+    (mods.softcap, [(30.0,), (50.0,)]),
+    (mods.sandwich, [(4, 64), (8, 99, 32)]),
+]
+
+
+@pytest.mark.parametrize(("factory", "settings"), SAME_KERNEL, ids=lambda x: getattr(x, "__name__", ""))
+def test_other_sizes_compile_nothing(factory: Any, settings: list[tuple[Any, ...]]) -> None:
+    assert len({factory(*setting).expr for setting in settings}) == 1
+
+
+WRONG: list[tuple[Callable[[], Any], str]] = [
+    (lambda: mods.sliding_window(0), "window is 0; expected a whole number of at least 1"),
+    (lambda: mods.sliding_window(True), "window is True"),
+    (lambda: mods.sliding_window(2.5), "window is 2.5"),
+    (lambda: mods.sliding_window(2**31), "fits int32"),
+    (lambda: mods.bidirectional_window(-1), "radius is -1; expected a whole number of at least 0"),
+    (lambda: mods.dilated_window(4, 0), "dilation is 0"),
+    (lambda: mods.global_window([1, 0], 2), r"is_global is .* of shape \(2,\); expected bools of shape \[length\]"),
+    (lambda: mods.attention_sinks(-1, 2), "sinks is -1"),
+    (lambda: mods.padding([0.5]), r"lengths is float64 of shape \(1,\); expected integers of shape \[B\]"),
+    (lambda: mods.padding([2**40]), "fit int32"),
+    (lambda: mods.prefix_lm([[1]]), "prefix is int64 of shape"),
+    (lambda: mods.block_diffusion(8, 0), "block is 0"),
+    (
+        lambda: mods.tree_ancestor([-1, 2, 0]),
+        r"parents\[1\] is 2; expected -1 for a root, or an earlier token \(0 to 0\)",
+    ),
+    (lambda: mods.tree_ancestor([]), "parents"),
+    (lambda: mods.document(), "document takes ids"),
+    (lambda: mods.document([0, 1], offsets=[0, 2]), "not both"),
+    (lambda: mods.document(mx.array([0.0, 1.0])), "ids is mlx.core.float32 of shape"),
+    (lambda: mods.causal_document([1, 4]), r"offsets is \[1, 4\]; expected running totals"),
+    (lambda: mods.causal_document([0, 4, 3]), "such as"),
+    (lambda: mods.shared_prefix([0, 4, 6], [0]), "expected 2 numbers of documents, 0 to 1"),
+    (lambda: mods.shared_prefix([0, 4, 6], [0, 2]), "prefix_of"),
+    (lambda: mods.batchify(mods.causal, 0), "length is 0"),
+    (lambda: mods.natten((4, 6), (5, 3)), r"kernel \(5, 3\) is larger than canvas \(4, 6\)"),
+    (lambda: mods.natten((4, 6), (3,)), r"kernel is \(3,\); expected 2 sizes"),
+    (lambda: mods.natten(16, 3), "canvas is 16; expected 1 or 2 or 3 sizes"),  # type: ignore[arg-type]
+    (lambda: mods.tiled_natten((4, 6), (3, 3), (3, 3)), r"tile \(3, 3\) does not divide canvas"),
+    (lambda: mods.sliding_tile((4, 6), (3, 3), (2, 3)), r"tile \(2, 3\) does not divide kernel"),
+    (lambda: mods.morton_natten(6, (3, 3)), "power of two"),
+    (lambda: mods.spatial_head(4, 0), "frames is 0"),
+    (lambda: mods.temporal_head(0), "frame is 0"),
+    (lambda: mods.video_heads([0, 1], mods.causal, mods.causal), "is_temporal"),
+    (lambda: mods.vision_cross_attention([[0, 1, 2]], 4), r"expected \[images, 2\]"),
+    (lambda: mods.alibi(0), "heads is 0"),
+    (lambda: mods.alibi(mx.array([1, 2])), "slopes is mlx.core.int32"),
+    (lambda: mods.relative_bias(np.zeros((2, 4))), "odd number of columns"),
+    (lambda: mods.t5_bias(np.zeros((2, 4))), "at least 4 buckets"),
+    (lambda: mods.t5_bias(np.zeros((32, 4)), max_distance=8), "larger max_distance"),
+    (lambda: mods.sandwich(4, 16, 7), "dims is 7"),
+    (lambda: mods.graphormer_spatial(np.zeros((2, 3)), [0]), "distances is"),
+    (
+        lambda: mods.graphormer_edge(np.zeros((2, 3, 1)), np.zeros((4, 4, 2), int), np.zeros((4, 4), int)),
+        "edges of steps",
+    ),
+    (lambda: mods.mla_rope(np.zeros((1, 3, 4, 2)), np.zeros((1, 2, 4, 2))), "query_heads a multiple of rope_heads"),
+    (lambda: mods.softcap(0), "cap is 0; expected a positive number"),
+    (lambda: mods.softcap(mx.array([1.0])), "0-d float array"),  # type: ignore[arg-type]
+    (lambda: mods.activation("tanh"), "there is no activation 'tanh'; take one of relu, squared_relu, sigmoid, gelu"),
+    (lambda: mods.activation("gelu", -1.0), "offset is -1.0"),
+    (lambda: mods.undo_softmax(mx.ones((1, 1)), mx.ones((1,)), offset=1.0), "needs value_sum"),
+    (lambda: mods.merge_attention(*(mx.ones((2, 3)), mx.ones((3,))) * 2), "lse that of out without its last axis"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG, ids=range(len(WRONG)))
+def test_wrong_arguments_name_the_remedy(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("combine", [lambda m: mods.batchify(m, 4), lambda m: mods.per_document(m, [0, 4])])
+def test_masks_of_masks_take_mask_mods(combine: Any) -> None:
+    with pytest.raises(TypeError, match="takes a mask_mod"):
+        combine(mods.softcap(2.0))
+    assert combine(lambda b, h, q_idx, kv_idx: kv_idx == 0)(0, 0, 3, 0)

@@ -1,0 +1,152 @@
+"""create_block_mask by refinement: always the dense definition, whatever bounds can decide."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import expressions
+import mlx.core as mx
+import numpy as np
+import pytest
+import zoo
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import flextrace as flex
+from flextrace import refine
+from flextrace.bench.measure import PeakMemory
+
+
+def dense_states(mask: Any, b: int, h: int, q_len: int, kv_len: int, block: tuple[int, int]) -> np.ndarray:
+    """By the dense mask, which create_mask evaluates without bounds."""
+    kept = np.array(flex.create_mask(mask, b, h, q_len, kv_len))
+    rows, columns = block
+    padded = [(0, 0), (0, 0), (0, -q_len % rows), (0, -kv_len % columns)]
+    shape = (b, h, -(-q_len // rows), rows, -(-kv_len // columns), columns)
+    some = np.pad(kept, padded).reshape(shape).any((3, 5))
+    every = np.pad(kept, padded, constant_values=True).reshape(shape).all((3, 5))
+    return some.astype(int) + (some & every)
+
+
+def check(mask: Any, b: int, h: int, q_len: int, kv_len: int, block: tuple[int, int]) -> None:
+    made = flex.create_block_mask(mask, b, h, q_len, kv_len, BLOCK_SIZE=block)
+    np.testing.assert_array_equal(made.blocks.states(), dense_states(mask, b, h, q_len, kv_len, block))
+
+
+@pytest.mark.parametrize("entry", zoo.MASK_MODS, ids=str)
+@pytest.mark.parametrize("block", [(128, 128), (16, 16), (7, 40), (1, 3)], ids=str)
+def test_the_zoo_over_many_blocks(entry: zoo.Entry, block: tuple[int, int]) -> None:
+    b, h, q_len, kv_len = 2, 2, 301, 405
+    mask = flex.mask_mod(entry.make(b, h, q_len, kv_len, np.random.default_rng(0), zoo.mx_array))
+    check(mask, b, h, q_len, kv_len, block)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    program=expressions.programs("mask", kind="mask"),
+    lengths=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    block=st.tuples(st.sampled_from([1, 2, 5, 16, 64]), st.sampled_from([1, 3, 8, 32, 100])),
+)
+def test_masks_made_by_hypothesis(
+    program: expressions.Program, lengths: tuple[int, int], block: tuple[int, int]
+) -> None:
+    with np.errstate(all="ignore"):
+        check(flex.mask_mod(program.function(mx.array)), 2, 3, *lengths, block)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), kept=st.sampled_from([0.0, 0.001, 0.5, 0.999, 1.0]), by=st.sampled_from([1, 8, 64]))
+def test_tables_that_no_bounds_decide(seed: int, kept: float, by: int) -> None:
+    """Dense tables, and tables of blocks; single exceptions in a block are found."""
+    values = np.random.default_rng(seed).random((200 // by + 1, 300 // by + 1)) < kept
+    table = mx.array(values)
+    check(flex.mask_mod(lambda b, h, q_idx, kv_idx: table[q_idx // by, kv_idx // by]), 1, 1, 200, 300, (64, 32))
+
+
+def test_one_exception_in_a_block_makes_it_partial() -> None:
+    for at in ((0, 0), (127, 127), (63, 64), (13, 101)):
+        mask = flex.mask_mod(lambda b, h, q, kv, at=at: not (q * 1.5 == at[0] * 1.5 and kv * 1.5 == at[1] * 1.5))
+        assert flex.create_block_mask(mask, None, None, 256, 256).to_string() == "+#\n##"
+        assert flex.create_block_mask(~mask, None, None, 256, 256).to_string() == "+.\n.."
+
+
+def test_a_ragged_tail_that_is_kept_whole_is_full() -> None:
+    assert flex.create_block_mask(flex.noop_mask, None, None, 130, 257).to_string() == "###\n###"
+
+
+def test_masks_that_ignore_batch_and_head_are_made_once_for_all() -> None:
+    made = flex.create_block_mask(lambda b, h, q, kv: q >= kv, 4, 8, 300, 300)
+    assert made.shape == (4, 8, 300, 300)
+    assert (made.blocks.states() == made.blocks.states()[:1, :1]).all()
+
+
+# ---- remembered ----------------------------------------------------------------------------------------------------
+
+
+def test_remembered_by_mod_captured_values_and_lengths() -> None:
+    refine.forget()
+    ids = mx.array([0] * 100 + [1] * 100)
+    limit = 30
+
+    def make(q_len: int = 200) -> flex.BlockMask:
+        mask = flex.mask_mod(lambda b, h, q, kv: ids[q] == ids[kv] and q - kv < limit)
+        return flex.create_block_mask(mask, None, None, q_len, 200, BLOCK_SIZE=32)
+
+    first = make()
+    assert make().blocks is first.blocks
+    assert make(190).blocks is not first.blocks
+    ids[50] = 1  # in place: the same array object holds other values
+    changed = make()
+    assert changed.blocks is not first.blocks and changed != first
+    limit = 31
+    assert make().blocks is not changed.blocks
+    limit, ids[50] = 30, 0
+    assert make().blocks is first.blocks
+
+
+def test_threads_make_masks_at_once() -> None:
+    refine.forget()
+    made: list[Any] = []
+
+    def work(n: int) -> None:
+        for size in range(n, n + 20):
+            made.append(flex.create_block_mask(lambda b, h, q, kv: q >= kv, None, None, size, size).blocks.states())
+
+    threads = [threading.Thread(target=work, args=(200,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 80
+
+
+# ---- memory: what is never built ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+@pytest.mark.parametrize(
+    ("mask", "megabytes"),
+    [
+        (lambda b, h, q, kv: (q >= kv) & (q - kv < 1024), 200),
+        (lambda b, h, q, kv: q >= kv, 1000),
+    ],
+    ids=["window", "causal"],
+)
+def test_a_million_tokens(mask: Callable[..., Any], megabytes: int) -> None:
+    """A dense mask would take a terabyte, torch's lists 268 MB each."""
+    tokens = 2**20
+    peak = PeakMemory()
+    made = flex.create_block_mask(mask, None, None, tokens, tokens)
+    assert peak.bytes() < megabytes * 1e6
+    assert made.nbytes < 1e6 and made.blocks.shape == (1, 1, 8192, 8192)
+    rows = np.array([0, 5, 4096, 8191])
+    part = made.blocks.select(np.zeros(1, int), np.zeros(1, int), rows)
+    q_first, kv_first = rows[:, None] * 128, np.arange(8192) * 128
+    causal_full, live = q_first >= kv_first + 127, q_first + 127 >= kv_first
+    if megabytes == 200:
+        causal_full &= q_first + 127 - kv_first < 1024
+        live &= q_first - (kv_first + 127) < 1024
+    np.testing.assert_array_equal(part.states()[0, 0], live.astype(int) + (live & causal_full))

@@ -1,0 +1,182 @@
+"""ASYNC_COPY "intrinsic": the kernel that copies tiles by simdgroup_async_copy, in the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from metal import clang_check
+from metal.mods import traces
+from metal.simulated import DTYPES, ORDERS, SHAPES, backend, check, inputs
+
+import flextrace as flex
+from flextrace.kernels import AttentionCall
+from flextrace.kernels.metal import SimulatorBackend
+from flextrace.kernels.metal.generate import kernel_text
+from flextrace.kernels.metal.plan import plan_for
+from flextrace.kernels.metal.tiles import CUT_TILES, NO_BLOCKS
+from flextrace.kernels.simulator import SimulationError, metal_kernel
+
+# ---- numbers ------------------------------------------------------------------------------------------------------
+
+CASES = [
+    ((), "ragged"),
+    (("softcap", "document_ids"), "gqa"),
+    (("relative_bias", "empty_rows"), "odd_dims"),
+    (("alibi", "causal"), "kv_batch_one"),
+    ((), "one"),
+    (("causal",), "tile_edges"),
+    ((), "dim_80"),
+    ((), "dim_192"),
+    (("causal",), "dim_256"),
+    ((), "dim_520"),
+]
+
+
+@pytest.mark.parametrize(("names", "shape"), CASES, ids=lambda x: "-".join(x) if isinstance(x, tuple) else x)
+def test_numbers(names: tuple[str, ...], shape: str) -> None:
+    """Each case in one dtype and lane order, turning."""
+    turn = CASES.index((names, shape))
+    check(SHAPES[shape], DTYPES[turn % 3], names, ORDERS[(turn // 3) % len(ORDERS)], async_copy=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("order", ORDERS)
+def test_numbers_of_every_shape(shape: str, dtype: str, order: str) -> None:
+    for names in ((), ("alibi", "causal")):
+        check(SHAPES[shape], dtype, names, order, async_copy=True)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_lane_orders_with_a_block_mask(order: str) -> None:
+    check((1, 2, 100, 24, 1, 1, 140, 24), "float32", ("alibi", "document_ids"), order, (5, 11), async_copy=True)
+
+
+def test_a_tile_beyond_the_last_value_column_reads_what_exists() -> None:
+    plan = plan_for(8, 450, "float32")
+    assert plan.bv * plan.value_tiles * plan.value_slices - plan.value_dim >= plan.bv, "a tile has no column"
+    check((1, 1, 9, 8, 1, 1, 33, 450), "float32", async_copy=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_to_the_pipelined_kernel_bit_for_bit(dtype: str) -> None:
+    q, k, v = inputs(SHAPES["ragged"], dtype)
+    calls = [AttentionCall(q, k, v, 0.3, want_lse=True, async_copy=way) for way in (False, True)]
+    one, other = (backend().attention(call) for call in calls)
+    assert one.lse is not None and other.lse is not None
+    assert mx.array_equal(one.out, other.out) and mx.array_equal(one.lse, other.lse)
+
+
+# ---- the checks watch ---------------------------------------------------------------------------------------------
+
+
+def broken(right: str, wrong: str, which: int = 1) -> SimulatorBackend:
+    """The kernel with the `which`-th occurrence of `right` replaced; the probe stays as it is."""
+
+    def factory(**definition: Any) -> Any:
+        if definition["name"].startswith("flextrace_attention"):
+            parts = definition["header"].split(right)
+            assert len(parts) > which, right
+            definition["header"] = right.join(parts[:which]) + wrong + right.join(parts[which:])
+            definition["name"] += "_broken"
+        return metal_kernel(**definition)
+
+    return SimulatorBackend(factory)
+
+
+WAIT = "if (index < LANES) wait_for_simdgroup_copies(1, &event);"
+BARRIER = "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);"
+
+
+def call_of(view: Callable[[mx.array], mx.array] = lambda x: x) -> AttentionCall:
+    q, k, v = inputs((1, 1, 70, 64, 1, 1, 1100, 64), "float32")  # more than one survey of 32 tiles
+    mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: kv_idx > 1060).bind()  # the first survey finds nothing
+    return AttentionCall(q, view(k), view(v), 1.0, None, mask, async_copy=True)
+
+
+def test_a_missing_wait_is_caught() -> None:
+    with pytest.raises(SimulationError, match="an asynchronous copy that nobody waited for"):
+        broken(WAIT, "").attention(call_of())
+
+
+@pytest.mark.parametrize("which", range(1, 6))
+def test_every_barrier_is_needed(which: int) -> None:
+    assert kernel_text(None, None, async_copy=True).header.count(BARRIER) == 5
+    with pytest.raises(SimulationError, match="race|uninitialised"):
+        broken(BARRIER, ";", which).attention(call_of())
+
+
+MISTAKES = [
+    ("metal::min(BK, from.rows - first_row)", "BK"),
+    ("metal::min(WIDTH, DIM - column)", "WIDTH"),
+    ("KeysAhead next;\n        next.load(keys, tile.first, (d + 1) * P::BD, ahead,", "KeysAhead next;\n        "
+     "next.load(keys, tile.first, (d + 1) * P::BD, now,"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("right", "wrong"), MISTAKES, ids=["rows", "columns", "the wrong half"])
+def test_every_bound_is_needed(right: str, wrong: str) -> None:
+    q, k, v = inputs((1, 1, 20, 129, 1, 1, 41, 129), "float32")
+    assert plan_for(129, 129, "float32").bd < 129, "several tiles of columns"
+    with pytest.raises(SimulationError, match="out of bounds|race"):
+        broken(right, wrong).attention(AttentionCall(q, k, v, 1.0, async_copy=True))
+
+
+# ---- which inputs it copies ---------------------------------------------------------------------------------------
+
+
+def spread(x: mx.array) -> mx.array:
+    """Columns two apart in memory."""
+    return mx.contiguous(mx.stack([x, x], axis=-1).reshape(*x.shape[:3], -1))[..., ::2]
+
+
+def backwards(x: mx.array) -> mx.array:
+    return mx.contiguous(x[:, :, ::-1])[:, :, ::-1]
+
+
+def one_row(x: mx.array) -> mx.array:
+    """The first row for all: a row stride of 0."""
+    return mx.broadcast_to(mx.contiguous(x[:, :, :1]), x.shape)
+
+
+def heads_last(x: mx.array) -> mx.array:
+    return mx.contiguous(x.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+
+
+@pytest.mark.parametrize("view", [spread, backwards, one_row], ids=lambda view: view.__name__)
+def test_other_strides_pass_through_registers(view: Callable[[mx.array], mx.array]) -> None:
+    """With the wait removed nothing is found, so nothing was copied; and the numbers are those of plain inputs."""
+    call, kernel = call_of(view), broken(WAIT, "")
+    got = kernel.attention(call).out
+    plain = AttentionCall(call.q, mx.contiguous(call.k), mx.contiguous(call.v), 1.0, None, call.mask_mod)
+    assert mx.array_equal(got, backend().attention(plain).out)
+    only_keys = AttentionCall(call.q, call.k, mx.contiguous(call.v), 1.0, None, call.mask_mod, async_copy=True)
+    assert mx.array_equal(kernel.attention(only_keys).out, got)
+
+
+def test_rows_apart_in_memory_are_copied() -> None:
+    with pytest.raises(SimulationError, match="nobody waited for"):
+        broken(WAIT, "").attention(call_of(heads_last))
+    q, k, v = inputs(SHAPES["ragged"], "float16")
+    call = AttentionCall(q, heads_last(k), heads_last(v), 0.3, async_copy=True)
+    assert mx.array_equal(backend().attention(call).out, backend().attention(AttentionCall(q, k, v, 0.3)).out)
+
+
+# ---- clang --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(clang_check.CLANG is None, reason="no clang: apt-get install clang")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_address_spaces(dtype: str, tmp_path: Any) -> None:
+    text = kernel_text(*traces("alibi", "causal"), async_copy=True)
+    for dims, blocks in (((64, 64), NO_BLOCKS), ((17, 9), CUT_TILES), ((256, 256), NO_BLOCKS)):
+        source = clang_check.instance(text, plan_for(*dims, dtype), blocks)
+        assert clang_check.complaints(source, tmp_path) == ""
+    assert clang_check.unqualified_pointers(source, tmp_path) == []
+    assert clang_check.narrow_offsets(source, tmp_path) == []
+    wrong = source.replace("first.load(keys, tile.first, 0, now,", "first.load(keys, tile.first, 0, out,")
+    assert "error:" in clang_check.complaints(wrong, tmp_path)
