@@ -6,13 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from flextrace.cache import CacheError, CacheWarning
-from flextrace.kernels import BackendUnavailable
+from flextrace.kernels import BackendUnavailable, QKQuant
 from flextrace.tracer import Expr, TraceError
 
 from .attention import AuxOutput, AuxRequest, flex_attention
 from .block_mask import BlockMask
 from .build_mask import create_block_mask, create_mask
 from .gradient import GradientError
+from .kv_cache import Int8KV
 from .masks import and_masks, noop_mask, or_masks
 from .mod import MaskMod, ScoreMod, mask_mod, score_mod
 from .notices import FlextraceWarning
@@ -31,7 +32,9 @@ __all__ = [
     "Expr",
     "FlextraceWarning",
     "GradientError",
+    "Int8KV",
     "MaskMod",
+    "QKQuant",
     "ScoreMod",
     "TraceError",
     "and_masks",

@@ -22,6 +22,7 @@ from .block_mask import BlockMask
 from .checks import check_options, check_tensors
 from .mod import MaskMod, ScoreMod, as_mod
 from .notices import FlextraceWarning
+from .quantise import quant_options
 from .run import run
 
 
@@ -122,7 +123,9 @@ def flex_attention(
             "intrinsic" copies tiles of key and value by simdgroup_async_copy (metal and simulator; macOS 15 and
             earlier on M1 and M2; elsewhere a notice, and the default, "pipelined"). A backend ignores what is not its.
             "PIPELINE": "staged" runs the stage kernels one after the other instead of the fused one, in quadratic
-            memory (cpu, metal, simulator).
+            memory (cpu, metal, simulator). "QK_QUANT": "int8" or a `QKQuant` multiplies query and key as int8, with
+            key smoothed ("SMOOTH_K": False leaves that out, "SMOOTH_Q": True smooths query too); "SMOOTH_K": True by
+            itself smooths and does not quantise. See `QKQuant`.
         return_aux: which by-products to return as an `AuxOutput`.
 
     Returns:
@@ -155,6 +158,7 @@ def flex_attention(
     if return_aux is not None and not isinstance(return_aux, AuxRequest):
         raise TypeError(f"return_aux takes an AuxRequest, not a {type(return_aux).__name__}")
     options = check_options(kernel_options)
+    quant, smooth_k = quant_options(options)
     aux = return_aux or AuxRequest(lse=return_lse)
     staged = options.get("PIPELINE") == "staged"
     if aux.intermediates and not staged:
@@ -180,8 +184,9 @@ def flex_attention(
         threads=options.get("NUM_THREADS", 0),
         async_copy=options.get("ASYNC_COPY") == "intrinsic",
         staged=staged,
+        quant=quant,
     )
-    result = run(call, chosen_name(options.get("BACKEND")))
+    result = run(call, chosen_name(options.get("BACKEND")), smooth_k)
     if return_aux is not None:
         return result.out, AuxOutput(result.lse, result.max_scores, result.intermediates if aux.intermediates else None)
     if return_lse:

@@ -9,9 +9,23 @@ from typing import Any
 
 import mlx.core as mx
 
+from flextrace.kernels import QKQuant
+
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
-OPTIONS: dict[str, type] = {"BACKEND": str, "NUM_THREADS": int, "ASYNC_COPY": str, "PIPELINE": str}
-CHOICES: dict[str, tuple[str, ...]] = {"ASYNC_COPY": ("pipelined", "intrinsic"), "PIPELINE": ("fused", "staged")}
+OPTIONS: dict[str, tuple[type, ...]] = {
+    "BACKEND": (str,),
+    "NUM_THREADS": (int,),
+    "ASYNC_COPY": (str,),
+    "PIPELINE": (str,),
+    "QK_QUANT": (str, QKQuant),
+    "SMOOTH_K": (bool,),
+    "SMOOTH_Q": (bool,),
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "ASYNC_COPY": ("pipelined", "intrinsic"),
+    "PIPELINE": ("fused", "staged"),
+    "QK_QUANT": ("int8",),
+}
 
 
 def check_tensors(query: mx.array, key: mx.array, value: mx.array, scale: float | None, enable_gqa: bool) -> None:
@@ -57,9 +71,10 @@ def check_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
             near = difflib.get_close_matches(str(key).upper(), OPTIONS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown kernel option {key!r}; known: {', '.join(OPTIONS)}{hint}")
-        if not isinstance(value, OPTIONS[key]) or isinstance(value, bool):
-            raise ValueError(f"kernel option {key} takes a {OPTIONS[key].__name__}, not {value!r}")
-        if value not in CHOICES.get(key, (value,)):
+        types = OPTIONS[key]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise ValueError(f"kernel option {key} takes a {' or a '.join(t.__name__ for t in types)}, not {value!r}")
+        if isinstance(value, str) and value not in CHOICES.get(key, (value,)):
             raise ValueError(f"kernel option {key} is one of {', '.join(CHOICES[key])}; got {value!r}")
     if options.get("NUM_THREADS", 1) < 1:
         raise ValueError(f"kernel option NUM_THREADS is {options['NUM_THREADS']}; expected at least 1")

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 from flextrace.kernels import backend_for
+from flextrace.kernels.cpu.generate import tile_lines
 from flextrace.tracer import Bound, Expr, Kind, Trace, Traces, name_of
+from flextrace.tracer.invariance import shifts_with_score
 
 from .portable import function_of, global_name, rendered
 
@@ -85,14 +87,24 @@ class Mod:
         return chosen.source(trace, None) if self.kind == "score_mod" else chosen.source(None, trace)
 
     def inspect(self) -> str:
-        """The stages of this mod as text: the user's function, its expression, its captured inputs."""
-        trace = self.trace()
+        """The stages of this mod as text: the user's function, its expression, its captured inputs.
+
+        Of a mask_mod also the bounds that decide tiles where it is passed as `block_mask` by itself; of a score_mod,
+        what smoothed keys mean for it.
+        """
+        trace, _, numbers = self.bind()
         lines = [repr(self), "", *trace.source().splitlines(), "", "expression:"]
         lines += [f"  {line}" for line in repr(trace.expr).splitlines()]
         lines += [f"  array{i} = {a.name} ({a.element}, {a.ndim} dimensions)" for i, a in enumerate(trace.arrays)]
         lines += [f"  number{i} = {n.name} ({n.dtype}, read at every call)" for i, n in enumerate(trace.numbers)]
         if trace.volatile:
             lines.append("  traced anew at every call: it runs Python whose result may change")
+        if self.kind == "mask_mod":
+            lines += ["", *tile_lines(trace.expr)]
+        else:
+            invariant = shifts_with_score(trace.expr, numbers)
+            fate = "dropped (shift invariant)" if invariant else "added back before the mod"
+            lines += ["", f"smoothed K: the row term is {fate}"]
         return "\n".join(lines)
 
 

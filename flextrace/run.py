@@ -8,13 +8,15 @@ from flextrace.kernels.staged import attend
 
 from .gradient import forward_only
 from .notices import notice
+from .quantise import refuse_unless_quantising, smoothed
 
 
-def run(call: AttentionCall, wanted: str | None) -> Result:
-    """Run on the backend asked for, or on the default one; on ops where that one cannot run (said once). Stages are
-    asked for, and not replaced by ops, which has none."""
+def run(call: AttentionCall, wanted: str | None, smooth_k: bool = False) -> Result:
+    """Run on the backend asked for, or on the default one; on ops where that one cannot run (said once). Stages and
+    quantisation are asked for, and not replaced by ops, which has none."""
     backend: Backend
-    if wanted is None and call.staged:
+    special = call.staged or call.quant is not None or smooth_k
+    if wanted is None and special:
         wanted = default_name()
     try:
         backend = backend_for(wanted or default_name())
@@ -23,9 +25,11 @@ def run(call: AttentionCall, wanted: str | None) -> Result:
             raise
         notice("no compiler", f"flextrace runs on MLX operations, which is slower: {reason}")
         backend = backend_for("ops")
+    refuse_unless_quantising(backend, call, smooth_k)
     if backend.name == "ops":
         return attend(backend, call)
     try:
+        smoothed(backend, call, smooth_k)
         result = forward_only(backend, call)
         if result.notice is not None:
             notice("kernel option", result.notice)
@@ -34,9 +38,10 @@ def run(call: AttentionCall, wanted: str | None) -> Result:
         if not needs_values(error):
             raise
         if wanted is not None:
+            without = "PIPELINE" if call.staged else "QK_QUANT, SMOOTH_K and SMOOTH_Q"
             raise BackendUnavailable(
                 f"the {wanted} backend needs values, which mx.compile and mx.vmap hide; call flex_attention outside "
-                f'them, or with kernel_options={{"BACKEND": "ops"}}{" and without PIPELINE" if call.staged else ""}'
+                f'them, or with kernel_options={{"BACKEND": "ops"}}{f" and without {without}" if special else ""}'
             ) from None
         notice(
             "transformation",

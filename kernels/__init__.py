@@ -3,6 +3,7 @@
 from .blocks import Blocks
 from .call import AttentionCall, Result
 from .gradients import GradientError
+from .quant_types import QKQuant, Smoothing
 from .registry import BACKENDS, Backend, BackendUnavailable, backend_for
 from .stage_types import BlockLists, OutputParts, SoftmaxParts, Stages
 from .stages import attention_output, block_mask, block_sparse_matmul, matmul, scale, score_mod, softmax
@@ -16,7 +17,9 @@ __all__ = [
     "Blocks",
     "GradientError",
     "OutputParts",
+    "QKQuant",
     "Result",
+    "Smoothing",
     "SoftmaxParts",
     "Stages",
     "attention_output",

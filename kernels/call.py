@@ -9,6 +9,7 @@ import mlx.core as mx
 from flextrace.tracer import Bound
 
 from .blocks import Blocks
+from .quant_types import QKQuant, Smoothing
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +32,8 @@ class AttentionCall:
     threads: int = 0  # cpu; 0: as many as the process may use
     async_copy: bool = False  # metal, simulator: copy tiles of k and v by simdgroup_async_copy
     staged: bool = False  # one kernel after the other instead of the fused one
+    quant: QKQuant | None = None  # q and k become int8
+    smoothing: Smoothing | None = None  # of k; that of q is quant.smooth_q
 
 
 @dataclass(slots=True, eq=False)

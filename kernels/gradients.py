@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -30,8 +30,7 @@ def refuse_gradient(
     function = mx.custom_function(lambda *_: list(outputs))
     function.vjp(refuse)
     function.jvp(refuse)
-    tied: Sequence[mx.array] = function(*inputs)  # type: ignore[call-overload]
-    return tied
+    return cast("Sequence[mx.array]", function(*inputs))
 
 
 def is_traced(evaluated: Sequence[mx.array]) -> bool:

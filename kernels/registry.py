@@ -23,6 +23,7 @@ class Backend(Protocol):
 
     name: str
     lazy: bool  # a call adds to MLX's graph and evaluates nothing
+    quantises: bool  # follows `quant` and `smoothing` of a call
 
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine, or None."""

@@ -52,7 +52,7 @@ def run_staged(stages: Stages, call: AttentionCall) -> Result:
     else:
         product = stages.block_sparse_matmul(weights, v, blocks, transpose_b=False, dtype=mx.float32)
     out, lse, max_scores = stages.attention_output(product, maxima, sums, q.dtype)
-    intermediates = {} if blocks is None else dict(zip(LISTS, blocks, strict=False))
+    intermediates: dict[str, mx.array] = {} if blocks is None else dict(zip(LISTS, blocks[:4], strict=True))
     intermediates |= {"scores": scores, "scaled": scaled, "modified": modified, "weights": weights}
     intermediates |= {"max_scores": maxima, "sums": sums, "product": product, "out": out, "lse": lse}
     return Result(
@@ -64,8 +64,8 @@ def _blocks(stages: Stages, call: AttentionCall) -> BlockLists | None:
     """The lists of the call's BlockMask, or of one made on the device for its mask_mod."""
     blocks = call.blocks
     if blocks is not None:
-        lists = (mx.array(part) for state in (PARTIAL, FULL) for part in blocks.lists(state))
-        return BlockLists(*lists, blocks.q_block, blocks.kv_block)
+        partial, indices, full, full_indices = (mx.array(x) for s in (PARTIAL, FULL) for x in blocks.lists(s))
+        return BlockLists(partial, indices, full, full_indices, blocks.q_block, blocks.kv_block)
     if call.mask_mod is None:
         return None
     batch, heads, q_len, _ = call.q.shape

@@ -242,7 +242,8 @@ def block_mask(
     def compute(stages: Stages) -> Sequence[mx.array]:
         return stages.block_mask(bound, batch, heads, *lengths, size)[:4]
 
-    return BlockLists(*_run("block_mask", backend, list(_captured(bound)), compute), *size)
+    counts, indices, full_counts, full_indices = _run("block_mask", backend, _captured(bound), compute)
+    return BlockLists(counts, indices, full_counts, full_indices, *size)
 
 
 def block_sparse_matmul(
@@ -325,10 +326,11 @@ def attention_output(
         check_tensor(name, x, "product's shape without its last axis", least=0, only_float32=True)
         fits(name, x.shape, product.shape[:-1])
     dtype = check_dtype(dtype, mx.float32)
-    inputs = [product, max_scores, sums]
-    return OutputParts(
-        *_run("attention_output", backend, inputs, lambda stages: stages.attention_output(*inputs, dtype))
-    )
+
+    def compute(stages: Stages) -> OutputParts:
+        return stages.attention_output(product, max_scores, sums, dtype)
+
+    return OutputParts(*_run("attention_output", backend, [product, max_scores, sums], compute))
 
 
 def _captured(mod: Bound | None) -> list[mx.array]:

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import reference
 import zoo
+from backends import EVERY as EVERY_BACKEND
 
 import flextrace as flex
 
-BACKENDS = ("cpu", "ops", "simulator")  # parametrised on top, so that it varies fastest and shares the reference
+BACKENDS = EVERY_BACKEND  # parametrised on top, so that it varies fastest and shares the reference
 DTYPES = ("float32", "float16", "bfloat16")
 
 

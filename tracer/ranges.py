@@ -157,6 +157,8 @@ def _mod(a: Range, b: Range) -> Range:
         if divisor > 0:
             return _mod_constant(a, divisor)
         return Range(divisor + 1, 0, divisor + 1, 0)
+    if a.least >= 0 and a.most < b.least:
+        return a
     lo, hi = np.minimum(b.lo + 1, 0), np.maximum(b.hi - 1, 0)
     least, most = min(b.least + 1, 0), max(b.most - 1, 0)
     if a.least >= 0 and b.least > 0:  # the remainder is no larger, and the same where the divisor is larger

@@ -11,6 +11,12 @@ struct bfloat16 {
   uint16_t bits;
 };
 
+// A type as a value.
+template <class Element>
+struct Type {
+  using T = Element;
+};
+
 namespace fx {
 
 // -- one element: float32 for floats, int32 for integers, bool for bool ------------------------------------------

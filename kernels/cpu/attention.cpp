@@ -2,9 +2,9 @@
 // arXiv 2205.14135; online softmax, arXiv 1805.02867).
 //
 //   for each tile of query rows, of each head
-//     find which tiles of keys the masks leave             find_tiles
+//     find which tiles of keys the masks leave             find_visits (visits.h)
 //     for each of those tiles of keys, for each group of rows
-//       S = (scale Q) K^T                                  multiply_keys
+//       S = (scale Q) K^T                                  score_keys (scores.h)
 //       S = mask(score_mod(S)); P = exp(S - max)           softmax_rows
 //       O = O * exp(old max - max) + P V                   multiply_values
 //     out = O / sum of P; lse = max + log(sum)             write_rows
@@ -12,100 +12,12 @@
 // Shapes, strides and dtypes are run-time values; only the mods are compiled in. plan.h cuts a call into jobs.
 #include "mod.h"
 #include "plan.h"
+#include "scores.h"
 #include "tiles.h"
+#include "visits.h"
 
 constexpr float LOG2_E = 0x1.715476p+0f;
 constexpr double LN_2 = 0.6931471805599453;
-
-// Which rows a job computes.
-struct QueryTile {
-  int b, h;
-  int first, rows;
-  int64_t index;  // of the tile among those of one head
-  int64_t unit;   // the head of keys and values that it reads
-};
-
-// -- which tiles of keys to visit --------------------------------------------------------------------------------
-
-// Which of VL keys a row attends to, by the block mask and the row's mask_mod together.
-template <class Mask>
-INLINE vbool keep(const int32_t* allow, vint kv_idx, const Mask& mask) {
-  vint allowed = load_vector<vint>(allow);
-  if constexpr (!HAS_MASK_MOD) return {allowed == YES};
-  return {(allowed == YES) | ((allowed == ASK) & mask(kv_idx).lanes)};
-}
-
-// The VL keys from `first` on. In a tile that the end of the keys cuts, a mod sees the last key again, never one
-// that does not exist.
-template <bool RAGGED>
-INLINE vint key_indices(int64_t first, int64_t kv_len) {
-  vint kv_idx = lane_index() + (int32_t)first;
-  if constexpr (RAGGED) kv_idx = select(kv_idx < (int32_t)kv_len, kv_idx, splat((int32_t)kv_len - 1));
-  return kv_idx;
-}
-
-// Which of VL keys some row of a group attends to, and which of them all its rows do.
-struct Kept {
-  vint any, all;
-};
-template <bool WHOLE>
-static Kept evaluate_mask(const Attention& a, const QueryTile& q, int first_row, int rows, int64_t first_key,
-                          const int32_t* allow) {
-  const Inputs in = a.in;
-  vint kv_idx = key_indices<!WHOLE>(first_key, a.p.kv_len);
-  Kept kept = {vint{}, ~vint{}};
-  for (int r = 0; r < rows; r++) {
-    auto mask = mask_mod(q.b, q.h, first_row + r, in);
-    vint lanes = WHOLE ? mask(kv_idx).lanes : keep(allow, kv_idx, mask).lanes;
-    kept.any |= lanes;
-    kept.all &= lanes;
-  }
-  return kept;
-}
-
-// Evaluates the mask over one group of rows and one tile of keys. In a WHOLE tile every key exists and mask_mod alone
-// decides.
-template <bool WHOLE>
-static TileState evaluate_tile(const Attention& a, const QueryTile& q, int first_row, int rows, int64_t tile,
-                               const int32_t* allow) {
-  TileState state = {0, 0, false};
-  int vectors = a.key_vectors(tile);
-  vint all = ~vint{};
-  for (int i = 0; i < vectors; i++) {
-    Kept kept = evaluate_mask<WHOLE>(a, q, first_row, rows, tile * KV_TILE + i * VL, allow + i * VL);
-    if (!any_lane(kept.any)) continue;
-    if (state.end == 0) state.begin = i;
-    state.masked |= state.end != 0 && state.end != i;  // a gap
-    state.end = i + 1;
-    all &= kept.all;
-  }
-  state.masked |= any_lane(~all);
-  return state;
-}
-
-// s.tiles = what each group of the query tile's rows needs in each tile of keys.
-static void find_tiles(const Attention& a, Scratch& s, const QueryTile& q) {
-  bool per_batch = (HAS_MASK_MOD && MASK_USES_BATCH) || (a.p.has_block_mask && a.p.mask_batch > 1);
-  bool per_head = (HAS_MASK_MOD && MASK_USES_HEAD) || (a.p.has_block_mask && a.p.mask_heads > 1);
-  int64_t key = (q.index * a.p.batch + (per_batch ? q.b : 0)) * a.p.query_heads + (per_head ? q.h : 0);
-  if (s.tiles_found_for == key) return;  // the thread's last job, for another head
-  s.tiles_found_for = key;
-
-  read_block_row<HAS_MASK_MOD>(a, q.b, q.h, q.index / a.q_tiles_per_block, s.blocks);
-  for (int64_t tile = 0; tile < a.kv_tiles; tile++) {
-    int allowance = allowance_of_tile(a, s.blocks, tile);
-    bool whole = allowance == ASK && a.keys_in(tile) % VL == 0;
-    bool evaluate = HAS_MASK_MOD && (allowance == ASK || allowance == MIXED);
-    if (evaluate && !whole) allow_keys(a, s.blocks, tile, s.allow);
-    for (int g = 0; g * ROWS < q.rows; g++) {
-      int first_row = q.first + g * ROWS, rows = smaller(q.rows - g * ROWS, ROWS);
-      uint8_t end = allowance == NO ? 0 : a.key_vectors(tile);
-      s.tiles[tile * GROUPS + g] = !evaluate ? TileState{0, end, allowance == MIXED}
-                                   : whole   ? evaluate_tile<true>(a, q, first_row, rows, tile, s.allow)
-                                             : evaluate_tile<false>(a, q, first_row, rows, tile, s.allow);
-    }
-  }
-}
 
 // -- one group of rows and one tile of keys ----------------------------------------------------------------------
 
@@ -168,11 +80,12 @@ static void read_queries(const Attention& a, Scratch& s, const QueryTile& q) {
   for (int g = 0; g * ROWS < q.rows; g++) {
     int64_t rows = smaller(q.rows - g * ROWS, ROWS), first = q.first + g * ROWS;
     Matrix queries = matrix_of(p.q, p.q_strides, q.b, q.h, first, rows, p.head_dim, p.dtype);
-    pack_queries(s.queries + g * ROWS * p.head_dim, queries, p.scale);
+    if constexpr (KEYS != QUANTISED) pack_queries(s.queries + g * ROWS * p.head_dim, queries, p.scale);
     __builtin_memset(s.out + g * a.out_floats, 0, a.out_floats * sizeof(float));
     __builtin_memset(s.sum + g * ROWS * VL, 0, ROWS * VL * sizeof(float));
     for (int r = 0; r < ROW_STATE; r++) s.max[g * ROW_STATE + r] = s.reference[g * ROW_STATE + r] = -INFINITE;
   }
+  if constexpr (KEYS != PLAIN) read_terms(p, s, q);
 }
 
 static void write_rows(const Attention& a, Scratch& s, const QueryTile& q) {
@@ -187,35 +100,40 @@ static void write_rows(const Attention& a, Scratch& s, const QueryTile& q) {
       store_vector(s.row + d, load_vector<vfloat>(from) * inverse);
     }
     narrow_row((char*)p.out + (first + i) * p.value_dim * dtype_bytes(p.dtype), s.row, p.value_dim, p.dtype);
-    float reference = s.reference[g * ROW_STATE + r];
-    if (p.lse) p.lse[first + i] = sum == 0 ? -INFINITE : reference * LN_2 + __builtin_log(sum);
-    if (p.max_scores) p.max_scores[first + i] = s.max[g * ROW_STATE + r];
+    float reference = s.reference[g * ROW_STATE + r], shift = 0;  // what the scores above lack
+    if constexpr (KEYS != PLAIN) shift = p.add_back ? 0 : s.shift[i];
+    if (p.lse) p.lse[first + i] = sum == 0 ? -INFINITE : reference * LN_2 + __builtin_log(sum) + shift;
+    if (p.max_scores) p.max_scores[first + i] = s.max[g * ROW_STATE + r] + shift;
   }
 }
 
 static void attend(const Attention& a, Scratch& s, const QueryTile& q) {
   const Params& p = a.p;
-  find_tiles(a, s, q);
+  find_visits(a, s, q);
   read_queries(a, s, q);
-  for (int64_t tile = 0; tile < a.kv_tiles; tile++) {
-    const TileState* states = s.tiles + tile * GROUPS;
-    int groups = (q.rows + ROWS - 1) / ROWS, visited = 0, masked = 0;
+  int groups = q.groups();
+  s.counts[SKIPPED] += groups * a.kv_tiles;
+  for (int64_t i = 0; i < s.visit_count; i++) {
+    int64_t tile = s.visits[i].tile;
+    const TileState* states = s.visits[i].groups;
+    int visited = 0, masked = 0;
     for (int g = 0; g < groups; g++) visited += states[g].end != 0, masked += states[g].end != 0 && states[g].masked;
-    s.counts[0] += groups - visited;
-    s.counts[1] += masked;
-    s.counts[2] += visited - masked;
-    if (!visited) continue;
-    if (masked) allow_keys(a, s.blocks, tile, s.allow);
+    s.counts[SKIPPED] -= visited;
+    s.counts[MASKED] += masked;
+    s.counts[UNMASKED] += visited - masked;
+    if (masked) allow_keys(a, s, tile, s.visits[i].run);
     const float* keys = a.pack_ahead ? a.packed_tile(q.unit, tile) : s.packed;
     const float* values = keys + a.key_floats;
     if (!a.pack_ahead) a.pack_tile(q.unit, tile, s.packed);
+    KeyTile key = key_tile(p, keys);
+    if (smooths_queries(p)) multiply_q_means(p, s, key);
 
     for (int g = 0; g < groups; g++) {
       TileState state = states[g];
       if (state.end == 0) continue;
       int rows = smaller(q.rows - g * ROWS, ROWS);
       int64_t begin = state.begin * VL, end = smaller(state.end * VL, a.keys_in(tile));
-      multiply_keys(s.scores, s.queries + g * ROWS * p.head_dim, keys, begin, end, p.head_dim);
+      score_keys(p, s, q, g, rows, tile * KV_TILE, begin, end, key);
       (state.masked ? softmax_rows<true> : softmax_rows<false>)(a, s, q, g, rows, tile * KV_TILE, state);
       multiply_values(s.out + g * a.out_floats, s.scores, values, begin, end, p.value_dim, s.factor);
     }
@@ -226,7 +144,7 @@ static void attend(const Attention& a, Scratch& s, const QueryTile& q) {
 // -- one call ----------------------------------------------------------------------------------------------------
 
 // Job -> rows: the last query tile of every head first, as those are the heaviest under a causal mask, and heads next
-// to each other, as they usually share the tiles that find_tiles found.
+// to each other, as they usually share the tiles that find_visits found.
 static void run_attend_job(const Attention& a, const Round& round, int64_t job, Scratch& s) {
   const Params& p = a.p;
   int64_t per_tile = round.units * a.queries_per_unit;
@@ -241,13 +159,14 @@ static void run_attend_job(const Attention& a, const Round& round, int64_t job, 
 
 static void run_job(Jobs& jobs, int64_t job, int thread) {
   const Attention& a = *(const Attention*)jobs.state;
+  if (job < a.extremes.jobs) return a.extremes.run_job(a.in, job);
   Round round = a.round_of(job);
   int64_t done = round.first_job + round.pack_jobs;
   if (job < done) {
     jobs.wait_until_done(round.first_job);  // the round before still reads what this one overwrites
     a.run_pack_job(round, job - round.first_job);
   } else {
-    if (round.pack_jobs) jobs.wait_until_done(done);
+    if (done > 0) jobs.wait_until_done(done);
     run_attend_job(a, round, job - done, a.scratch[thread]);
   }
 }

@@ -16,8 +16,8 @@ from flextrace.tracer import Expr, Trace
 
 from ..call import AttentionCall, Result
 from ..mods import describe, expressions
-from .generate import kernel_source
-from .launch import MAX_NDIM, Kernel, load
+from .generate import Keys, kernel_source
+from .launch import MAX_NDIM, Kernel, keys_of, load
 from .stages import CpuStages
 from .toolchain import REMEDY, Compiler, find_compiler
 
@@ -29,9 +29,10 @@ class CpuBackend:
 
     name = "cpu"
     lazy = False
+    quantises = True
 
     def __init__(self) -> None:
-        self._kernels: dict[tuple[Expr | None, Expr | None], Kernel] = {}
+        self._kernels: dict[tuple[Keys, Expr | None, Expr | None], Kernel] = {}
         self._stages: dict[tuple[str, Expr | None, Expr | None], Callable[[bytes], int]] = {}
         self._lock = threading.Lock()
         if hasattr(os, "register_at_fork"):  # a thread that the child lacks may hold the lock
@@ -51,21 +52,21 @@ class CpuBackend:
         return kernel_source(score_mod, mask_mod)
 
     def prepare(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
-        if expressions(score_mod, mask_mod) in self._kernels:
+        if ("PLAIN", *expressions(score_mod, mask_mod)) in self._kernels:
             return "memory"
         before = self.compiled
         self.kernel(score_mod, mask_mod)
         return "compiled" if self.compiled > before else "disk"
 
-    def kernel(self, score_mod: Trace | None, mask_mod: Trace | None) -> Kernel:
-        """The loaded kernel for these mods: from memory, from disk, or compiled now."""
-        key = expressions(score_mod, mask_mod)
+    def kernel(self, score_mod: Trace | None, mask_mod: Trace | None, keys: Keys = "PLAIN") -> Kernel:
+        """The loaded kernel for these mods and this way to read keys: from memory, from disk, or compiled now."""
+        key = (keys, *expressions(score_mod, mask_mod))
         kernel = self._kernels.get(key)
         if kernel is None:
             with self._lock:
                 kernel = self._kernels.get(key)
                 if kernel is None:
-                    kernel = self._kernels[key] = Kernel(self.library("attention", score_mod, mask_mod))
+                    kernel = self._kernels[key] = Kernel(self.library("attention", score_mod, mask_mod, keys))
         return kernel
 
     def stage(self, name: str, score_mod: Trace | None, mask_mod: Trace | None) -> Callable[[bytes], int]:
@@ -83,7 +84,7 @@ class CpuBackend:
     def stages(self, threads: int = 0) -> CpuStages:
         return CpuStages(self.stage, threads)
 
-    def library(self, kernel: str, score_mod: Trace | None, mask_mod: Trace | None) -> Path:
+    def library(self, kernel: str, score_mod: Trace | None, mask_mod: Trace | None, keys: Keys = "PLAIN") -> Path:
         """The compiled kernel of that name for these mods, from disk or made now."""
         for mod in (score_mod, mask_mod):
             for capture in mod.arrays if mod is not None else ():
@@ -91,7 +92,7 @@ class CpuBackend:
                     raise ValueError(f"{capture.name} has {capture.ndim} dimensions; the cpu backend reads {MAX_NDIM}")
         compiler = self._compiler()
         assert compiler is not None
-        text = kernel_source(score_mod, mask_mod, kernel)
+        text = kernel_source(score_mod, mask_mod, kernel, keys)
 
         def build(folder: Path) -> dict[str, Any]:
             (folder / SOURCE).write_text(text, encoding="ascii")
@@ -100,6 +101,7 @@ class CpuBackend:
             return {
                 "backend": self.name,
                 "kernel": kernel,
+                "keys": keys,
                 "score_mod": None if score_mod is None else describe(score_mod),
                 "mask_mod": None if mask_mod is None else describe(mask_mod),
                 "compiler": compiler.version(),
@@ -115,4 +117,4 @@ class CpuBackend:
         score, mask = (None if mod is None else mod.trace for mod in (call.score_mod, call.mask_mod))
         # MLX refuses this inside mx.compile and mx.vmap; reading the buffers below needs the values.
         mx.eval(call.q, call.k, call.v, *(a for mod in mods for a in mod.arrays if isinstance(a, mx.array)))
-        return self.kernel(score, mask).run(call)
+        return self.kernel(score, mask, keys_of(call)).run(call)

@@ -40,7 +40,7 @@ extern "C" __attribute__((visibility("default"))) int flextrace_stage(const Bloc
   const BlockMask& s = *call;
   int64_t q_blocks = (s.q_len + s.q_block - 1) / s.q_block, kv_blocks = (s.kv_len + s.kv_block - 1) / s.kv_block;
   int32_t overflow = 0;
-  const Inputs in = {s.arrays, s.numbers, &overflow};
+  const Inputs in = {s.arrays, s.numbers, &overflow, nullptr};
   int status = for_each(s.batch * s.heads * q_blocks, smaller(s.q_block, s.q_len) * s.kv_len * 8, s.max_threads, 0,
                         [&](int64_t line, void*) {
     int64_t head = line / q_blocks, first_row = line % q_blocks * s.q_block;

@@ -18,7 +18,9 @@ from flextrace.tracer import Bound
 
 from ..blocks import Blocks
 from ..call import AttentionCall, Result
+from ..quant_types import QKQuant, Smoothing
 from .buffers import locate, new_array
+from .generate import Keys
 
 DTYPES = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2}
 MAX_NDIM = 8
@@ -32,10 +34,14 @@ PARAMS = struct.Struct(
     "q 4Q"  # has_block_mask; run_offsets, run_first, run_end, run_state
     "5q"  # mask_batch, mask_heads, mask_rows, q_block, kv_block
     "2Q q Q"  # arrays, numbers, max_threads, tile_counts
+    "3Q"  # means, key_groups, row_groups
+    "4q"  # groups, means_batch, key_groups_batch, row_groups_batch
+    "4q"  # add_back, q_mean_rows, q_scale_rows, k_scale_rows
 )
 ARRAY = struct.Struct(f"=Q {MAX_NDIM}q {MAX_NDIM}q q")  # data, shape, strides, ndim
 NUMBER = {"float": struct.Struct("=f"), "int": struct.Struct("=i"), "bool": struct.Struct("=i")}
 NO_BLOCKS = (0,) * 10
+NO_SMOOTHING = (0, 0, 0, 1, 1, 1, 1, 0)
 
 
 def thread_count() -> int:
@@ -78,7 +84,8 @@ class Kernel:
         self.entry = load(library, "flextrace_attention")
 
     def run(self, call: AttentionCall, tile_counts: np.ndarray[Any, Any] | None = None) -> Result:
-        """Run on evaluated arrays. `tile_counts`, int64 [3], gets added: tiles skipped, run with the mask, without.
+        """Run on evaluated arrays. `tile_counts`, int64 [4], gets added, a tile being one of keys for a group of rows:
+        tiles skipped, run with the mask, run without; and tiles for which the mask was evaluated to find out.
 
         Raises:
             MemoryError: no room for the packed keys and values.
@@ -99,13 +106,16 @@ class Kernel:
         max_scores, max_at = new_array(rows, mx.float32) if call.want_max else (None, 0)
         mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
         arrays, numbers = captured(mods) if mods else (b"", b"")
-        # `arrays` and `numbers` live until the call returns.
+        smoothing = None if call.smoothing is None else contiguous(call.smoothing)
+        # `arrays`, `numbers` and `smoothing` live until the call returns.
         params = PARAMS.pack(
             *(q_at, k_at, v_at, *q_strides, *k_strides, *v_strides, out_at, lse_at, max_at),
             *(batch, query_heads, kv_heads, q_len, kv_len, head_dim, value_dim, call.scale, DTYPES[q.dtype]),
             *(NO_BLOCKS if call.blocks is None else _block_mask(call.blocks)),
             *(address_of(arrays), address_of(numbers), call.threads or thread_count()),
             0 if tile_counts is None else tile_counts.ctypes.data,
+            *(NO_SMOOTHING if smoothing is None else _smoothing(smoothing)),
+            *((0, 1, 1) if call.quant is None else _quant(call.quant)),
         )
         status = self.entry(params)
         if status == 1:
@@ -113,6 +123,32 @@ class Kernel:
         if status == 2:
             raise OverflowError(overflow_message(mods))
         return Result(out, lse, max_scores)
+
+
+def keys_of(call: AttentionCall) -> Keys:
+    """How the kernel of this call reads keys."""
+    return "QUANTISED" if call.quant is not None else "SMOOTHED" if call.smoothing is not None else "PLAIN"
+
+
+def contiguous(smoothing: Smoothing) -> Smoothing:
+    """The same, evaluated and laid out as the kernel reads it."""
+    given = (smoothing.means, smoothing.key_groups, smoothing.row_groups)
+    means, key_groups, row_groups = (None if array is None else mx.contiguous(array) for array in given)
+    assert means is not None
+    mx.eval(means, key_groups, row_groups)
+    return Smoothing(means, key_groups, row_groups, smoothing.add_back)
+
+
+def _smoothing(smoothing: Smoothing) -> tuple[int, ...]:
+    arrays = (smoothing.means, smoothing.key_groups, smoothing.row_groups)
+    addresses = (0 if array is None else locate(array)[0] for array in arrays)
+    batches = (1 if array is None else array.shape[0] for array in arrays)
+    return (*addresses, smoothing.means.shape[2], *batches, int(smoothing.add_back))
+
+
+def _quant(quant: QKQuant) -> tuple[int, int, int]:
+    q_rows, k_rows = (quant.q_block, quant.k_block) if quant.granularity == "block" else (1, 1)
+    return (quant.q_block if quant.smooth_q else 0, q_rows, k_rows)
 
 
 def address_of(data: bytes) -> int:

@@ -17,14 +17,25 @@ union Number {
   float f;
 };
 
+// The least and the largest element of each block of neighbours along one axis of a captured array: see extremes.h.
+struct Extremes {
+  const void* blocks;       // [places of the other axes][blocks], or null: there are none
+  const void* superblocks;  // [places of the other axes][superblocks]
+  int64_t axis;
+};
+
 // What a mod captures besides its arguments.
 struct Inputs {
   const Array* arrays;
   const Number* numbers;
-  int32_t* overflow;  // set to 1 when a 32- or 64-bit integer read from an array does not fit int32
+  int32_t* overflow;         // set to 1 when a 32- or 64-bit integer read from an array does not fit int32
+  const Extremes* extremes;  // of each array, or null; only tile_state reads them
 };
 
 enum Dtype : int32_t { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2 };
+
+// How the kernel text reads keys: as they are, less their mean, or as int8.
+enum Keys : int { PLAIN, SMOOTHED, QUANTISED };
 
 enum Result : int { OK = 0, OUT_OF_MEMORY = 1, INTEGER_OVERFLOW = 2 };
 
@@ -70,5 +81,20 @@ struct Params {
   const Number* numbers;
 
   int64_t max_threads;
-  int64_t* tile_counts;  // null, or [3]: tiles skipped, run with the mask, run without; added to
+  // Null, or [4], added to. A tile here is one of keys for one group of rows: skipped, run with the mask, run without;
+  // and how many of them the mask was evaluated for, because its bounds decided nothing.
+  int64_t* tile_counts;
+
+  // Only of SMOOTHED and QUANTISED keys. Row and key of a pair that the mask keeps are of one group.
+  const float* means;         // [means_batch, kv_heads, groups, head_dim], or null: nothing is subtracted
+  const int32_t* key_groups;  // [key_groups_batch, kv_len], or null: all keys are of group 0
+  const int32_t* row_groups;  // [row_groups_batch, q_len], or null; -1: of a row that attends to nothing
+  int64_t groups;
+  int64_t means_batch;  // batch, or 1 to broadcast
+  int64_t key_groups_batch;
+  int64_t row_groups_batch;
+  int64_t add_back;      // what the mean takes from the scores of a row goes into them again, or else into lse and max
+  int64_t q_mean_rows;   // rows of q that share a mean, which is subtracted too; 0: none is
+  int64_t q_scale_rows;  // rows that share a scale
+  int64_t k_scale_rows;
 };

@@ -1,7 +1,10 @@
-// plan.h: one call cut into jobs: sizes, working memory, who packs what and when, and what the block mask says.
+// plan.h: one call cut into jobs: sizes, working memory, who packs what and when.
 #pragma once
 #include <stdlib.h>
+#include <sys/mman.h>
 
+#include "extremes.h"
+#include "keys.h"
 #include "params.h"
 #include "threads.h"
 #include "tiles.h"
@@ -13,6 +16,8 @@ constexpr int64_t TILES_PER_PACK = 8;          // tiles of keys packed by one jo
 constexpr int64_t PACKED_BYTES = 16 << 20;     // packed keys and values held at a time; one head at least
 constexpr int64_t WORK_PER_THREAD = 8 << 20;   // multiply-adds that are worth a thread
 constexpr int64_t MOST_THREADS = 256;
+constexpr int64_t HUGE_PAGE = 2 << 20, LARGE = 8 << 20;  // memory from LARGE on is asked for in huge pages
+constexpr int64_t MOST_EXTREMES = 4;           // elements of a captured array, per token, whose extremes are worth it
 
 // What a group of rows attends to in a tile of keys: nothing outside the registers [begin, end) of VL keys each, and
 // all of those unless masked. end == 0: nothing at all, the tile is skipped.
@@ -22,12 +27,37 @@ struct TileState {
 };
 static_assert(KV_TILE / VL < 256, "a register's number fits a byte");
 
-// What the block mask says of a key: it is out, mask_mod decides, it is in. Or of a tile: its keys differ.
-constexpr uint8_t NO = 0, ASK = 1, YES = 2, MIXED = 3;
+// A tile of keys that a query tile reads.
+struct Visit {
+  int64_t tile;
+  int64_t run;  // the first run of the block mask that reaches it
+  TileState groups[GROUPS];
+};
+
+enum Count { SKIPPED = 0, MASKED = 1, UNMASKED = 2, EVALUATED = 3 };  // places of Params::tile_counts
+
+// What the block mask says of a key: it is out, mask_mod decides, it is in.
+constexpr int32_t NO = 0, ASK = 1, YES = 2;
+
+// The block mask as runs of blocks in one state, row of blocks by row of blocks. Without one: a single partial block.
+struct BlockRuns {
+  const int64_t* offsets;  // [rows + 1]
+  const int32_t *first, *end;
+  const uint8_t* state;  // 1 partial, 2 full
+  int64_t batch, heads, rows;
+  int64_t kv_block;
+
+  // The keys of a run.
+  int64_t first_key(int64_t run) const { return first[run] * kv_block; }
+  int64_t end_key(int64_t run, int64_t kv_len) const { return smaller(end[run] * kv_block, kv_len); }
+};
+constexpr int64_t ONE_RUN[] = {0, 1};
+constexpr int32_t FIRST_BLOCK = 0, END_BLOCK = 1;
+constexpr uint8_t PARTIAL = 1;
 
 // One thread's working memory.
 struct Scratch {
-  float* queries;    // [GROUPS][head_dim][ROWS], times scale
+  float* queries;    // [GROUPS][head_dim][ROWS], times scale; or int8: [GROUPS][words][ROWS]
   float* scores;     // [ROWS][KV_TILE]: S, then P
   float* out;        // [GROUPS][panel of value_dim][ROWS][PANEL]: O
   float* sum;        // [GROUPS][ROWS][VL]: the sum of P, in one part per lane
@@ -37,10 +67,21 @@ struct Scratch {
   float* row;        // one row of the output
   float* packed;     // one tile of keys and values, where they are not packed ahead
   int32_t* allow;    // [KV_TILE]: what the block mask says per key of the tile at hand
-  TileState* tiles;  // [tile of keys][GROUPS]
-  uint8_t* blocks;   // [block of keys]: what the block mask says
-  int64_t tiles_found_for;  // what `tiles` describes, -1 for nothing
-  int64_t counts[3];        // tiles of a row group: skipped, run with the mask, run without
+  Visit* visits;     // [at most all tiles of keys]
+  int64_t visit_count;
+  int64_t end_run;           // the end of the block mask's runs in their row
+  int64_t visits_found_for;  // which query tile `visits` is of, -1 for none
+  int64_t counts[4];         // of Params::tile_counts
+
+  // Only where KEYS are not PLAIN; [GROUPS][ROWS] unless it says otherwise.
+  float* shift;         // what the mean of the keys takes from all scores of a row
+  float* row_scale;     // of an int8 row, times the scale of scores; nan for a row that holds an infinity or a nan
+  bool special[GROUPS];  // there is such a row
+  int32_t* start;       // of the row's sums of int8 products
+  int32_t* run_of_row;  // number of the mean that was subtracted from the row
+  int64_t runs;
+  float* q_means;       // [runs][head_dim]
+  float* mean_scores;   // [runs][KV_TILE]: mean . k
 };
 
 // Some heads of keys and values: first packed by some jobs, then attended to by others.
@@ -63,7 +104,9 @@ struct Attention {
   const Params& p;
   Inputs in;
   int32_t overflow = 0;
-  int64_t kv_tiles, kv_block, kv_blocks;
+  BlockRuns mask;
+  ArrayExtremes extremes;
+  int64_t kv_tiles;
   int64_t q_block, q_tile, q_tiles_per_block, q_tiles;  // query tiles do not cross the rows of the block mask
   int64_t units;             // heads of keys and values; one batch of them is enough where it is broadcast
   int64_t queries_per_unit;  // query heads, of all batches, that read one unit
@@ -72,14 +115,17 @@ struct Attention {
   int64_t pack_jobs_per_unit, units_per_round, jobs_per_round, total_jobs;
   int64_t threads;
   float* packed;  // [units_per_round][kv_tiles][key_floats + value_floats]
+  char* of_arrays;  // their extremes
   Scratch* scratch;
   void* memory = nullptr;
 
   explicit Attention(const Params& params) : p(params) {
-    in = {p.arrays, p.numbers, &overflow};
+    in = {p.arrays, p.numbers, &overflow, nullptr};
     kv_tiles = (p.kv_len + KV_TILE - 1) / KV_TILE;
-    kv_block = p.has_block_mask ? p.kv_block : p.kv_len + 1;
-    kv_blocks = (p.kv_len + kv_block - 1) / kv_block;
+    mask = {ONE_RUN, &FIRST_BLOCK, &END_BLOCK, &PARTIAL, 1, 1, 1, p.kv_len};
+    if (p.has_block_mask)
+      mask = {p.run_offsets,  p.run_first, p.run_end,   p.run_state,
+              p.mask_batch, p.mask_heads, p.mask_rows, p.kv_block};
 
     int64_t batch_heads = p.batch * p.query_heads;
     int64_t multiply_adds = round_up(p.q_len, ROWS) * p.kv_len * (p.head_dim + p.value_dim);
@@ -97,10 +143,11 @@ struct Attention {
     q_tiles = q_blocks * q_tiles_per_block;
 
     bool one_batch = p.k_strides[0] == 0 && p.v_strides[0] == 0;
+    if (KEYS != PLAIN) one_batch &= p.means_batch <= 1 && p.key_groups_batch <= 1;
     units = (one_batch ? smaller(p.batch, 1) : p.batch) * p.kv_heads;
     queries_per_unit = units ? batch_heads / units : 0;
     pack_ahead = q_tiles * queries_per_unit > 1;
-    key_floats = KV_TILE * p.head_dim;
+    key_floats = floats_of_key_tile(p);
     value_floats = KV_TILE * round_up(p.value_dim, VL);
     out_floats = ROWS * round_up(p.value_dim, PANEL);
 
@@ -109,7 +156,8 @@ struct Attention {
     units_per_round = pack_ahead && unit_bytes ? smaller(PACKED_BYTES / unit_bytes, units) : units;
     if (units_per_round < 1) units_per_round = 1;
     jobs_per_round = units_per_round * (pack_jobs_per_unit + q_tiles * queries_per_unit);
-    total_jobs = units * (pack_jobs_per_unit + q_tiles * queries_per_unit);
+    if (q_tiles > 1) extremes.plan(p.arrays, p.batch * MOST_EXTREMES * (p.q_len + p.kv_len));
+    total_jobs = extremes.jobs + units * (pack_jobs_per_unit + q_tiles * queries_per_unit);
     threads = smaller(threads, total_jobs);
   }
 
@@ -121,6 +169,7 @@ struct Attention {
   int64_t lay_out(char* base) {
     Carver carver = {base};
     carver.cut(packed, pack_ahead ? units_per_round * kv_tiles * (key_floats + value_floats) : 0);
+    carver.cut(of_arrays, extremes.bytes);
     carver.cut(scratch, threads);
     for (int64_t t = 0; t < threads; t++) {
       Scratch unused, &s = base ? scratch[t] : unused;
@@ -134,30 +183,44 @@ struct Attention {
       carver.cut(s.row, round_up(p.value_dim, VL));
       carver.cut(s.packed, pack_ahead ? 0 : key_floats + value_floats);
       carver.cut(s.allow, KV_TILE);
-      carver.cut(s.tiles, kv_tiles * GROUPS);
-      carver.cut(s.blocks, kv_blocks);
-      s.tiles_found_for = -1;
-      s.counts[0] = s.counts[1] = s.counts[2] = 0;
+      carver.cut(s.visits, kv_tiles);
+      int64_t rows = KEYS == PLAIN ? 0 : Q_TILE, runs = smooths_queries(p) ? Q_TILE : 0;
+      carver.cut(s.shift, rows);
+      carver.cut(s.row_scale, rows);
+      carver.cut(s.start, rows);
+      carver.cut(s.run_of_row, rows);
+      carver.cut(s.q_means, runs * round_up(p.head_dim, VL));
+      carver.cut(s.mean_scores, runs * KV_TILE);
+      s.visits_found_for = -1;
+      for (int64_t& count : s.counts) count = 0;
     }
     return carver.used;
   }
   bool allocate() {
-    memory = malloc(lay_out(nullptr) + 64);
-    if (memory) lay_out((char*)round_up((int64_t)memory, 64));
-    return memory;
+    int64_t bytes = lay_out(nullptr), alignment = bytes > LARGE ? HUGE_PAGE : 64;
+    memory = malloc(bytes + alignment);
+    if (!memory) return false;
+    char* base = (char*)round_up((int64_t)memory, alignment);
+#ifdef MADV_HUGEPAGE
+    if (bytes > LARGE) madvise(base, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+#endif
+    lay_out(base);
+    in.extremes = extremes.in(of_arrays);
+    return true;
   }
   void finish() {
     for (int64_t t = 0; p.tile_counts && t < threads; t++)
-      for (int i = 0; i < 3; i++) p.tile_counts[i] += scratch[t].counts[i];
+      for (int i = 0; i < 4; i++) p.tile_counts[i] += scratch[t].counts[i];
     free(memory);
   }
 
   // -- packing ---------------------------------------------------------------------------------------------------
 
+  // After the extremes, which come first.
   Round round_of(int64_t job) const {
-    int64_t number = job / jobs_per_round, first = number * units_per_round;
+    int64_t number = (job - extremes.jobs) / jobs_per_round, first = number * units_per_round;
     int64_t count = smaller(units_per_round, units - first);
-    return {number * jobs_per_round, first, count, count * pack_jobs_per_unit};
+    return {extremes.jobs + number * jobs_per_round, first, count, count * pack_jobs_per_unit};
   }
   float* packed_tile(int64_t unit, int64_t tile) const {
     return packed + (unit % units_per_round * kv_tiles + tile) * (key_floats + value_floats);
@@ -165,7 +228,7 @@ struct Attention {
   void pack_tile(int64_t unit, int64_t tile, float* target) const {
     int64_t b = unit / p.kv_heads, h = unit % p.kv_heads, first = tile * KV_TILE;
     int64_t keys = keys_in(tile);
-    pack_keys(target, matrix_of(p.k, p.k_strides, b, h, first, keys, p.head_dim, p.dtype));
+    pack_key_tile(target, p, b, h, first, keys);
     pack_values(target + key_floats, matrix_of(p.v, p.v_strides, b, h, first, keys, p.value_dim, p.dtype));
   }
   void run_pack_job(const Round& round, int64_t job) const {
@@ -174,37 +237,3 @@ struct Attention {
       pack_tile(unit, tile, packed_tile(unit, tile));
   }
 };
-
-// -- the block mask ----------------------------------------------------------------------------------------------
-
-// blocks[block of keys] = what the block mask says in one of its rows. Without one there is a single block.
-template <bool HAS_MASK_MOD>
-static void read_block_row(const Attention& a, int b, int h, int64_t block_row, uint8_t* blocks) {
-  const Params& p = a.p;
-  constexpr uint8_t PARTIAL = HAS_MASK_MOD ? ASK : YES;
-  __builtin_memset(blocks, p.has_block_mask ? NO : PARTIAL, a.kv_blocks);
-  if (!p.has_block_mask || block_row >= p.mask_rows) return;
-  int64_t line = ((p.mask_batch == 1 ? 0 : b) * p.mask_heads + (p.mask_heads == 1 ? 0 : h)) * p.mask_rows + block_row;
-  for (int64_t run = p.run_offsets[line]; run < p.run_offsets[line + 1]; run++)
-    __builtin_memset(blocks + p.run_first[run], p.run_state[run] == 2 ? YES : PARTIAL,
-                     p.run_end[run] - p.run_first[run]);
-}
-
-// What holds for all keys of a tile, or MIXED. Lanes past the last key are out, which makes such a tile mixed.
-static uint8_t allowance_of_tile(const Attention& a, const uint8_t* blocks, int64_t tile) {
-  int64_t first = tile * KV_TILE / a.kv_block, last = (tile * KV_TILE + a.keys_in(tile) - 1) / a.kv_block;
-  for (int64_t block = first; block <= last; block++)
-    if (blocks[block] != blocks[first]) return MIXED;
-  bool ragged = a.keys_in(tile) % VL != 0 && blocks[first] == YES;
-  return ragged ? MIXED : blocks[first];
-}
-
-// allow[KV_TILE] = what holds for each key of a tile.
-static void allow_keys(const Attention& a, const uint8_t* blocks, int64_t tile, int32_t* allow) {
-  int64_t first = tile * KV_TILE, count = a.keys_in(tile);
-  int64_t block = first / a.kv_block, left = (block + 1) * a.kv_block - first;
-  for (int64_t i = 0; i < KV_TILE; i++) {
-    if (left-- == 0) block++, left = a.kv_block - 1;
-    allow[i] = i < count ? blocks[block] : NO;
-  }
-}

@@ -34,7 +34,7 @@ extern "C" __attribute__((visibility("default"))) int flextrace_stage(const Scor
   int64_t blocks = width ? (columns + width - 1) / width : 0;
   int64_t row_bytes = round_up((columns + VL) * 4, 64);
   int32_t overflow = 0;
-  const Inputs in = {s.arrays, s.numbers, &overflow};
+  const Inputs in = {s.arrays, s.numbers, &overflow, nullptr};
   int status = for_each(s.scores.rows(), columns * 16, s.max_threads, row_bytes + blocks,
                         [&](int64_t i, char* memory) {
     float* row = (float*)memory;

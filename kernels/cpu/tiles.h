@@ -12,6 +12,7 @@ static_assert(KV_TILE % PANEL == 0, "a tile of scores is made of whole panels");
 
 inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 inline int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
+inline int64_t larger(int64_t x, int64_t y) { return x > y ? x : y; }
 
 // A matrix in the caller's memory: any dtype, any strides.
 struct Matrix {

@@ -16,6 +16,7 @@
 #endif
 
 #define INLINE inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64

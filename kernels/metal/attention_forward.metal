@@ -29,7 +29,7 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
                    const thread Walk<P, BLOCKS, Captured>& walk, const thread LaneRows<P>& rows,
                    const thread Captured& mods) {
   float scale = HAS_SCORE_MOD ? walk.p.scale : walk.p.scale * LOG2_E;
-  uint kept = tile.masked ? walk.kept(tile.first, tile.state, rows, mods) : 0;
+  uint kept = tile.masked && !tile.asked ? walk.kept(tile.first, tile.state, rows, mods) : tile.kept;
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
     UNROLL
@@ -80,6 +80,8 @@ inline void attention_forward(
   rows.h = int(group.y);
   rows.place = place_of(lane);
   rows.exist = first_row < p.q_len;
+  rows.of_group = row_range(q_tile * P::BQ, P::BQ, p.q_len);
+  rows.of_simdgroup = row_range(first_row, P::ROWS, p.q_len);
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++)
     rows.q_idx[r] = metal::min(first_row + r * FRAGMENT + rows.place.row, p.q_len - 1);

@@ -15,13 +15,15 @@ from flextrace.tracer import Expr, Trace
 from ..call import AttentionCall, Result
 from ..mods import describe, expressions
 from ..stage_types import Stages
-from .generate import KernelText, kernel_source, kernel_text
-from .launch import Factory, Launch, address_spaces, make, run
+from .generate import KernelText, kernel_source, kernel_text, looked_up
+from .launch import Factory, Launch, capture_kinds, make, run, slots_by_blocks
 from .probe import why_no_async_copy
+from .stages import MetalStages
 
 SOURCE = "kernel.metal"
 Mods = tuple[Expr | None, Expr | None]
-Key = tuple[Mods, bool]  # and whether tiles are copied by the intrinsic
+# And whether tiles are copied by the intrinsic, and which arrays tile_state reads by blocks.
+Key = tuple[Mods, bool, tuple[int, ...]]
 
 
 class MetalBackend:
@@ -34,11 +36,13 @@ class MetalBackend:
 
     name = "metal"
     lazy = True
+    quantises = False
 
     def __init__(self, metal_kernel: Factory = mx.fast.metal_kernel) -> None:
         self.metal_kernel = metal_kernel
         self._texts: dict[Key, KernelText] = {}
         self._kernels: dict[tuple[Key, str], Launch] = {}
+        self._stages = MetalStages(metal_kernel)
         self._lock = threading.Lock()
         self._probed = False
         self._no_async_copy: str | None = None  # once probed
@@ -53,19 +57,26 @@ class MetalBackend:
         return kernel_source(score_mod, mask_mod)
 
     def prepare(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
-        if (expressions(score_mod, mask_mod), False) in self._texts:
+        if (expressions(score_mod, mask_mod), False, looked_up(score_mod, mask_mod)) in self._texts:
             return "memory"
         before = self.generated
         self.text(score_mod, mask_mod)
         return "compiled" if self.generated > before else "disk"
 
-    def text(self, score_mod: Trace | None, mask_mod: Trace | None, async_copy: bool = False) -> KernelText:
-        """The kernel text for these mods, kept on disk for readers."""
-        key = (expressions(score_mod, mask_mod), async_copy)
+    def text(
+        self,
+        score_mod: Trace | None,
+        mask_mod: Trace | None,
+        async_copy: bool = False,
+        by_blocks: tuple[int, ...] | None = None,
+    ) -> KernelText:
+        """The kernel text for these mods, kept on disk for readers; `by_blocks` as in kernel_text."""
+        extremes = looked_up(score_mod, mask_mod) if by_blocks is None else by_blocks
+        key = (expressions(score_mod, mask_mod), async_copy, extremes)
         text = self._texts.get(key)
         if text is None:
             with self._lock:
-                text = kernel_text(score_mod, mask_mod, async_copy)
+                text = kernel_text(score_mod, mask_mod, async_copy, extremes)
                 self._keep(text, score_mod, mask_mod)
                 self._texts[key] = text
         return text
@@ -90,11 +101,14 @@ class MetalBackend:
         score, mask = (None if mod is None else mod.trace for mod in (call.score_mod, call.mask_mod))
         refusal = self.no_async_copy() if call.async_copy else None
         async_copy = call.async_copy and refusal is None
-        key = ((expressions(score, mask), async_copy), address_spaces(call))
+        text_key = (expressions(score, mask), async_copy, slots_by_blocks(call))
+        text = self.text(score, mask, *text_key[1:])
+        mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
+        key = (text_key, capture_kinds([array for mod in mods for array in mod.arrays]))
         kernel = self._kernels.get(key)
         if kernel is None:
-            kernel = self._kernels[key] = make(self.metal_kernel, self.text(score, mask, async_copy), key[1])
-        result = run(kernel, call)
+            kernel = self._kernels[key] = make(self.metal_kernel, text, key[1])
+        result = run(kernel, call, text.extremes)
         if refusal is not None:
             result.notice = (
                 f"simdgroup_async_copy does not work here ({refusal}), so K and V pass through registers, which is the "
@@ -103,9 +117,7 @@ class MetalBackend:
         return result
 
     def stages(self, threads: int = 0) -> Stages:
-        from .stages import MetalStages
-
-        return MetalStages(self.metal_kernel)
+        return self._stages
 
     def no_async_copy(self) -> str | None:
         """Why the intrinsic cannot be used, or None; found out once per process, at first use."""

@@ -12,16 +12,18 @@ from flextrace.tracer import Bound
 
 from ..call import AttentionCall, Result
 from ..mods import readable
-from .generate import OUTPUTS, KernelText
+from .generate import OUTPUTS, KernelText, looked_up
 from .plan import plan_for
 from .tiles import SMALLEST, tiles_for
 
 Launch = Callable[..., Sequence[mx.array]]
 Factory = Callable[..., Any]  # mx.fast.metal_kernel, or what stands in for it
+BLOCK = 32  # of extremes.h
+SHORT = 2 * BLOCK  # an axis up to here is read as it is
 
 
-def run(kernel: Launch, call: AttentionCall) -> Result:
-    """out, lse and max_scores of one call; nothing is evaluated."""
+def run(kernel: Launch, call: AttentionCall, extremes: Sequence[int]) -> Result:
+    """out, lse and max_scores of one call; nothing is evaluated. `extremes` are those of the kernel's text."""
     batch, query_heads, q_len, head_dim = call.q.shape
     kv_batches, kv_heads, kv_len, value_dim = call.v.shape
     rows = (batch, query_heads, q_len)
@@ -34,11 +36,13 @@ def run(kernel: Launch, call: AttentionCall) -> Result:
     sizes = (query_heads, kv_heads, kv_batches, q_len, kv_len)
     mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
     params = np.array([*sizes, _bits(call.scale), *tiles.words, *_numbers(mods)], np.int32)
+    arrays = [_readable(mod, array) for mod in mods for array in mod.arrays]
     out, lse, max_scores = kernel(
         inputs=[
             *(_in_device_memory(x) for x in (call.q, call.k, call.v)),
             *(mx.array(params), tiles.lists, tiles.states),
-            *(_readable(mod, array) for mod in mods for array in mod.arrays),
+            *arrays,
+            *(extremes_of_blocks(arrays[slot]) for slot in extremes),
         ],
         template=[("T", call.q.dtype), *plan.template(), ("BLOCKS", tiles.mode)],
         grid=(-(-q_len // plan.bq) * plan.value_slices * plan.threads, query_heads, batch),
@@ -49,10 +53,10 @@ def run(kernel: Launch, call: AttentionCall) -> Result:
     return _result(call, out[..., :value_dim] if value_dim == 0 else out, lse, max_scores)
 
 
-def make(metal_kernel: Factory, text: KernelText, spaces: str) -> Launch:
-    """MLX's callable for a kernel text. `spaces` sets apart kernels whose captures lie in other address spaces."""
+def make(metal_kernel: Factory, text: KernelText, kinds: str) -> Launch:
+    """MLX's callable for a kernel text. `kinds` sets apart kernels whose captures are declared otherwise."""
     kernel: Launch = metal_kernel(
-        name=f"{text.name}_{spaces}" if spaces else text.name,
+        name=text.name + kinds,
         input_names=list(text.inputs),
         output_names=list(OUTPUTS),
         source=text.body,
@@ -62,10 +66,43 @@ def make(metal_kernel: Factory, text: KernelText, spaces: str) -> Launch:
     return kernel
 
 
-def address_spaces(call: AttentionCall) -> str:
-    """Per captured array: c where MLX passes it in the constant address space, d in device."""
-    mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
-    return "".join("c" if array.size < SMALLEST else "d" for mod in mods for array in mod.arrays)
+def capture_kinds(arrays: Sequence[mx.array | np.ndarray[Any, Any]]) -> str:
+    """How MLX declares captured arrays: c where it passes one in the constant address space, d in device, and its type.
+
+    It belongs to a kernel's name: MLX up to 0.32.0 ran stale code under an equal one.
+    """
+    return "".join(
+        f"_{'c' if array.size < SMALLEST else 'd'}_{str(array.dtype).removeprefix('mlx.core.')}" for array in arrays
+    )
+
+
+def slots_by_blocks(call: AttentionCall) -> tuple[int, ...]:
+    """The captured arrays of which tile_state reads the extremes of blocks: those with a long last axis, but none so
+    large that going through it once would take longer than the attention does."""
+    score, mask = (None if mod is None else mod.trace for mod in (call.score_mod, call.mask_mod))
+    arrays = [array for mod in (call.score_mod, call.mask_mod) if mod is not None for array in mod.arrays]
+    batch, heads, q_len, _ = call.q.shape
+    most = 4 * batch * heads * q_len * call.k.shape[2]
+    return tuple(
+        slot for slot in looked_up(score, mask) if arrays[slot].shape[-1] > SHORT and arrays[slot].size <= most
+    )
+
+
+def extremes_of_blocks(array: mx.array) -> mx.array:
+    """int32 or float32, flat [.., blocks of the last axis, 2]: what extremes.h reads. Both are infinite where a block
+    has a number that is not finite."""
+    *others, size = array.shape
+    blocks = -(-size // BLOCK)
+    low = high = array.astype(mx.float32 if mx.issubdtype(array.dtype, mx.floating) else mx.int32)
+    if low.dtype == mx.float32:
+        known = mx.isfinite(low)
+        low, high = mx.where(known, low, -mx.inf), mx.where(known, low, mx.inf)
+    pairs = []
+    for extreme, x in ((mx.min, low), (mx.max, high)):
+        tail = mx.broadcast_to(x[..., -1:], (*others, blocks * BLOCK - size))
+        pairs.append(extreme(mx.concatenate([x, tail], axis=-1).reshape(*others, blocks, BLOCK), axis=-1))
+    flat = mx.stack(pairs, axis=-1).reshape(-1)
+    return flat if flat.size >= SMALLEST else mx.pad(flat, (0, SMALLEST - flat.size))
 
 
 def _result(call: AttentionCall, out: mx.array, lse: mx.array, max_scores: mx.array) -> Result:

@@ -2,18 +2,27 @@
 // replaces this file by generated text with the same names and signatures.
 #pragma once
 #include "ops.h"
+#include "plan.h"
 
 constexpr constant bool HAS_SCORE_MOD = false;
 constexpr constant bool HAS_MASK_MOD = false;
 
 // What the mods capture, and the mods themselves. A generated struct holds each captured array as the three values
-// that MLX passes for it (array0, array0_shape, array0_strides) and each captured number (number0).
+// that MLX passes for it (array0, array0_shape, array0_strides), the extremes of its blocks where tile_state reads them
+// (extremes0), and each captured number (number0).
 struct Mods {
   // One score, already scaled; natural units. h is the query head.
   float score_mod(float score, int b, int h, int q_idx, int kv_idx) const thread { return score; }
 
   // Whether row q_idx attends to key kv_idx.
   bool mask_mod(int b, int h, int q_idx, int kv_idx) const thread { return true; }
+
+  // The same of the keys of a lane: bit 2 j + e of key kv_first + 8 j + e, unset from kv_len on.
+  template <int FRAGMENTS>
+  uint mask_row(int b, int h, int q_idx, int kv_first, int kv_len) const thread { return ~0u; }
+
+  // What mask_mod leaves of rows q_first to q_last and keys kv_first to kv_last: 0 nothing, 1 to be asked, 2 all.
+  int tile_state(int batch, int head, int q_first, int q_last, int kv_first, int kv_last) const thread { return 2; }
 };
 
 inline Mods captured_by_mods(const device int* numbers) {

@@ -10,11 +10,10 @@ struct AttentionParams {
   int kv_len;
   float scale;  // score = scale * (q . k), before score_mod
 
-  // The block mask; unused without one. tile_lists: [mask_batches, mask_heads, q_tiles, list_length] holds, for each
-  // tile of query rows, a count and then the tiles of keys to visit (walk.h says how they are written).
+  // The block mask; unused without one. tile_lists has, for every [mask_batches, mask_heads, q_tiles], runs of tiles of
+  // keys to visit: where the runs of each begin, and of all; then two words per run, as TileRuns of walk.h has them.
   int mask_batches;  // batch, or 1 to broadcast
   int mask_heads;    // query_heads, or 1 to broadcast
-  int list_length;
   // block_states: [mask_batches, mask_heads, q_blocks, kv_blocks], for tiles that the edge of a block cuts.
   int q_blocks;
   int kv_blocks;
@@ -23,7 +22,7 @@ struct AttentionParams {
 };
 
 // The fields above lie one after the other in a buffer of 32-bit words; the numbers that the mods capture follow.
-constexpr constant int PARAM_WORDS = 13;
+constexpr constant int PARAM_WORDS = 12;
 
 inline AttentionParams read_params(const device int* words) {
   AttentionParams p;
@@ -35,10 +34,9 @@ inline AttentionParams read_params(const device int* words) {
   p.scale = as_type<float>(words[5]);
   p.mask_batches = words[6];
   p.mask_heads = words[7];
-  p.list_length = words[8];
-  p.q_blocks = words[9];
-  p.kv_blocks = words[10];
-  p.q_block = words[11];
-  p.kv_block = words[12];
+  p.q_blocks = words[8];
+  p.kv_blocks = words[9];
+  p.q_block = words[10];
+  p.kv_block = words[11];
   return p;
 }

@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def threadgroup_bytes(self) -> int:
-        return self.staged * self.element_bytes + 4 * self.simdgroups
+        return self.staged * self.element_bytes + 8 * self.simdgroups
 
     @property
     def registers(self) -> int:

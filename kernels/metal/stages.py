@@ -13,7 +13,7 @@ from flextrace.tracer import Bound, Expr
 
 from ..mods import expressions
 from ..stage_types import BlockLists, OutputParts, SoftmaxParts
-from .launch import Factory, Launch, _bits, _numbers, _readable
+from .launch import Factory, Launch, _bits, _numbers, _readable, capture_kinds
 from .plan import LANES
 from .product_plan import Operands, choose, plan_of
 from .stage_text import stage_text
@@ -218,12 +218,9 @@ class MetalStages:
         )
 
     def _kernel(self, stage: str, mods: tuple[Bound | None, Bound | None], captured: Sequence[mx.array]) -> Launch:
-        """MLX's callable. Kernels whose captures lie in other address spaces, or are of other types, stand apart."""
+        """MLX's callable. Kernels whose captures are declared otherwise stand apart."""
         score, mask = (None if mod is None else mod.trace for mod in mods)
-        kinds = "".join(
-            f"_{'c' if array.size < SMALLEST else 'd'}_{str(array.dtype).removeprefix('mlx.core.')}"
-            for array in captured
-        )
+        kinds = capture_kinds(captured)
         key = (stage, expressions(score, mask), kinds)
         kernel = self._kernels.get(key)
         if kernel is None:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from ..blocks import Blocks
+from ..blocks import FULL, PARTIAL, Blocks
 from .plan import Plan
 
 NO_BLOCKS, WHOLE_TILES, CUT_TILES = 0, 1, 2  # enum Blocks of walk.h
 NO_MASK, ASK, LOOK_UP = 0, 1, 2  # enum TileState of walk.h
-EMPTY, PARTIAL, FULL = 0, 1, 2  # Blocks.states
 SMALLEST = 8  # MLX passes smaller arrays in the constant address space, where the kernel does not expect these
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Tiles:
     """The kernel's two inputs, and what it must know of them.
 
-    lists: int32, flat [mask_batches, mask_heads, q_tiles, list_length], a count and then 4 * tile + state.
-    states: uint8, flat [mask_batches, mask_heads, q_blocks, kv_blocks]; read only where blocks cut tiles.
+    lists: int32, flat. A line of runs for each [mask_batches, mask_heads, q_tiles]: where each line begins, and the
+        last one ends (lines + 1); then, per run, the number of tiles in it and the runs before it of its line; then,
+        per run, 4 * (its first tile - the number of tiles in the runs before) + state.
+    states: uint8, flat [mask_batches, mask_heads, q_blocks, kv_blocks]; SMALLEST zeros unless blocks cut tiles.
     words: the last fields of AttentionParams.
     """
 
@@ -39,7 +41,7 @@ _known: weakref.WeakKeyDictionary[Blocks, dict[tuple[int, ...], Tiles]] = weakre
 def tiles_for(blocks: Blocks | None, plan: Plan, q_len: int, kv_len: int) -> Tiles:
     """Remembered as long as the BlockMask lives."""
     if blocks is None:
-        return Tiles(NO_BLOCKS, mx.zeros(SMALLEST, mx.int32), mx.zeros(SMALLEST, mx.uint8), (1, 1, 0, 0, 0, 1, 1))
+        return Tiles(NO_BLOCKS, mx.zeros(SMALLEST, mx.int32), mx.zeros(SMALLEST, mx.uint8), (1, 1, 0, 0, 1, 1))
     key = (plan.bq, plan.bk, q_len, kv_len)
     known = _known.setdefault(blocks, {})
     if key not in known:
@@ -47,36 +49,76 @@ def tiles_for(blocks: Blocks | None, plan: Plan, q_len: int, kv_len: int) -> Til
     return known[key]
 
 
+class _Runs(NamedTuple):
+    """Runs of tiles, `first` to `end` - 1, of one line each, in ascending order."""
+
+    line: Array
+    first: Array
+    end: Array
+    state: Array
+
+
 def _cut(blocks: Blocks, bq: int, bk: int, q_len: int, kv_len: int) -> Tiles:
-    states = blocks.states()
-    low, high = states, states
-    for axis, length, tile, block in ((2, q_len, bq, blocks.q_block), (3, kv_len, bk, blocks.kv_block)):
-        low, high = _extremes(low, high, axis, length, tile, block)
-    entries = 4 * np.arange(low.shape[-1], dtype=np.int32) + np.select(
-        [low != high, low == PARTIAL], [LOOK_UP, ASK], NO_MASK
-    )
-    lists = np.zeros((*high.shape[:3], 1 + high.shape[3]), np.int32)
-    lists[..., 0] = (high != EMPTY).sum(axis=-1)
-    order = np.argsort(high == EMPTY, axis=-1, kind="stable")
-    lists[..., 1:] = np.take_along_axis(entries, order, axis=-1)
-    mode = CUT_TILES if bool((low != high).any()) else WHOLE_TILES
-    words = (*states.shape[:2], lists.shape[-1], *states.shape[2:], blocks.q_block, blocks.kv_block)
-    return Tiles(mode, _flat(lists), _flat(states.astype(np.uint8)), words)
+    """In time and memory proportional to the runs of the BlockMask."""
+    lines = blocks.shape[0] * blocks.shape[1] * -(-q_len // bq)
+    runs = _runs_of_tiles(blocks, bq, bk, q_len, kv_len)
+    offsets = np.searchsorted(runs.line, np.arange(lines + 1))
+    ends = np.cumsum(runs.end - runs.first)  # of all lines; each line counts from 0
+    before = np.concatenate([[0], ends])
+    start = before[offsets[runs.line]]
+    entries = 4 * (runs.first - (before[:-1] - start)) + runs.state
+    lists = np.concatenate([offsets, ends - start, entries]).astype(np.int32)
+    mode = CUT_TILES if bool((runs.state == LOOK_UP).any()) else WHOLE_TILES
+    states = blocks.states().astype(np.uint8) if mode == CUT_TILES else np.zeros(SMALLEST, np.uint8)
+    words = (*blocks.shape, blocks.q_block, blocks.kv_block)
+    return Tiles(mode, _flat(lists), _flat(states), words)
 
 
-Array = np.ndarray[Any, Any]
+def _runs_of_tiles(blocks: Blocks, bq: int, bk: int, q_len: int, kv_len: int) -> _Runs:
+    """A tile is asked about where all its blocks are partial, whole where all are full, and looked up where some of
+    its blocks, but not all, are in one of these states."""
+    line, rows_of_line, row = _touched(blocks, bq, q_len)
+    counts = np.diff(blocks.offsets)[row]
+    at = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts - blocks.offsets[row], counts)
+    line, state = np.repeat(line, counts), blocks.state[at]
+    first_key = blocks.first[at].astype(np.int64) * blocks.kv_block
+    end_key = np.minimum(blocks.end[at].astype(np.int64) * blocks.kv_block, kv_len)
+    # The tiles that a run touches, and among them those that it covers.
+    first, end = first_key // bk, -(-end_key // bk)
+    covered, covered_end = -(-first_key // bk), np.where(end_key == kv_len, end, end_key // bk)
+    covered_end = np.maximum(covered, covered_end)
+    # Where a tile's counts of covering rows change: +1 at the first tile, -1 behind the last one.
+    place = np.concatenate([first, end, covered, covered_end])
+    touching, partial, full = np.zeros((3, 4, len(line)), np.int64)
+    touching[0], touching[1] = 1, -1
+    for change, wanted in ((partial, PARTIAL), (full, FULL)):
+        change[2] = state == wanted
+        change[3] = -change[2]
+    order = np.lexsort((place, np.tile(line, 4)))
+    line, place = np.tile(line, 4)[order], place[order]
+    touching, partial, full = (np.cumsum(change.reshape(-1)[order]) for change in (touching, partial, full))
+    last = np.append((line[1:] != line[:-1]) | (place[1:] != place[:-1]), np.ones(min(1, len(line)), bool))
+    line, place, touching, partial, full = (x[last] for x in (line, place, touching, partial, full))
+    # Between one change and the next of the line, all tiles are in one state.
+    rows = rows_of_line[line]
+    kind = np.select([touching == 0, full == rows, partial == rows], [-1, NO_MASK, ASK], LOOK_UP)
+    begins = np.ones(len(line), bool)
+    begins[1:] = (kind[1:] != kind[:-1]) | (line[1:] != line[:-1])
+    line, place, kind = line[begins], place[begins], kind[begins]
+    live = np.flatnonzero(kind >= 0)  # the last change of a line leaves nothing
+    return _Runs(line[live], place[live], place[live + 1], kind[live])
 
 
-def _extremes(low: Array, high: Array, axis: int, length: int, tile: int, block: int) -> tuple[Array, Array]:
-    """The smallest and largest value among the blocks that each tile touches, along one axis."""
-    starts = np.arange(0, length, tile)
-    first, last = starts // block, (np.minimum(starts + tile, length) - 1) // block
-    smallest, largest = low.take(first, axis), high.take(first, axis)
-    for step in range(1, int((last - first).max()) + 1):
-        at = np.minimum(first + step, last)
-        smallest = np.minimum(smallest, low.take(at, axis))
-        largest = np.maximum(largest, high.take(at, axis))
-    return smallest, largest
+def _touched(blocks: Blocks, bq: int, q_len: int) -> tuple[Array, Array, Array]:
+    """(line, rows_of_line, row): which rows of blocks each tile of query rows touches, and how many."""
+    batch, heads, q_blocks, _ = blocks.shape
+    starts = np.arange(0, q_len, bq)
+    first, last = starts // blocks.q_block, (np.minimum(starts + bq, q_len) - 1) // blocks.q_block
+    count = np.tile(last - first + 1, batch * heads)
+    line = np.repeat(np.arange(len(count)), count)
+    first_row = (np.arange(batch * heads)[:, None] * q_blocks + first).reshape(-1)
+    row = np.arange(len(line)) - np.repeat(np.cumsum(count) - count - first_row, count)
+    return line, count, row
 
 
 def _flat(values: Array) -> mx.array:

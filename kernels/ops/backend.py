@@ -26,6 +26,7 @@ class OpsBackend:
 
     name = "ops"
     lazy = True
+    quantises = False
 
     def unavailable(self) -> str | None:
         return None

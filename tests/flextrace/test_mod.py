@@ -115,6 +115,25 @@ def test_inspect_shows_every_stage() -> None:
     ]
 
 
+def test_inspect_shows_how_the_tiles_of_a_mask_are_decided() -> None:
+    ids = mx.array([0, 0, 1])
+
+    @flex.mask_mod
+    def same(b, h, q_idx, kv_idx):
+        return ids[q_idx] == ids[kv_idx]
+
+    assert same.inspect().splitlines()[-7:] == [
+        "",
+        "tiles (a bare mask_mod decides them by bounds, here those of the cpu kernel: 0 empty, 1 evaluated, 2 full):",
+        "  const bounds::Range q_idx = bounds::range(q_first, q_last);",
+        "  const auto u0 = bounds::load<int32_t>(in, 0, q_idx);",
+        "  const bounds::Range kv_idx = bounds::range(kv_first, kv_last);",
+        "  return bounds::state(bounds::eq(u0, bounds::load<int32_t>(in, 0, kv_idx)));",
+        "  ranges of array0 along axis 0: from the least and largest elements of its blocks",
+    ]
+    assert "tiles" not in alibi.inspect()
+
+
 def test_inspect_says_when_a_mod_is_traced_anew() -> None:
     import random
 

@@ -150,81 +150,6 @@ inline float erf(float x) {
 
 }  // namespace fx
 #line 4 "mod.h (generated)"
-
-constexpr constant bool HAS_SCORE_MOD = true;
-constexpr constant bool HAS_MASK_MOD = false;
-
-template <typename Array0>
-struct Mods {
-  Array0 array0;
-  const constant int* array0_shape;
-  const constant int64_t* array0_strides;
-  // score_mod alibi
-  float score_mod(float score, int b, int h, int q_idx, int kv_idx) const thread {
-    return score - (float(array0[fx::offset(array0_shape, array0_strides, h)]) * float(fx::abs(fx::sub(q_idx, kv_idx))));
-  }
-
-  // no mask_mod
-  bool mask_mod(int b, int h, int q_idx, int kv_idx) const thread {
-    return true;
-  }
-};
-
-template <typename Array0>
-inline Mods<Array0> captured_by_mods(const device int* numbers, Array0 array0, const constant int* array0_shape, const constant int64_t* array0_strides) {
-  Mods<Array0> mods;
-  mods.array0 = array0;
-  mods.array0_shape = array0_shape;
-  mods.array0_strides = array0_strides;
-  return mods;
-}
-#line 15 "attention_forward.metal"
-#line 1 "params.h"
-// params.h: what the launcher hands to one call of the kernel, besides arrays and template arguments.
-
-#include <metal_stdlib>
-
-struct AttentionParams {
-  int query_heads;
-  int kv_heads;    // query head h reads kv head h / (query_heads / kv_heads)
-  int kv_batches;  // batch, or 1: one batch of keys and values serves all
-  int q_len;
-  int kv_len;
-  float scale;  // score = scale * (q . k), before score_mod
-
-  // The block mask; unused without one. tile_lists: [mask_batches, mask_heads, q_tiles, list_length] holds, for each
-  // tile of query rows, a count and then the tiles of keys to visit (walk.h says how they are written).
-  int mask_batches;  // batch, or 1 to broadcast
-  int mask_heads;    // query_heads, or 1 to broadcast
-  int list_length;
-  // block_states: [mask_batches, mask_heads, q_blocks, kv_blocks], for tiles that the edge of a block cuts.
-  int q_blocks;
-  int kv_blocks;
-  int q_block;  // rows and columns of one block
-  int kv_block;
-};
-
-// The fields above lie one after the other in a buffer of 32-bit words; the numbers that the mods capture follow.
-constexpr constant int PARAM_WORDS = 13;
-
-inline AttentionParams read_params(const device int* words) {
-  AttentionParams p;
-  p.query_heads = words[0];
-  p.kv_heads = words[1];
-  p.kv_batches = words[2];
-  p.q_len = words[3];
-  p.kv_len = words[4];
-  p.scale = as_type<float>(words[5]);
-  p.mask_batches = words[6];
-  p.mask_heads = words[7];
-  p.list_length = words[8];
-  p.q_blocks = words[9];
-  p.kv_blocks = words[10];
-  p.q_block = words[11];
-  p.kv_block = words[12];
-  return p;
-}
-#line 16 "attention_forward.metal"
 #line 1 "plan.h"
 // plan.h: how one threadgroup cuts its work, all compile-time. plan.py chooses; its model of registers and
 // threadgroup memory is written there.
@@ -266,7 +191,92 @@ struct Plan {
   static_assert(BD_ % FRAGMENT == 0 && BV_ % FRAGMENT == 0, "a tile of columns is made of whole fragments");
   static_assert(ROW_FRAGMENTS_ * KEY_FRAGMENTS * 2 <= 32, "a lane keeps its part of the mask in the bits of a uint");
 };
-#line 17 "attention_forward.metal"
+#line 5 "mod.h (generated)"
+
+constexpr constant bool HAS_SCORE_MOD = true;
+constexpr constant bool HAS_MASK_MOD = false;
+
+template <typename Array0>
+struct Mods {
+  Array0 array0;
+  const constant int* array0_shape;
+  const constant int64_t* array0_strides;
+  // score_mod alibi
+  float score_mod(float score, int b, int h, int q_idx, int kv_idx) const thread {
+    return score - (float(array0[fx::offset(array0_shape, array0_strides, h)]) * float(fx::abs(fx::sub(q_idx, kv_idx))));
+  }
+
+  // no mask_mod
+  bool mask_mod(int b, int h, int q_idx, int kv_idx) const thread {
+    return true;
+  }
+
+  // The same of the keys of a lane: bit 2 j + e of key kv_first + 8 j + e, unset from kv_len on.
+  template <int FRAGMENTS>
+  uint mask_row(int b, int h, int q_idx, int kv_first, int kv_len) const thread {
+    return ~0u;
+  }
+
+  // What the mask leaves of rows q_first to q_last and keys kv_first to kv_last: 0 nothing, 1 to be asked, 2 all.
+  int tile_state(int batch, int head, int q_first, int q_last, int kv_first, int kv_last) const thread {
+    return 2;
+  }
+};
+
+template <typename Array0>
+inline Mods<Array0> captured_by_mods(const device int* numbers, Array0 array0, const constant int* array0_shape, const constant int64_t* array0_strides) {
+  Mods<Array0> mods;
+  mods.array0 = array0;
+  mods.array0_shape = array0_shape;
+  mods.array0_strides = array0_strides;
+  return mods;
+}
+#line 15 "attention_forward.metal"
+#line 1 "params.h"
+// params.h: what the launcher hands to one call of the kernel, besides arrays and template arguments.
+
+#include <metal_stdlib>
+
+struct AttentionParams {
+  int query_heads;
+  int kv_heads;    // query head h reads kv head h / (query_heads / kv_heads)
+  int kv_batches;  // batch, or 1: one batch of keys and values serves all
+  int q_len;
+  int kv_len;
+  float scale;  // score = scale * (q . k), before score_mod
+
+  // The block mask; unused without one. tile_lists has, for every [mask_batches, mask_heads, q_tiles], runs of tiles of
+  // keys to visit: where the runs of each begin, and of all; then two words per run, as TileRuns of walk.h has them.
+  int mask_batches;  // batch, or 1 to broadcast
+  int mask_heads;    // query_heads, or 1 to broadcast
+  // block_states: [mask_batches, mask_heads, q_blocks, kv_blocks], for tiles that the edge of a block cuts.
+  int q_blocks;
+  int kv_blocks;
+  int q_block;  // rows and columns of one block
+  int kv_block;
+};
+
+// The fields above lie one after the other in a buffer of 32-bit words; the numbers that the mods capture follow.
+constexpr constant int PARAM_WORDS = 12;
+
+inline AttentionParams read_params(const device int* words) {
+  AttentionParams p;
+  p.query_heads = words[0];
+  p.kv_heads = words[1];
+  p.kv_batches = words[2];
+  p.q_len = words[3];
+  p.kv_len = words[4];
+  p.scale = as_type<float>(words[5]);
+  p.mask_batches = words[6];
+  p.mask_heads = words[7];
+  p.q_blocks = words[8];
+  p.kv_blocks = words[9];
+  p.q_block = words[10];
+  p.kv_block = words[11];
+  return p;
+}
+#line 16 "attention_forward.metal"
+
 #line 1 "fragments.h"
 // fragments.h: 8x8 matrices spread over the lanes of a simdgroup, two neighbouring elements of one row in each lane.
 
@@ -563,16 +573,21 @@ inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[K
 // walk.h: which tiles of keys a threadgroup visits. A tile that no row attends to is neither loaded nor computed; one
 // that every row attends to whole runs without the mask.
 //
-// Candidates are all tiles of keys, or those that a block mask leaves. What mask_mod leaves of them is found out by
-// asking it: the threadgroup surveys 32 candidates at a time, each simdgroup for its own rows, with the lanes asking
-// for the elements that they will hold. That costs a few operations per score, and once per 32 tiles two barriers.
+// Candidates are all tiles of keys, or those that a block mask leaves. Bounds of mask_mod (tile_state of mod.h) decide
+// most of them unseen: a lane each, first 32 stretches of 32 candidates, then the 32 candidates of a stretch, for the
+// rows of the threadgroup; where that leaves some open, for the rows of each simdgroup. Only what is open even then is
+// surveyed: the lanes ask mask_mod about the elements that they will hold. The simdgroups vote on open candidates,
+// which costs a barrier per stretch that has one.
 
 
 
 
 
-// What is known of a candidate before asking mask_mod. An entry of a tile list is 4 * tile + state.
+// What is known of a candidate before asking mask_mod. An entry is 4 * tile + state.
 enum TileState { NO_MASK = 0, ASK = 1, LOOK_UP = 2 };  // LOOK_UP: the edge of a block runs through the tile
+
+// What bounds say of a tile: the values of tile_state.
+enum Bounded { EMPTY = 0, OPEN = 1, WHOLE = 2 };
 
 // BLOCKS, a template argument of the kernel.
 enum Blocks { NO_BLOCKS = 0, WHOLE_TILES = 1, CUT_TILES = 2 };  // CUT_TILES: some tiles are LOOK_UP
@@ -584,30 +599,70 @@ struct KeyTile {
   bool exists;  // false after the last one
   bool live;    // some row of this simdgroup attends to it
   bool masked;  // some row of this simdgroup does not attend to all of it
+  bool asked;   // the survey has left in `kept` what this lane attends to, as Walk::kept has it
+  uint kept;
 };
+
+// Some query rows, one after the other.
+struct RowRange {
+  int first, last;
+};
+inline RowRange row_range(int first, int count, int q_len) {
+  RowRange rows;
+  rows.first = first;
+  rows.last = metal::min(first + count, q_len) - 1;
+  return rows;
+}
 
 // Where a lane stands: its batch, head and query rows, and its place in a fragment.
 template <typename P>
 struct LaneRows {
   int b, h;
   int q_idx[P::ROW_FRAGMENTS];  // of the last row, where a row does not exist
-  bool exist;                   // the simdgroup has at least one row
+  RowRange of_group, of_simdgroup;
+  bool exist;  // the simdgroup has at least one row
   LanePlace place;
+};
+
+// Bit i: what lane i says.
+inline uint ballot(bool yes, uint lane) { return metal::simd_or(uint(yes) << lane); }
+
+// The runs of a tile of query rows: neighbouring tiles of keys in one state.
+struct TileRuns {
+  const device int* ends;     // candidates of this run and those before it
+  const device int* entries;  // of its candidates, less 4 * candidate
+  int count;
+
+  // The first run that ends behind the candidate is its own.
+  int entry(int candidate) const thread {
+    int low = 0, high = count - 1;
+    while (low < high) {
+      int middle = (low + high) / 2;
+      if (ends[middle] > candidate) high = middle;
+      else low = middle + 1;
+    }
+    return 4 * candidate + entries[low];
+  }
 };
 
 template <typename P, int BLOCKS, typename Captured>
 struct Walk {
   AttentionParams p;
-  const device int* list;     // of this tile of query rows; its length comes first
+  TileRuns runs;
   const device uint8_t* states;  // of this batch and head: 0 empty, 1 ask mask_mod, 2 full
-  threadgroup uint* votes;    // one per simdgroup
+  threadgroup uint* votes;       // one per simdgroup, twice
+  int turn;                      // which of the two; so one barrier is enough
   int candidates;
-  int base;  // candidates base to base + 31 are in hand: bits of the words below, one entry in each lane
-  int next_base;
+  int ahead;  // the first candidate that nothing has been said of
+  int base;   // the first one in hand; bits of the words below, and entries in the lanes, are these 32
   int entry_in_lane;
   uint to_visit, live, whole;
+  int last_asked;  // of those in hand, the last one surveyed, and what came out
+  uint last_kept;
+  uint stretches, whole_stretches;  // of 32 candidates each, before `ahead`
 
-  static constexpr constant bool SURVEY = HAS_MASK_MOD || BLOCKS == CUT_TILES;
+  static constexpr constant bool BOUNDED = HAS_MASK_MOD && BLOCKS == NO_BLOCKS;
+  static constexpr constant bool UNSURE = HAS_MASK_MOD || BLOCKS == CUT_TILES;
 
   void start(AttentionParams params, const device int* tile_lists, const device uint8_t* block_states, int q_tile,
              int q_tiles, const thread LaneRows<P>& rows, threadgroup uint* shared_votes) thread {
@@ -617,12 +672,18 @@ struct Walk {
     if (BLOCKS != NO_BLOCKS) {
       int64_t mask = int64_t(metal::min(rows.b, p.mask_batches - 1)) * p.mask_heads +
                      metal::min(rows.h, p.mask_heads - 1);
-      list = tile_lists + (mask * q_tiles + q_tile) * p.list_length;
+      int64_t lists = int64_t(p.mask_batches) * p.mask_heads * q_tiles, list = mask * q_tiles + q_tile;
+      int first = tile_lists[list];
+      runs.count = tile_lists[list + 1] - first;
+      runs.ends = tile_lists + lists + 1 + first;
+      runs.entries = runs.ends + tile_lists[lists];
       states = block_states + mask * p.q_blocks * p.kv_blocks;
-      candidates = list[0];
+      candidates = runs.count > 0 ? runs.ends[runs.count - 1] : 0;
     }
-    base = next_base = entry_in_lane = 0;
-    to_visit = live = whole = 0;
+    turn = ahead = base = entry_in_lane = 0;
+    last_asked = -1;
+    last_kept = 0;
+    to_visit = live = whole = stretches = whole_stretches = 0;
   }
 
   // The entry of candidate base + i.
@@ -631,78 +692,127 @@ struct Walk {
     return (base + i) * 4 + (HAS_MASK_MOD ? ASK : NO_MASK);
   }
 
-  // Bit (2 r + e) * KEY_FRAGMENTS + j: whether row r of this lane attends to its element e of key fragment j.
+  // Bit 2 (r * KEY_FRAGMENTS + j) + e: whether row r of this lane attends to its element e of key fragment j.
   uint kept(int first, int state, const thread LaneRows<P>& rows, const thread Captured& mods) const thread {
-    uint bits = 0, bit = 1;
+    uint bits = 0;
     UNROLL
-    for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
-      UNROLL
-      for (int e = 0; e < 2; e++) {
-        UNROLL
-        for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
-          int kv_idx = first + j * FRAGMENT + rows.place.column + e;
-          if (kv_idx < p.kv_len && keep(rows.q_idx[r], kv_idx, state, rows, mods)) bits |= bit;
-          bit <<= 1;
-        }
+    for (int r = 0; r < P::ROW_FRAGMENTS; r++)
+      bits |= kept_of_row(rows.q_idx[r], first + rows.place.column, state, rows, mods) << (2 * r * P::KEY_FRAGMENTS);
+    return bits;
+  }
+  static bool is_kept(uint bits, int r, int e, int j) { return (bits >> (2 * (r * P::KEY_FRAGMENTS + j) + e)) & 1; }
+
+  uint kept_of_row(int q_idx, int first, int state, const thread LaneRows<P>& rows, const thread Captured& mods)
+      const thread {
+    if (HAS_MASK_MOD && state == ASK)
+      return mods.template mask_row<P::KEY_FRAGMENTS>(rows.b, rows.h, q_idx, first, p.kv_len);
+    uint bits = 0;
+    UNROLL
+    for (int i = 0; i < 2 * P::KEY_FRAGMENTS; i++) {
+      int kv_idx = first + i / 2 * FRAGMENT + i % 2;
+      bool keep = kv_idx < p.kv_len;
+      if (BLOCKS == CUT_TILES && state == LOOK_UP && keep) {
+        int block = states[int64_t(q_idx / p.q_block) * p.kv_blocks + kv_idx / p.kv_block];
+        keep = block == 2 || (block == 1 && (!HAS_MASK_MOD || mods.mask_mod(rows.b, rows.h, q_idx, kv_idx)));
       }
+      bits |= uint(keep) << i;
     }
     return bits;
   }
-  static bool is_kept(uint bits, int r, int e, int j) { return (bits >> ((2 * r + e) * P::KEY_FRAGMENTS + j)) & 1; }
 
-  bool keep(int q_idx, int kv_idx, int state, const thread LaneRows<P>& rows, const thread Captured& mods)
+  // What bounds say of neighbouring tiles of keys, the first of which exists.
+  int bounded(int tile, int tiles, RowRange q, const thread LaneRows<P>& rows, const thread Captured& mods)
       const thread {
-    bool ask = state == ASK;
-    if (BLOCKS == CUT_TILES && state == LOOK_UP) {
-      int block = states[int64_t(q_idx / p.q_block) * p.kv_blocks + kv_idx / p.kv_block];
-      if (block == 0) return false;
-      ask = block == 1;
+    int first = tile * P::BK, keys = metal::min(p.kv_len - first, tiles * P::BK);
+    return mods.tile_state(rows.b, rows.h, q.first, q.last, first, first + keys - 1);
+  }
+
+  // What is known of this lane's candidate, for some rows.
+  int bounded_in_lane(RowRange q, const thread LaneRows<P>& rows, const thread Captured& mods, uint lane)
+      const thread {
+    int e = BLOCKS != NO_BLOCKS ? entry_in_lane : (base + int(lane)) * 4 + ASK;
+    if ((e & 3) == ASK) return bounded(e >> 2, 1, q, rows, mods);
+    return (e & 3) == NO_MASK ? WHOLE : OPEN;
+  }
+
+  // Decides the next 32 stretches, a stretch per lane.
+  void look_ahead(const thread LaneRows<P>& rows, const thread Captured& mods, uint lane) thread {
+    int first = ahead + 32 * int(lane);
+    int state = first < candidates ? bounded(first, 32, rows.of_group, rows, mods) : EMPTY;
+    stretches = ballot(state != EMPTY, lane);
+    whole_stretches = ballot(state == WHOLE, lane);
+    ahead += 32 * 32;
+  }
+
+  // Takes the next 32 candidates in hand, to_visit being those that some row may attend to; false without any.
+  bool take(const thread LaneRows<P>& rows, const thread Captured& mods, uint simdgroup, uint lane) thread {
+    bool sure = !UNSURE;
+    if (BOUNDED) {
+      while (stretches == 0 && ahead < candidates) look_ahead(rows, mods, lane);
+      if (stretches == 0) return false;
+      int stretch = int(metal::ctz(stretches));
+      stretches &= stretches - 1;
+      sure = (whole_stretches >> stretch) & 1;
+      base = ahead - 32 * (32 - stretch);
+    } else {
+      if (ahead >= candidates) return false;
+      base = ahead;
+      ahead += 32;
     }
-    return !HAS_MASK_MOD || !ask || mods.mask_mod(rows.b, rows.h, q_idx, kv_idx);
+    uint in_hand = ~0u >> (32 - metal::min(32, candidates - base));
+    bool mine = (in_hand >> lane) & 1;
+    if (BLOCKS != NO_BLOCKS) entry_in_lane = mine ? runs.entry(base + int(lane)) : 0;
+    to_visit = whole = in_hand;
+    uint open = 0;
+    if (!sure) {
+      int state = mine ? bounded_in_lane(rows.of_group, rows, mods, lane) : EMPTY;
+      to_visit = whole = ballot(state == WHOLE, lane);
+      open = ballot(state == OPEN, lane);
+    }
+    live = rows.exist ? whole : 0;
+    last_asked = -1;
+    if (UNSURE && open != 0) survey(open, rows, mods, simdgroup, lane);
+    return true;
   }
 
-  // Takes the next 32 candidates in hand, all to be visited.
-  void take(const thread LaneRows<P>& rows, uint lane) thread {
-    base = next_base;
-    next_base = metal::min(base + 32, candidates);
-    if (BLOCKS != NO_BLOCKS) entry_in_lane = base + int(lane) < candidates ? list[1 + base + int(lane)] : 0;
-    to_visit = ~0u >> (32 - (next_base - base));
-    live = rows.exist ? to_visit : 0;
-    whole = to_visit;
-  }
-
-  // Asks the mask about the candidates in hand.
-  void survey(const thread LaneRows<P>& rows, const thread Captured& mods, uint simdgroup, uint lane) thread {
+  // Decides open candidates for the rows of each simdgroup, by bounds or else by asking the mask about all elements.
+  void survey(uint open, const thread LaneRows<P>& rows, const thread Captured& mods, uint simdgroup, uint lane)
+      thread {
     constexpr uint EVERY = ~0u >> (32 - 2 * P::ROW_FRAGMENTS * P::KEY_FRAGMENTS);
-    live = whole = 0;
-    for (int i = 0; i < next_base - base && rows.exist; i++) {
-      int e = entry(i);
-      uint bits = (e & 3) == NO_MASK ? EVERY : kept((e >> 2) * P::BK, e & 3, rows, mods);
-      if (metal::simd_any(bits != 0)) live |= 1u << i;
-      if (metal::simd_all(bits == EVERY)) whole |= 1u << i;
+    bool mine = rows.exist && ((open >> lane) & 1);
+    int state = mine ? bounded_in_lane(rows.of_simdgroup, rows, mods, lane) : EMPTY;
+    uint decided = ballot(state == WHOLE, lane);
+    live |= decided;
+    whole |= decided;
+    for (uint asked = ballot(state == OPEN, lane); asked != 0; asked &= asked - 1) {
+      last_asked = int(metal::ctz(asked));
+      int e = entry(last_asked);
+      last_kept = kept((e >> 2) * P::BK, e & 3, rows, mods);
+      if (metal::simd_any(last_kept != 0)) live |= 1u << last_asked;
+      if (metal::simd_all(last_kept == EVERY)) whole |= 1u << last_asked;
     }
-    if (lane == 0) votes[simdgroup] = live;
+    threadgroup uint* votes_now = votes + turn * P::SIMDGROUPS;
+    turn ^= 1;
+    if (lane == 0) votes_now[simdgroup] = live;
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
-    to_visit = 0;
-    for (int s = 0; s < P::SIMDGROUPS; s++) to_visit |= votes[s];
-    metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);  // read before the next survey writes
+    for (int s = 0; s < P::SIMDGROUPS; s++) to_visit |= votes_now[s];
   }
 
   // The next tile to visit, the same one in all threads.
   KeyTile next(const thread LaneRows<P>& rows, const thread Captured& mods, uint simdgroup, uint lane) thread {
-    while (to_visit == 0 && next_base < candidates) {
-      take(rows, lane);
-      if (SURVEY) survey(rows, mods, simdgroup, lane);
-    }
+    while (to_visit == 0 && take(rows, mods, simdgroup, lane)) continue;
     KeyTile tile;
     tile.exists = to_visit != 0;
     int i = tile.exists ? int(metal::ctz(to_visit)) : 0;
     to_visit &= to_visit - 1;
     int e = entry(i);
     tile.first = (e >> 2) * P::BK;
-    tile.state = e & 3;
+    bool all = (whole >> i) & 1;
+    tile.state = all ? NO_MASK : e & 3;
     tile.live = (live >> i) & 1;
-    tile.masked = !((whole >> i) & 1) || tile.first + P::BK > p.kv_len;
+    tile.masked = !all || tile.first + P::BK > p.kv_len;
+    tile.asked = i == last_asked;
+    tile.kept = last_kept;
     return tile;
   }
 };
@@ -717,7 +827,7 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
                    const thread Walk<P, BLOCKS, Captured>& walk, const thread LaneRows<P>& rows,
                    const thread Captured& mods) {
   float scale = HAS_SCORE_MOD ? walk.p.scale : walk.p.scale * LOG2_E;
-  uint kept = tile.masked ? walk.kept(tile.first, tile.state, rows, mods) : 0;
+  uint kept = tile.masked && !tile.asked ? walk.kept(tile.first, tile.state, rows, mods) : tile.kept;
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
     UNROLL
@@ -768,6 +878,8 @@ inline void attention_forward(
   rows.h = int(group.y);
   rows.place = place_of(lane);
   rows.exist = first_row < p.q_len;
+  rows.of_group = row_range(q_tile * P::BQ, P::BQ, p.q_len);
+  rows.of_simdgroup = row_range(first_row, P::ROWS, p.q_len);
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++)
     rows.q_idx[r] = metal::min(first_row + r * FRAGMENT + rows.place.row, p.q_len - 1);
@@ -889,7 +1001,7 @@ inline void attention_forward(
   }
 }
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int BLOCKS>
-[[kernel]] void flextrace_attention_1f7311c47ebbf96c(
+[[kernel]] void flextrace_attention_06e62edcf49da6c4(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],
@@ -911,7 +1023,7 @@ template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGR
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
 typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS> P;
 threadgroup T staged[STAGED];
-threadgroup uint votes[SIMDGROUPS];
+threadgroup uint votes[2 * SIMDGROUPS];
 const auto mods = captured_by_mods(params + PARAM_WORDS, array0, array0_shape, array0_strides);
 attention_forward<T, P, BLOCKS, StagedTile>(
     q, q_strides, k, k_strides, v, v_strides, out, lse, max_scores, tile_lists, block_states, read_params(params), mods,

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import reference
+from backends import COMPILED_OR_OPS
 
 import flextrace as flex
 
@@ -15,8 +16,7 @@ INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 TYPES = [(library, name) for library in ("mlx", "numpy") for name in (*INTEGERS, *FLOATS, "bool")]
 TYPES.remove(("numpy", "bfloat16"))  # numpy has none
-BACKENDS = ("cpu", "ops")
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_backend = pytest.mark.parametrize("backend", COMPILED_OR_OPS)
 N = 24
 
 

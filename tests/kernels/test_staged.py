@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import reference
 import zoo
+from backends import STAGED
 
 import flextrace as flex
-from flextrace.kernels import backend_for
 
 
 class Shape(NamedTuple):
@@ -45,22 +45,14 @@ LISTS = ["kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"]
 STAGES = ["scores", "scaled", "modified", "weights", "max_scores", "sums", "product", "out", "lse"]
 
 
-def has_stages(backend: str) -> bool:
-    try:
-        backend_for(backend).stages()
-    except ImportError:
-        return False
-    return True
-
-
 CASES = [
     pytest.param("cpu", name, ROTATION[i % len(ROTATION)], id=f"cpu-{name}-{ROTATION[i % len(ROTATION)]}")
     for i, name in enumerate(zoo.ZOO)
 ] + [
     pytest.param("simulator", name, ROTATION[i % len(ROTATION)], id=f"simulator-{name}-{ROTATION[i % len(ROTATION)]}")
-    for i, name in enumerate(ON_SIMULATOR if has_stages("simulator") else ())
+    for i, name in enumerate(ON_SIMULATOR)
 ]
-EVERY = pytest.mark.parametrize("backend", ["cpu", "simulator"] if has_stages("simulator") else ["cpu"])
+EVERY = pytest.mark.parametrize("backend", STAGED)
 
 
 def inputs(shape: Shape, dtype: str = "float32") -> tuple[mx.array, ...]:

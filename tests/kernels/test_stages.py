@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reference
 import zoo
+from backends import STAGED
 
 import flextrace as flex
 from flextrace.kernels import (
@@ -18,7 +19,6 @@ from flextrace.kernels import (
     OutputParts,
     SoftmaxParts,
     attention_output,
-    backend_for,
     block_mask,
     block_sparse_matmul,
     matmul,
@@ -28,16 +28,7 @@ from flextrace.kernels import (
 )
 from flextrace.tracer import Traces
 
-
-def stage_backends() -> list[str]:
-    try:
-        backend_for("simulator").stages()
-    except ImportError:
-        return ["cpu"]
-    return ["cpu", "simulator"]
-
-
-EVERY = pytest.mark.parametrize("backend", stage_backends())
+EVERY = pytest.mark.parametrize("backend", STAGED)
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 # One rounding of the result; the sums are float32.
 ROUNDING = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}

@@ -68,6 +68,7 @@ enum class mem_flags { mem_none, mem_device, mem_threadgroup };
 void threadgroup_barrier(mem_flags flags);
 bool simd_any(bool x);
 bool simd_all(bool x);
+uint simd_or(uint x);
 float simd_max(float x);
 float simd_sum(float x);
 template <typename T>

@@ -209,4 +209,4 @@ def test_the_launch_is_lazy_and_works_inside_compile() -> None:
     launch = launches[0]
     assert launch["ensure_row_contiguous"] is False
     assert launch["grid"] == (2 * 128, 2, 1) and launch["threadgroup"] == (128, 1, 1)
-    assert launch["name"].startswith("flextrace_attention_") and launch["name"].endswith("_d")
+    assert launch["name"].startswith("flextrace_attention_") and launch["name"].endswith("_d_float32")

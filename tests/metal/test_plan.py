@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -57,21 +59,26 @@ def expand(blocks: Blocks, dtype: str, q_len: int, kv_len: int) -> tuple[int, np
     """What the kernel makes of the lists: per score 0 not visited, 1 ask mask_mod, 2 keep."""
     plan = plan_for(64, 64, dtype)
     tiles = tiles_for(blocks, plan, q_len, kv_len)
-    mask_batches, mask_heads, length, q_blocks, kv_blocks, q_block, kv_block = tiles.words
+    mask_batches, mask_heads, q_blocks, kv_blocks, q_block, kv_block = tiles.words
     states = np.array(tiles.states)[: mask_batches * mask_heads * q_blocks * kv_blocks]
-    states = states.reshape(mask_batches, mask_heads, q_blocks, kv_blocks)
+    if tiles.mode == CUT_TILES:
+        states = states.reshape(mask_batches, mask_heads, q_blocks, kv_blocks)
     q_tiles = -(-q_len // plan.bq)
-    lists = np.array(tiles.lists)[: mask_batches * mask_heads * q_tiles * length]
-    lists = lists.reshape(mask_batches, mask_heads, q_tiles, length)
+    lists, lines = np.array(tiles.lists), mask_batches * mask_heads * q_tiles
+    offsets, (ends, entries) = lists[: lines + 1], lists[lines + 1 :][: 2 * lists[lines]].reshape(2, -1)
     scores = np.zeros((mask_batches, mask_heads, q_len, kv_len), np.int8)
-    for b, h, t in np.ndindex(*lists.shape[:3]):
-        count, *entries = lists[b, h, t]
-        assert entries[:count] == sorted(entries[:count])
-        for entry in entries[:count]:
+    for line, (b, h, t) in enumerate(np.ndindex(mask_batches, mask_heads, q_tiles)):
+        runs = slice(offsets[line], offsets[line + 1])
+        assert (np.diff(ends[runs], prepend=0) > 0).all() and (entries[runs] >= 0).all(), "no run is empty"
+        visited = [
+            4 * i + entries[runs][np.searchsorted(ends[runs], i, side="right")] for i in range(max([0, *ends[runs]]))
+        ]
+        assert visited == sorted(visited)
+        for entry in visited:
             q = np.arange(t * plan.bq, min((t + 1) * plan.bq, q_len))[:, None]
             kv = np.arange(entry // 4 * plan.bk, min((entry // 4 + 1) * plan.bk, kv_len))
-            known = {ASK: np.int8(1), NO_MASK: np.int8(2), LOOK_UP: states[b, h, q // q_block, kv // kv_block]}
-            scores[b, h, q, kv] = known[entry % 4]
+            cut = states[b, h, q // q_block, kv // kv_block] if entry % 4 == LOOK_UP else None
+            scores[b, h, q, kv] = {ASK: np.int8(1), NO_MASK: np.int8(2), LOOK_UP: cut}[entry % 4]
     return tiles.mode, scores
 
 
@@ -91,6 +98,44 @@ def test_tile_lists_expand_to_the_block_states(block_size: Any) -> None:
     np.testing.assert_array_equal(scores, expected)
     aligned = q_block % 64 == 0 and kv_block % 32 == 0
     assert mode == (WHOLE_TILES if aligned else CUT_TILES) or block_size == (200, 300)
+
+
+def test_random_tile_lists_of_odd_lengths() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        (q_len, kv_len), (q_block, kv_block) = rng.integers(1, 300, size=2), rng.integers(1, 90, size=2)
+        shape = (1, 2, -(-q_len // q_block), -(-kv_len // kv_block))
+        states = rng.choice(3, size=shape, p=rng.dirichlet([1, 1, 1]))
+        _, scores = expand(Blocks.from_states(states, q_block, kv_block), "float32", q_len, kv_len)
+        expected = states.repeat(q_block, axis=2)[:, :, :q_len].repeat(kv_block, axis=3)[..., :kv_len]
+        np.testing.assert_array_equal(scores, expected, err_msg=f"{q_len} {kv_len} {q_block} {kv_block}")
+
+
+@pytest.mark.parametrize("block_size", [128, 96], ids=["whole tiles", "cut tiles"])
+def test_a_window_over_131072_tokens_has_short_lists(block_size: int) -> None:
+    """A dense list of tiles would take 33 MB, and a state per block 1 MB more."""
+    length = 131_072
+    mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: (q_idx >= kv_idx) & (q_idx - kv_idx < 1024))
+    blocks = flex.create_block_mask(mask, None, None, length, length, BLOCK_SIZE=block_size).blocks
+    tracemalloc.start()
+    start = time.perf_counter()
+    tiles = tiles_for(blocks, plan_for(64, 64, "float32"), length, length)
+    seconds, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seconds < 1.0 and peak < 20e6
+    assert tiles.lists.nbytes < 200e3
+    assert tiles.mode == (WHOLE_TILES if block_size == 128 else CUT_TILES)
+    assert tiles.states.size == (8 if block_size == 128 else blocks.states().size)
+
+
+def test_tile_lists_of_a_million_tokens_are_small() -> None:
+    """Causal over 1,048,576 tokens: 16,384 lines of two runs."""
+    count = 2**20 // 128
+    row = np.repeat(np.arange(count), 2)
+    first, end = np.zeros(2 * count, int), np.arange(2 * count) // 2
+    first[1::2], end[1::2] = end[1::2], end[1::2] + 1
+    blocks = Blocks.from_runs((1, 1, count, count), row[1:], first[1:], end[1:], np.tile([2, 1], count)[1:], 128, 128)
+    assert tiles_for(blocks, plan_for(64, 64, "float32"), 2**20, 2**20).lists.nbytes < 400e3
 
 
 def test_tile_lists_are_remembered_with_the_block_mask() -> None:

@@ -157,7 +157,7 @@ MISTAKES = [
     ("threadgroup T* now = staged;", "device T* now = staged;"),
     ("const thread Rows<T>& from, int first_row", "const device Rows<T>& from, int first_row"),
     ("first.store(now, thread_index);", "first.store(out, thread_index);"),
-    ("const device int* list; ", "const constant int* list; "),
+    ("const device int* ends; ", "const constant int* ends; "),
     (
         "multiply_values<T, P>(sums, weights, now, d, rows.place)",
         "multiply_values<T, P>(sums, weights, v, d, rows.place)",
@@ -179,7 +179,7 @@ def test_clang_finds_planted_mistakes(right: str, wrong: str, tmp_path: Path) ->
 @needs_clang
 def test_no_pointer_is_without_an_address_space(tmp_path: Path) -> None:
     """clang lets an unqualified pointer through as __generic; Metal does not."""
-    source = clang_check.instance(text_of("alibi", "causal"), plan_for(80, 80, "bfloat16"), CUT_TILES)
+    source = clang_check.instance(text_of("alibi", "document_ids"), plan_for(80, 80, "bfloat16"), CUT_TILES)
     assert clang_check.unqualified_pointers(source, tmp_path) == []
     planted = source.replace("const thread int* q_idx, int d,", "const int* q_idx, int d,")
     assert clang_check.unqualified_pointers(planted, tmp_path) == ["q_idx"]
@@ -188,7 +188,7 @@ def test_no_pointer_is_without_an_address_space(tmp_path: Path) -> None:
 WIDE = [
     ("int64_t at = head * p.q_len + row;", "int at = int(head * p.q_len + row);", "attention_forward"),
     ("q_idx * rows.row_stride", "q_idx * int(rows.row_stride)", "read"),
-    ("int64_t(q_idx / p.q_block) * p.kv_blocks", "q_idx / p.q_block * p.kv_blocks", "keep"),
+    ("int64_t(q_idx / p.q_block) * p.kv_blocks", "q_idx / p.q_block * p.kv_blocks", "kept_of_row"),
     ("batch * strides[0] + head", "int64_t(batch * int(strides[0])) + head", "rows_of"),
 ]
 
@@ -196,7 +196,7 @@ WIDE = [
 @needs_clang
 def test_offsets_into_device_memory_have_64_bits(tmp_path: Path) -> None:
     """2**31 elements are 4 GB of float16: keys and values of a long context."""
-    source = clang_check.instance(text_of("alibi", "causal"), plan_for(80, 80, "bfloat16"), CUT_TILES)
+    source = clang_check.instance(text_of("alibi", "document_ids"), plan_for(80, 80, "bfloat16"), CUT_TILES)
     assert clang_check.narrow_offsets(source, tmp_path) == []
     for right, wrong, function in WIDE:
         assert right in source

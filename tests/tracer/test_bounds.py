@@ -154,6 +154,20 @@ def test_floats_at_the_edges(op: str) -> None:
         check_windows(mask, TABLES[slot], TABLES[slot])
 
 
+def test_shared_terms_at_the_edges() -> None:
+    """What cancels in numbers does not where int32 has wrapped."""
+    x, y = operand(0, Q_IDX), operand(0, KV_IDX)
+    difference, total = apply("sub", x, y), apply("add", x, y)
+    tripled = apply("mul", apply("add", x, const(5)), const(3))
+    check_windows(apply("add", difference, y), TABLES[0], TABLES[0])
+    check_windows(apply("add", difference, x), TABLES[0], TABLES[0])
+    check_windows(apply("sub", total, x), TABLES[0], TABLES[0])
+    for op in ("lt", "le", "eq", "ne"):
+        for a, b in ((difference, apply("neg", y)), (total, y), (tripled, apply("mul", x, const(3))), (tripled, total)):
+            check_windows(apply(op, a, b), TABLES[0], TABLES[0])
+            check_windows(apply(op, b, a), TABLES[0], TABLES[0])
+
+
 def test_every_op_has_a_rule() -> None:
     """All that gives a bool or an int; a float without one is unknown."""
     for op, row in ((op, row) for op, row in OPS.items() if row.arity > 0):

@@ -1,0 +1,187 @@
+"""Tokens -> a key/value cache in int8, which grows from call to call: half the bytes of float16 for long contexts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from flextrace.kernels.quant_types import LEVELS, SMALLEST
+
+DTYPES = (mx.float32, mx.float16, mx.bfloat16)
+
+
+class Int8Rows(NamedTuple):
+    """Rows in int8: row = values * scales + means.
+
+    values: int8 [batch, kv_heads, length, columns]; scales: float32 [batch, kv_heads, length], nan for a row that
+    holds an infinity or a nan; means: float32 [batch, kv_heads, 1, columns], or None for zeros.
+    """
+
+    values: mx.array
+    scales: mx.array
+    means: mx.array | None
+
+    def float32(self) -> mx.array:
+        """The rows as numbers."""
+        rows = self.values.astype(mx.float32) * self.scales[..., None]
+        return rows if self.means is None else rows + self.means
+
+
+class Int8KV:
+    """Keys, and if asked values, kept in int8 between calls.
+
+    Every token has its own scale, as with `QKQuant("row")`: it is rounded once, when it comes, and no block has to be
+    rounded again as it fills. Keys are smoothed by their mean over the first update (the prompt), which stays: any mean
+    is exact as long as all keys share it (arXiv 2410.02367).
+
+    Args:
+        quantise_value: keep values in int8 too; else in the dtype they come in.
+        smooth_k: subtract the mean of the first update from keys before rounding.
+        step: tokens by which the memory grows.
+
+    Raises:
+        ValueError: step is not positive.
+
+    Example:
+        >>> import mlx.core as mx, flextrace as flex
+        >>> cache = flex.Int8KV()
+        >>> cache.update(mx.ones((1, 2, 10, 64), mx.float16), mx.ones((1, 2, 10, 64), mx.float16))
+        >>> cache.update(mx.ones((1, 2, 1, 64), mx.float16), mx.ones((1, 2, 1, 64), mx.float16))
+        >>> len(cache)
+        11
+        >>> q = mx.ones((1, 2, 1, 64), mx.float16)
+        >>> flex.flex_attention(q, *cache.dequantised()).shape
+        (1, 2, 1, 64)
+    """
+
+    def __init__(self, *, quantise_value: bool = False, smooth_k: bool = True, step: int = 256) -> None:
+        if isinstance(step, bool) or not isinstance(step, int) or step < 1:
+            raise ValueError(f"step is {step!r}; expected a positive whole number of tokens")
+        self.quantise_value, self.smooth_k, self.step = quantise_value, smooth_k, step
+        self._length = 0
+        self._dtype = mx.float32
+        self._shape: tuple[int, ...] = ()  # batch, kv_heads, head_dim, value_dim
+        self._means: mx.array | None = None
+        self._parts: dict[str, mx.array] = {}  # by name, [batch, kv_heads, capacity, ..]
+
+    def __len__(self) -> int:
+        """How many tokens there are."""
+        return self._length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, also for tokens to come."""
+        held = [*self._parts.values(), *([] if self._means is None else [self._means])]
+        return sum(array.nbytes for array in held)
+
+    def update(self, key: mx.array, value: mx.array) -> None:
+        """Append tokens.
+
+        Args:
+            key: [batch, kv_heads, new, head_dim], float32, float16 or bfloat16.
+            value: [batch, kv_heads, new, value_dim], dtype of key.
+
+        Raises:
+            TypeError, ValueError: they do not fit each other, or what the cache holds.
+        """
+        self._check(key, value)
+        if not key.shape[2]:
+            return
+        keys = key.astype(mx.float32)
+        if not self._length:
+            self._dtype, self._shape = key.dtype, (*key.shape[:2], key.shape[3], value.shape[3])
+            if self.smooth_k:
+                clean = mx.where(mx.abs(keys) < mx.inf, keys, 0.0) * (1 / key.shape[2])
+                self._means = clean.sum(axis=2, keepdims=True)
+        new = _named("key", *quantised(keys if self._means is None else keys - self._means))
+        if self.quantise_value:
+            new |= _named("value", *quantised(value.astype(mx.float32)))
+        else:
+            new["value"] = value
+        self._grow(new, self._length + key.shape[2])
+        for name, array in new.items():
+            self._parts[name][:, :, self._length : self._length + key.shape[2]] = array
+        self._length += key.shape[2]
+
+    def _check(self, key: mx.array, value: mx.array) -> None:
+        if key.ndim != 4 or value.ndim != 4 or key.shape[:3] != value.shape[:3]:
+            raise ValueError(
+                f"key has shape {key.shape}, value {value.shape}; expected [batch, kv_heads, new, head_dim] and "
+                "[batch, kv_heads, new, value_dim]"
+            )
+        if key.dtype not in DTYPES or key.dtype != value.dtype or (self._length and key.dtype != self._dtype):
+            held = f", the cache {self._dtype}" if self._length else ""
+            raise TypeError(
+                f"key is {key.dtype}, value {value.dtype}{held}; make them one of float32, float16 and bfloat16"
+            )
+        shape = (*key.shape[:2], key.shape[3], value.shape[3])
+        if self._length and shape != self._shape:
+            raise ValueError(
+                f"(batch, kv_heads, head_dim, value_dim) are {shape}, those of the cache {self._shape}; start another"
+            )
+
+    def _grow(self, new: dict[str, mx.array], length: int) -> None:
+        """Room for `length` tokens."""
+        capacity = self._parts["key"].shape[2] if self._parts else 0
+        if length <= capacity:
+            return
+        more = -(-length // self.step) * self.step - capacity
+        for name, array in new.items():
+            room = mx.zeros((*array.shape[:2], more, *array.shape[3:]), array.dtype)
+            self._parts[name] = mx.concatenate([self._parts[name], room], axis=2) if capacity else room
+
+    @property
+    def key(self) -> Int8Rows:
+        """The keys.
+
+        Raises:
+            ValueError: there are none.
+        """
+        return self._rows("key", self._means)
+
+    @property
+    def value(self) -> Int8Rows | mx.array:
+        """The values, as they are kept.
+
+        Raises:
+            ValueError: there are none.
+        """
+        return self._rows("value", None) if self.quantise_value else self._part("value")
+
+    def dequantised(self) -> tuple[mx.array, mx.array]:
+        """Keys and values as arrays for `flex_attention`, in the dtype they came in; temporary, of full size.
+
+        Raises:
+            ValueError: the cache is empty.
+        """
+        value = self.value
+        if isinstance(value, Int8Rows):
+            value = value.float32().astype(self._dtype)
+        return self.key.float32().astype(self._dtype), value
+
+    def _rows(self, name: str, means: mx.array | None) -> Int8Rows:
+        return Int8Rows(self._part(name), self._part(f"{name} scales"), means)
+
+    def _part(self, name: str) -> mx.array:
+        if not self._length:
+            raise ValueError("the cache is empty; update() it with the keys and values of the prompt first")
+        return self._parts[name][:, :, : self._length]
+
+
+def _named(name: str, values: mx.array, scales: mx.array) -> dict[str, mx.array]:
+    return {name: values, f"{name} scales": scales}
+
+
+def quantised(rows: mx.array) -> tuple[mx.array, mx.array]:
+    """float32 [.., columns] -> int8 of that shape, and float32 [..]: the scale of each row, largest magnitude / 127.
+
+    A row of zeros has scale 0; one that holds an infinity or a nan has scale nan.
+    """
+    magnitude = mx.abs(rows)
+    finite = magnitude < mx.inf
+    largest = mx.where(finite, magnitude, 0.0).max(axis=-1)
+    scale = mx.where(largest < SMALLEST, 0.0, largest / LEVELS)
+    inverse = mx.where(scale > 0, 1 / scale, 0.0)
+    whole = mx.round(mx.where(finite, rows, 0.0) * inverse[..., None]).astype(mx.int8)
+    return whole, mx.where(finite.all(axis=-1), scale, mx.nan)

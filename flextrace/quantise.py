@@ -1,0 +1,50 @@
+"""Kernel options -> QKQuant: what "QK_QUANT", "SMOOTH_K" and "SMOOTH_Q" ask for together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from flextrace.kernels import BACKENDS, AttentionCall, Backend, QKQuant, backend_for
+from flextrace.kernels.smoothing import smoothing
+
+
+def quant_options(options: Mapping[str, Any]) -> tuple[QKQuant | None, bool]:
+    """How q and k are quantised, or None; and whether k is smoothed. "SMOOTH_K" and "SMOOTH_Q" go before the object.
+
+    Raises:
+        ValueError: "SMOOTH_Q" without "QK_QUANT".
+    """
+    asked = options.get("QK_QUANT")
+    if asked is None:
+        if options.get("SMOOTH_Q"):
+            raise ValueError(
+                'kernel option SMOOTH_Q smooths what is quantised; add "QK_QUANT": "int8", or leave it out'
+            )
+        return None, bool(options.get("SMOOTH_K", False))
+    quant = asked if isinstance(asked, QKQuant) else QKQuant()
+    changes = {name.lower(): options[name] for name in ("SMOOTH_K", "SMOOTH_Q") if name in options}
+    quant = replace(quant, **changes)
+    return quant, quant.smooth_k
+
+
+def refuse_unless_quantising(backend: Backend, call: AttentionCall, smooth_k: bool) -> None:
+    """Raises ValueError where the call wants q and k quantised or smoothed, and this backend or pipeline does not."""
+    if call.quant is None and not smooth_k:
+        return
+    asked = "QK_QUANT" if call.quant is not None else "SMOOTH_K"
+    if call.staged:
+        raise ValueError(f'{asked} and "PIPELINE": "staged" exclude each other: stages neither quantise nor smooth')
+    if not backend.quantises:
+        able = [name for name in BACKENDS if backend_for(name, to_run=False).quantises]
+        choice = f"choose BACKEND {' or '.join(able)}, or " if able else "no backend of this version does; "
+        raise ValueError(
+            f"the {backend.name} backend neither quantises nor smooths query and key; {choice}leave {asked} out"
+        )
+
+
+def smoothed(backend: Backend, call: AttentionCall, smooth_k: bool) -> None:
+    """Give the call its means, if k is to be smoothed. Raises as MLX where a backend that is not lazy needs values."""
+    if smooth_k:
+        call.smoothing = smoothing(call, lazy=backend.lazy)

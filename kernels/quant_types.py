@@ -1,0 +1,63 @@
+"""What a call says about quantising and smoothing q and k: plain data, read by every backend.
+
+The methods are SageAttention's (Zhang et al., arXiv 2410.02367; smoothing of q: arXiv 2411.10958).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import mlx.core as mx
+
+LEVELS = 127  # int8: an element becomes round(x / scale), scale = largest magnitude of its block / LEVELS
+SMALLEST = 2.0**-119  # of a block: what is smaller all over counts as zero, as LEVELS / x would overflow
+
+
+@dataclass(frozen=True)
+class QKQuant:
+    """How q and k become int8 for `kernel_options={"QK_QUANT": QKQuant(...)}`; "int8" is `QKQuant()`.
+
+    granularity: "block": one float32 scale for `q_block` rows of a query head and for `k_block` rows of a key head;
+        "row": one for each row.
+    smooth_k: subtract from each key the mean of its kv head (of its document, under a document mask); exact.
+    smooth_q: subtract from each query the mean of its block of `q_block` rows; exact.
+    q_block, k_block: rows that share a scale; q_block also the rows that share a mean of q.
+    """
+
+    granularity: Literal["block", "row"] = "block"
+    smooth_k: bool = True
+    smooth_q: bool = False
+    q_block: int = 128
+    k_block: int = 64
+
+    def __post_init__(self) -> None:
+        if self.granularity not in ("block", "row"):
+            raise ValueError(f"QKQuant: granularity is 'block' or 'row'; got {self.granularity!r}")
+        for name in ("smooth_k", "smooth_q"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"QKQuant: {name} is True or False; got {getattr(self, name)!r}")
+        for name in ("q_block", "k_block"):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 2**31:
+                raise ValueError(f"QKQuant: {name} is a positive whole number of rows; got {size!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothing:
+    """What to subtract from the keys, and what a kernel does with the row term t = scale * q . mean that this drops.
+
+    A kernel computes scale * q . (k - means[group of k]) instead of scale * q . k. For every pair that the mask keeps,
+    row and key are of one group, so the difference t = scale * q . means[group of the row] is one number per row.
+
+    means: float32 [batches of k, kv_heads, groups, head_dim], finite.
+    key_groups: int32 [1 or batches of k, kv_len], values 0 to groups - 1; None: all keys are of group 0.
+    row_groups: int32 [1 or batch, q_len], values 0 to groups - 1; None, with key_groups: all rows are of group 0.
+    add_back: True: add t to the score before score_mod, which is not invariant to it. False: leave it out, and add it
+        to lse and max_scores.
+    """
+
+    means: mx.array
+    key_groups: mx.array | None = None
+    row_groups: mx.array | None = None
+    add_back: bool = False

@@ -1,0 +1,201 @@
+"""What is subtracted from the keys: means and groups beside plain numpy, and where they fall back to one group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import quant_reference
+
+import flextrace as flex
+from flextrace import mods
+from flextrace.bench.quantised import exact_attention, quantised_attention
+from flextrace.kernels import AttentionCall, QKQuant
+from flextrace.kernels.smoothing import smoothing
+
+RNG = np.random.default_rng(0)
+L = 48
+OFFSETS = [0, 10, 11, 30, 48]
+
+
+def make_call(
+    mask: Any = None, score: Any = None, batch: int = 2, kv_batch: int = 2, dtype: mx.Dtype = mx.float32, **more: Any
+) -> AttentionCall:
+    q, k, v = (
+        mx.array(RNG.normal(size=(b, h, L, 8)) + 3).astype(dtype) for b, h in ((batch, 4), (kv_batch, 2), (kv_batch, 2))
+    )
+    bound = None if mask is None else flex.MaskMod(mask).bind()
+    return AttentionCall(q, k, v, 0.3, None if score is None else flex.ScoreMod(score).bind(), bound, **more)
+
+
+def check_means(call: AttentionCall, ids: np.ndarray | None, lazy: bool) -> None:
+    """Each key's mean is that of its document; rows find the same one."""
+    made = smoothing(call, lazy)
+    k = np.array(call.k.astype(mx.float32))
+    ids = np.zeros((1, L), int) if ids is None else np.atleast_2d(ids)
+    means = np.array(made.means)
+    assert means.shape[:2] == k.shape[:2] and means.dtype == np.float32 and np.isfinite(means).all()
+    groups = np.zeros((1, L), int) if made.key_groups is None else np.array(made.key_groups)
+    for b, h in np.ndindex(*k.shape[:2]):
+        want = quant_reference.key_means(k[b, h], ids[b % len(ids)])
+        np.testing.assert_allclose(means[b, h][groups[b % len(groups)]], want, atol=2e-6)
+
+
+DOCUMENTS = np.repeat(np.arange(4), np.diff(OFFSETS))
+SCATTERED = RNG.integers(0, 5, size=L) * 7 - 3
+BY_BATCH = np.stack([DOCUMENTS, np.sort(RNG.integers(0, 9, size=L))])
+IDS = {"documents": DOCUMENTS, "scattered": SCATTERED, "by batch": BY_BATCH}
+
+
+def mask_of(ids: np.ndarray) -> Callable[..., Any]:
+    array = mx.array(ids)
+    if ids.ndim == 2:
+        return lambda b, h, q, k: array[b, q] == array[b, k]
+    return lambda b, h, q, k: array[q] == array[k] and q >= k
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("name", IDS)
+def test_means_of_documents(name: str, dtype: mx.Dtype, lazy: bool) -> None:
+    call = make_call(mask_of(IDS[name]), dtype=dtype)
+    check_means(call, IDS[name], lazy)
+    made = smoothing(call, lazy)
+    assert made.key_groups is not None and made.row_groups is not None
+    assert made.key_groups.dtype == made.row_groups.dtype == mx.int32
+    np.testing.assert_array_equal(np.array(made.key_groups), np.array(made.row_groups))
+    assert made.means.shape[2] == len(np.unique(IDS[name]))
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_one_mean(lazy: bool) -> None:
+    for call in (make_call(), make_call(mods.causal), make_call(mods.causal, kv_batch=1, dtype=mx.bfloat16)):
+        made = smoothing(call, lazy)
+        assert made.key_groups is None and made.row_groups is None and made.means.shape[2] == 1
+        check_means(call, None, lazy)
+
+
+def test_starts_of_documents() -> None:
+    check_means(make_call(mods.causal_document(OFFSETS)), DOCUMENTS, False)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        np.arange(L) // 2,  # not the first token of anything
+        np.where(np.arange(L) < 20, 0, 10),  # 10 is a token of document 0
+        np.where(np.arange(L) < 20, 0, -1),
+        np.arange(L)[::-1].copy(),
+    ],
+    ids=["halves", "overlap", "negative", "falling"],
+)
+def test_what_only_looks_like_starts(start: np.ndarray) -> None:
+    array = mx.array(start.astype(np.int32))
+    made = smoothing(make_call(lambda b, h, q, k: k >= array[q] and k <= q))
+    assert made.key_groups is None
+
+
+def test_masks_without_arrays() -> None:
+    check_means(make_call(mods.batchify(mods.causal, 12)), np.arange(L) // 12, False)
+
+
+def test_rows_of_documents_without_keys() -> None:
+    rows, keys = mx.array(np.full(L, 5)), mx.array(np.full(L, 6))
+    made = smoothing(make_call(mods.document(rows, keys)))
+    assert made.row_groups is not None and made.row_groups.tolist() == [[0] * L]
+
+
+def test_keys_shared_by_batches_with_other_documents() -> None:
+    """One batch of keys cannot be smoothed in two ways: one mean."""
+    assert smoothing(make_call(mask_of(BY_BATCH), kv_batch=1)).key_groups is None
+    same = smoothing(make_call(mask_of(np.stack([DOCUMENTS] * 2)), kv_batch=1))
+    assert same.key_groups is not None and same.key_groups.shape == (1, L)
+
+
+def test_block_masks() -> None:
+    """Full blocks of create_block_mask hold one document; those of lists may hold any."""
+    mask = flex.mask_mod(mask_of(DOCUMENTS))
+    made = flex.create_block_mask(mask, None, None, L, L, BLOCK_SIZE=2)
+    assert made.full_kv_num_blocks is not None and int(made.full_kv_num_blocks.sum()) > 0
+    assert smoothing(make_call(mask, blocks=made.blocks)).key_groups is not None
+    everything = flex.create_block_mask(flex.noop_mask, None, None, L, L, BLOCK_SIZE=16)
+    assert smoothing(make_call(mask, blocks=everything.blocks)).key_groups is None
+    by_batch = flex.mask_mod(mask_of(BY_BATCH))
+    made = flex.create_block_mask(by_batch, 2, None, L, L, BLOCK_SIZE=2)
+    assert smoothing(make_call(by_batch, blocks=made.blocks)).key_groups is not None
+    swapped = made.blocks.select(np.array([1, 0]), np.arange(1), np.arange(L // 2))
+    assert smoothing(make_call(by_batch, blocks=swapped)).key_groups is None
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("mask", [None, mask_of(DOCUMENTS)], ids=["no mask", "documents"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_counts_as_zero(bad: float, mask: Any, lazy: bool) -> None:
+    call = make_call(mask)
+    k = np.array(call.k)
+    k[0, 1, 5] = bad
+    call.k = mx.array(k)
+    check_means(call, None if mask is None else DOCUMENTS, lazy)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_sums_beyond_float32(lazy: bool) -> None:
+    call = make_call()
+    call.k = mx.full(call.k.shape, 3e38)
+    np.testing.assert_allclose(np.array(smoothing(call, lazy).means), 3e38, rtol=1e-5)
+
+
+def test_nothing_to_smooth() -> None:
+    call = make_call(mods.document(offsets=OFFSETS))
+    call.k, call.v = call.k[:, :, :0], call.v[:, :, :0]
+    assert smoothing(call).means.tolist() == np.zeros((2, 2, 1, 8)).tolist()
+
+
+def test_changed_ids_are_read_again() -> None:
+    ids = mx.array(DOCUMENTS)
+
+    def mask(b, h, q, k):
+        return ids[q] == ids[k]
+
+    assert smoothing(make_call(mask)).means.shape[2] == 4
+    ids = mx.array(DOCUMENTS * 0)
+    assert smoothing(make_call(mask)).means.shape[2] == 1
+
+
+@pytest.mark.parametrize(("mod", "add_back"), [(None, False), (mods.alibi(4), False), (mods.softcap(20.0), True)])
+def test_add_back(mod: Any, add_back: bool) -> None:
+    assert smoothing(make_call(score=mod)).add_back == add_back
+
+
+def test_inside_compile() -> None:
+    """Lazily: ids that are captured are known, ids that are an argument are not."""
+    call = make_call(mask_of(DOCUMENTS))
+    seen = []
+
+    def means(k: mx.array, ids: mx.array | None = None) -> mx.array:
+        mask = mask_of(DOCUMENTS) if ids is None else lambda b, h, q, kv: ids[q] == ids[kv]
+        inner = AttentionCall(call.q, k, call.v, 0.3, None, flex.MaskMod(mask).bind())
+        made = smoothing(inner, lazy=True)
+        seen.append(made.key_groups is not None)
+        return made.means
+
+    got = mx.compile(means)(call.k)
+    np.testing.assert_allclose(np.array(got), np.array(smoothing(call).means), atol=1e-6)
+    assert mx.compile(means)(call.k, mx.array(DOCUMENTS)).shape == (2, 2, 1, 8)
+    assert seen == [True, False]
+
+
+@pytest.mark.parametrize("mask", [None, mods.causal, mask_of(DOCUMENTS), mask_of(BY_BATCH), mask_of(SCATTERED)])
+@pytest.mark.parametrize("score", [None, mods.alibi(4), mods.softcap(3.0)], ids=str)
+def test_smoothing_is_exact(mask: Any, score: Any) -> None:
+    """Without rounding, by groups and row terms, attention and lse are those of the keys as they are."""
+    call = make_call(mask, score, quant=QKQuant("row"))
+    call.smoothing = smoothing(call)
+    exact, got = exact_attention(call), quantised_attention(call)
+    assert abs(got.lse - exact.lse).max() < 0.1  # without the row term it would be off by 7
+    plain = make_call(mask, score, quant=QKQuant("row", smooth_k=False))
+    plain.q, plain.k, plain.v = call.q, call.k, call.v
+    assert abs(got.out - exact.out).mean() < 0.7 * abs(quantised_attention(plain).out - exact.out).mean()
