@@ -10,6 +10,7 @@ from flextrace.kernels import BackendUnavailable, QKQuant
 from flextrace.tracer import Expr, TraceError
 
 from .attention import AuxOutput, AuxRequest, flex_attention
+from .block_input import BlockRanges
 from .block_mask import BlockMask
 from .build_mask import create_block_mask, create_mask
 from .gradient import GradientError
@@ -27,6 +28,7 @@ __all__ = [
     "AuxRequest",
     "BackendUnavailable",
     "BlockMask",
+    "BlockRanges",
     "CacheError",
     "CacheWarning",
     "Expr",

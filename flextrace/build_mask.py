@@ -13,7 +13,8 @@ from flextrace.tracer.expr import B as B_INDEX
 from flextrace.tracer.expr import H as H_INDEX
 from flextrace.tracer.expr import leaves
 
-from .block_mask import DEFAULT_BLOCK, BlockMask, block_size
+from .block_input import block_size
+from .block_mask import DEFAULT_BLOCK, BlockMask
 from .mod import MaskMod, as_mod
 from .refine import captured_arrays
 

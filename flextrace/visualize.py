@@ -21,8 +21,8 @@ import numpy as np
 
 from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL
 
+from .block_input import block_size as checked_block
 from .block_mask import DEFAULT_BLOCK, BlockMask
-from .block_mask import block_size as checked_block
 from .block_pictures import COLOURS
 from .cells import MaskCells, MaskLike, block_cells, mask_cells, score_cells
 from .text_pictures import block_counts, block_grid, mask_counts, score_counts, text

@@ -7,12 +7,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from rich.table import Table
 
 import flextrace as flex
 from flextrace import refine
@@ -110,6 +111,32 @@ def in_process(name: str, tokens: int, torch: bool) -> None:
         peer, peer_ms = "torch", _torch_ms(MASKS[name](tokens), tokens)
     row = MaskRow(name, tokens, milliseconds, max(0, used), made.nbytes, made.sparsity(), peer, peer_ms)
     print(json.dumps(row.__dict__))
+
+
+def mask_calls() -> dict[str, Callable[[], Any] | None]:
+    """Causal attention with a mask_mod, whose tiles the kernel decides itself, and with its prepared BlockMask."""
+    q, k, v = (mx.random.normal((1, 8, 4096, 64)) for _ in range(3))
+    mx.eval(q, k, v)
+    mask = flex.mask_mod(causal(4096))
+    made = flex.create_block_mask(mask, None, None, 4096, 4096)
+
+    def run(given: Any) -> Callable[[], Any]:
+        return lambda: mx.eval(flex.flex_attention(q, k, v, block_mask=given))
+
+    return {"mask_mod": run(mask), "BlockMask": run(made)}
+
+
+def mask_table(rows: Sequence[MaskRow]) -> Table:
+    """The rows as a table; torch's and the dense evaluation's times are beside those that have one."""
+    table = Table(title="create_block_mask, blocks of 128")
+    table.add_column("mask")
+    for name in ("tokens", "ms", "peak MB", "mask MB", "sparsity %", "beside it"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        peer = "-" if row.peer_ms is None else f"{row.peer} {row.peer_ms:.1f} ms"
+        size = (f"{row.peak_bytes / 1e6:.1f}", f"{row.mask_bytes / 1e6:.3f}", f"{row.sparsity:.2f}")
+        table.add_row(row.mask, f"{row.tokens:,}", f"{row.milliseconds:.2f}", *size, peer)
+    return table
 
 
 def _median_ms(run: Callable[[], Any], seconds: float = 1.0) -> float:

@@ -96,16 +96,19 @@ import mlx.core as mx
 import numpy as np
 import flextrace as flex
 from flextrace.bench.measure import PeakMemory
-@flex.mask_mod
-def causal(b, h, q_idx, kv_idx):
-    return q_idx >= kv_idx
+masks = {
+    "none": None,
+    "causal": flex.mask_mod(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx),
+    "window": flex.mask_mod(lambda b, h, q_idx, kv_idx: (q_idx >= kv_idx) & (q_idx - kv_idx < 1024)),
+}
+mask = masks["MASK"]
 small = mx.ones((1, 1, 8, 64))
-mx.eval(flex.flex_attention(small, small, small, block_mask=causal))
+mx.eval(flex.flex_attention(small, small, small, block_mask=mask))
 q, k, v = (mx.random.normal((1, 1, 131072, 64)) for _ in range(3))
 mx.eval(q, k, v)
 peak = PeakMemory()
 start = time.perf_counter()
-out = flex.flex_attention(q, k, v, block_mask=causal)
+out = flex.flex_attention(q, k, v, block_mask=mask)
 mx.eval(out)
 seconds = time.perf_counter() - start
 print(json.dumps({"seconds": seconds, "bytes": peak.bytes() - out.nbytes}))
@@ -155,10 +158,13 @@ def start_ms(repeats: int = 3) -> tuple[float, float]:
     return statistics.median(cold), statistics.median(warm)
 
 
-def long_causal() -> dict[str, float]:
-    """Causal attention over 1x1x131072x64 in a new process: seconds, and peak bytes above inputs and output."""
+def long_call(mask: str) -> dict[str, float]:
+    """Attention over 1x1x131072x64 in a new process: seconds, and peak bytes above inputs and output.
+
+    mask: "none", "causal" or "window" (1024), given as a mask_mod.
+    """
     with tempfile.TemporaryDirectory() as cache:
-        result: dict[str, float] = _in_new_process(_LONG_CALL, cache)
+        result: dict[str, float] = _in_new_process(_LONG_CALL.replace("MASK", mask), cache)
         return result
 
 

@@ -18,7 +18,9 @@ from flextrace.kernels.cpu.launch import thread_count
 
 from .cases import NAMES, flextrace_run, mlx_run, problem, torch_run
 from .errors import BenchError
-from .measure import long_causal, medians_ms, overhead_us, peak_gflops, start_ms
+from .masks import CASES, MaskRow, mask_calls, mask_table
+from .masks import measure as measure_mask
+from .measure import long_call, medians_ms, overhead_us, peak_gflops, start_ms
 
 
 @dataclass
@@ -45,10 +47,12 @@ class Report:
     peak_gflops: float = 0.0
     rows: list[Row] = field(default_factory=list)
     start: dict[str, float] = field(default_factory=dict)
-    memory: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, dict[str, float]] = field(default_factory=dict)
+    masks: list[MaskRow] = field(default_factory=list)
+    mask_calls: dict[str, float | None] = field(default_factory=dict)
 
 
-SECTIONS = ("attention", "start", "memory")
+SECTIONS = ("attention", "start", "memory", "masks")
 
 
 def main(
@@ -88,9 +92,13 @@ def main(
             cold, warm = start_ms()
             call, kernel = overhead_us()
             report.start = {"cold_ms": cold, "warm_ms": warm, "call_us": call, "kernel_us": kernel}
-    with console.status("causal 1x1x131072x64, in a new process"):
+    with console.status("1x1x131072x64, in new processes"):
         if "memory" in sections:
-            report.memory = long_causal()
+            report.memory = {mask: long_call(mask) for mask in ("none", "causal", "window")}
+    with console.status("create_block_mask, each in a new process"):
+        if "masks" in sections:
+            report.masks = [measure_mask(mask, tokens, torch) for mask, tokens in CASES]
+            report.mask_calls = medians_ms(mask_calls())
     if as_json:
         print(json.dumps(asdict(report), indent=1))
     else:
@@ -150,12 +158,19 @@ def show(report: Report, console: Console) -> None:
         table.add_row("  of it inside the kernel", f"{s['kernel_us']:.1f} us")
         table.add_row("  overhead", f"{s['call_us'] - s['kernel_us']:.1f} us")
         console.print(table)
+    if report.masks:
+        console.print(mask_table(report.masks))
+        calls = ", ".join(f"{name} {_ms(milliseconds)} ms" for name, milliseconds in report.mask_calls.items())
+        console.print(f"causal 1x8x4096x64 float32: {calls}")
     if report.memory:
-        m = report.memory
-        megabytes = m["bytes"] / 1e6
-        console.print(
-            f"causal 1x1x131072x64 float32: {m['seconds']:.2f} s, {megabytes:.0f} MB above its inputs and output"
-        )
+        dense = report.memory["none"]["seconds"]
+        table = Table(title="1x1x131072x64 float32, masks as mask_mods")
+        for name in ("mask", "seconds", "MB above inputs and output", "dense / this"):
+            table.add_column(name, justify="left" if name == "mask" else "right")
+        for mask, m in report.memory.items():
+            figures = (f"{m['seconds']:.2f}", f"{m['bytes'] / 1e6:.0f}", f"{dense / m['seconds']:.1f}x")
+            table.add_row(mask, *figures)
+        console.print(table)
 
 
 def _ms(value: float | None) -> str:

@@ -1,7 +1,7 @@
 // mod.h: the one hole of the kernel. These bodies leave the scores as they are; assembling a kernel for a user's
 // mods replaces this file by generated text with the same names and signatures.
 #pragma once
-#include "bounds.h"
+#include "gathers.h"
 #include "ops.h"
 
 constexpr Keys KEYS = PLAIN;

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import flextrace as flex
-from flextrace.block_mask import BlockRanges
+from flextrace.block_input import BlockRanges
 
 Mask = Callable[..., Any]
 WINDOW = 20

@@ -249,6 +249,8 @@ def relative_l1(got: mx.array, expected: Array) -> float:
 # A few elements lie so near the middle of two integers that a kernel without fused multiply-add rounds them the other
 # way, which a few rows show.
 OUT = {mx.float32: 2e-4, mx.float16: 5e-4, mx.bfloat16: 3e-3}
+# bfloat16 numbers themselves, unsmoothed, are exactly in the middle more often.
+STATISTICS = {mx.float32: 2e-4, mx.float16: 2e-4, mx.bfloat16: 1e-3}
 
 
 def assert_attention(result: Result, expected: reference.Attention, dtype: mx.Dtype) -> None:
@@ -257,7 +259,7 @@ def assert_attention(result: Result, expected: reference.Attention, dtype: mx.Dt
         assert got is not None
         reference.assert_close(got, wanted, 2e-2, 2e-3, "lse or max_scores")
         finite = np.isfinite(wanted)
-        assert abs(np.array(got)[finite] - wanted[finite]).mean() < 2e-4
+        assert abs(np.array(got)[finite] - wanted[finite]).mean() < STATISTICS[dtype]
 
 
 QUANTS = {
