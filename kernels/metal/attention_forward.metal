@@ -19,6 +19,7 @@
 #include "products.h"
 #include "softmax.h"
 #include "walk.h"
+#include "smooth.h"
 
 // Without a score_mod the scores are scaled to base 2 at once; a mod gets, and returns, natural ones.
 constexpr constant float UNIT = HAS_SCORE_MOD ? LOG2_E : 1.0f;
@@ -27,7 +28,8 @@ constexpr constant float UNIT = HAS_SCORE_MOD ? LOG2_E : 1.0f;
 template <typename P, int BLOCKS, typename Captured>
 inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], KeyTile tile,
                    const thread Walk<P, BLOCKS, Captured>& walk, const thread LaneRows<P>& rows,
-                   const thread Captured& mods) {
+                   const thread RowFactors<P>& factors, const thread Captured& mods) {
+  if (QUANTISED) scale_products<P>(scores, tile.first, walk.p.kv_len, factors, rows, mods);
   float scale = HAS_SCORE_MOD ? walk.p.scale : walk.p.scale * LOG2_E;
   uint kept = tile.masked && !tile.asked ? walk.kept(tile.first, tile.state, rows, mods) : tile.kept;
   UNROLL
@@ -37,6 +39,7 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
       UNROLL
       for (int e = 0; e < 2; e++) {
         float score = elements(scores[r][j])[e] * scale;
+        if (ADD_BACK) score += factors.term[r];
         if (HAS_SCORE_MOD) {
           int kv_idx = tile.first + j * FRAGMENT + rows.place.column + e;
           score = mods.score_mod(score, rows.b, rows.h, rows.q_idx[r], metal::min(kv_idx, walk.p.kv_len - 1));
@@ -51,19 +54,20 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
 // The whole kernel. Its body, attention_forward_body.metal, calls this with the buffers that MLX declares.
 //
 // q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM];
-// v: [kv_batches, kv_heads, kv_len, VALUE_DIM]; any strides, in elements.
+// v: [kv_batches, kv_heads, kv_len, VALUE_DIM]; any strides, in elements. K: T; or int8_t, then q too has whole numbers.
 // out: [batch, query_heads, q_len, VALUE_DIM]; lse, max_scores: [batch, query_heads, q_len], float32, natural.
 // group: (tile of query rows and slice of value columns, query head, batch).
 // Tile: StagedTile, or AsyncTile of async_copy.h.
-template <typename T, typename P, int BLOCKS, template <typename, int, int, int, int> class Tile, typename Captured>
+template <typename T, typename P, int BLOCKS, template <typename, int, int, int, int> class Tile, typename Captured,
+          typename K>
 inline void attention_forward(
-    const device T* q, const constant int64_t* q_strides, const device T* k, const constant int64_t* k_strides,
+    const device T* q, const constant int64_t* q_strides, const device K* k, const constant int64_t* k_strides,
     const device T* v, const constant int64_t* v_strides, device T* out, device float* lse, device float* max_scores,
     const device int* tile_lists, const device uint8_t* block_states, AttentionParams p, const thread Captured& mods,
     threadgroup T* staged, threadgroup uint* votes, metal::uint3 group, metal::uint3 groups, uint simdgroup,
     uint lane) {
   typedef typename ProductOf<T>::type F;
-  typedef Tile<T, P::BK, P::BD, P::HEAD_DIM, P::THREADS> KeysAhead;
+  typedef Tile<K, P::BK, P::BD, P::HEAD_DIM, P::THREADS> KeysAhead;
   typedef Tile<T, P::BK, P::BV, P::VALUE_DIM, P::THREADS> ValuesAhead;
   constexpr int HALF = P::BK * (Leading<T, P::BD>::value > Leading<T, P::BV>::value ? Leading<T, P::BD>::value
                                                                                    : Leading<T, P::BV>::value);
@@ -87,10 +91,13 @@ inline void attention_forward(
     rows.q_idx[r] = metal::min(first_row + r * FRAGMENT + rows.place.row, p.q_len - 1);
 
   const int kv_batch = metal::min(rows.b, p.kv_batches - 1), kv_head = rows.h / (p.query_heads / p.kv_heads);
-  const Rows<T> keys = rows_of(k, k_strides, kv_batch, kv_head, p.kv_len);
+  const Rows<K> keys = rows_of(k, k_strides, kv_batch, kv_head, p.kv_len);
   const Rows<T> values = rows_of(v, v_strides, kv_batch, kv_head, p.kv_len);
   Queries<T, P> queries;
   queries.start(rows_of(q, q_strides, rows.b, rows.h, p.q_len), rows.q_idx, rows.place);
+  const int64_t head = int64_t(rows.b) * p.query_heads + rows.h;
+  RowFactors<P> factors;
+  factors.start(head * p.q_len, (int64_t(kv_batch) * p.kv_heads + kv_head) * p.kv_len, rows, mods);
 
   RowState state[P::ROW_FRAGMENTS];
   Fragment<float> sums[P::ROW_FRAGMENTS][VALUE_FRAGMENTS];  // O
@@ -109,8 +116,8 @@ inline void attention_forward(
   threadgroup T* ahead = staged + HALF;
   if (tile.exists) {
     KeysAhead first;
-    first.load(keys, tile.first, 0, now, thread_index);
-    first.store(now, thread_index);
+    first.load(keys, tile.first, 0, tile_at<K>(now), thread_index);
+    first.store(tile_at<K>(now), thread_index);
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
   }
 
@@ -126,13 +133,13 @@ inline void attention_forward(
     for (int d = 0; d < P::HEAD_TILES; d++) {
       if (d + 1 < P::HEAD_TILES) {
         KeysAhead next;
-        next.load(keys, tile.first, (d + 1) * P::BD, ahead, thread_index);
-        if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, now, d, rows.place);
-        next.store(ahead, thread_index);
+        next.load(keys, tile.first, (d + 1) * P::BD, tile_at<K>(ahead), thread_index);
+        if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, tile_at<K>(now), d, rows.place);
+        next.store(tile_at<K>(ahead), thread_index);
       } else {
         ValuesAhead next;
         next.load(values, tile.first, first_value, ahead, thread_index);
-        if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, now, d, rows.place);
+        if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, tile_at<K>(now), d, rows.place);
         next.store(ahead, thread_index);
       }
       metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
@@ -150,10 +157,10 @@ inline void attention_forward(
       ValuesAhead next_values;
       const bool last = d + 1 == P::VALUE_TILES;
       if (!last) next_values.load(values, tile.first, first_value + (d + 1) * P::BV, ahead, thread_index);
-      else if (following.exists) next_keys.load(keys, following.first, 0, ahead, thread_index);
+      else if (following.exists) next_keys.load(keys, following.first, 0, tile_at<K>(ahead), thread_index);
 
       if (tile.live && d == 0) {
-        modify<P>(scores, tile, walk, rows, mods);
+        modify<P>(scores, tile, walk, rows, factors, mods);
         UNROLL
         for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
           float shrink = HAS_SCORE_MOD || tile.masked ? update_row<true>(state[r], scores[r], UNIT)
@@ -168,7 +175,7 @@ inline void attention_forward(
       if (tile.live) multiply_values<T, P>(sums, weights, now, d, rows.place);
 
       if (!last) next_values.store(ahead, thread_index);
-      else if (following.exists) next_keys.store(ahead, thread_index);
+      else if (following.exists) next_keys.store(tile_at<K>(ahead), thread_index);
       if (!last || following.exists) metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
       threadgroup T* filled = ahead;
       ahead = now;
@@ -178,7 +185,6 @@ inline void attention_forward(
   }
 
   // out = O / sum of P. A row with nothing to attend to has sum 0 and gives 0, and -inf as its statistics.
-  const int64_t head = int64_t(rows.b) * p.query_heads + rows.h;
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
     float sum = sum_of_row(state[r].sum);

@@ -18,12 +18,13 @@ from ..stage_types import Stages
 from .generate import KernelText, kernel_source, kernel_text, looked_up
 from .launch import Factory, Launch, capture_kinds, make, run, slots_by_blocks
 from .probe import why_no_async_copy
+from .scoring import PLAIN, Scoring, scoring_of
 from .stages import MetalStages
 
 SOURCE = "kernel.metal"
 Mods = tuple[Expr | None, Expr | None]
-# And whether tiles are copied by the intrinsic, and which arrays tile_state reads by blocks.
-Key = tuple[Mods, bool, tuple[int, ...]]
+# And whether tiles are copied by the intrinsic, which arrays tile_state reads by blocks, and how scores are computed.
+Key = tuple[Mods, bool, tuple[int, ...], Scoring]
 
 
 class MetalBackend:
@@ -36,7 +37,7 @@ class MetalBackend:
 
     name = "metal"
     lazy = True
-    quantises = False
+    quantises = True
 
     def __init__(self, metal_kernel: Factory = mx.fast.metal_kernel) -> None:
         self.metal_kernel = metal_kernel
@@ -57,7 +58,7 @@ class MetalBackend:
         return kernel_source(score_mod, mask_mod)
 
     def prepare(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
-        if (expressions(score_mod, mask_mod), False, looked_up(score_mod, mask_mod)) in self._texts:
+        if (expressions(score_mod, mask_mod), False, looked_up(score_mod, mask_mod), PLAIN) in self._texts:
             return "memory"
         before = self.generated
         self.text(score_mod, mask_mod)
@@ -69,14 +70,15 @@ class MetalBackend:
         mask_mod: Trace | None,
         async_copy: bool = False,
         by_blocks: tuple[int, ...] | None = None,
+        scoring: Scoring = PLAIN,
     ) -> KernelText:
         """The kernel text for these mods, kept on disk for readers; `by_blocks` as in kernel_text."""
         extremes = looked_up(score_mod, mask_mod) if by_blocks is None else by_blocks
-        key = (expressions(score_mod, mask_mod), async_copy, extremes)
+        key = (expressions(score_mod, mask_mod), async_copy, extremes, scoring)
         text = self._texts.get(key)
         if text is None:
             with self._lock:
-                text = kernel_text(score_mod, mask_mod, async_copy, extremes)
+                text = kernel_text(score_mod, mask_mod, async_copy, extremes, scoring)
                 self._keep(text, score_mod, mask_mod)
                 self._texts[key] = text
         return text
@@ -101,14 +103,14 @@ class MetalBackend:
         score, mask = (None if mod is None else mod.trace for mod in (call.score_mod, call.mask_mod))
         refusal = self.no_async_copy() if call.async_copy else None
         async_copy = call.async_copy and refusal is None
-        text_key = (expressions(score, mask), async_copy, slots_by_blocks(call))
+        text_key = (expressions(score, mask), async_copy, slots_by_blocks(call), scoring_of(call))
         text = self.text(score, mask, *text_key[1:])
         mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
         key = (text_key, capture_kinds([array for mod in mods for array in mod.arrays]))
         kernel = self._kernels.get(key)
         if kernel is None:
             kernel = self._kernels[key] = make(self.metal_kernel, text, key[1])
-        result = run(kernel, call, text.extremes)
+        result = run(kernel, call, text.extremes, text.scoring)
         if refusal is not None:
             result.notice = (
                 f"simdgroup_async_copy does not work here ({refusal}), so K and V pass through registers, which is the "

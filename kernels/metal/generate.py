@@ -17,6 +17,7 @@ from flextrace.tracer.spellings import is_uniform
 from ..assemble import assemble
 from ..mods import shift_slots
 from .plan import Plan, plan_for
+from .scoring import PLAIN, Scoring
 
 FOLDER = Path(__file__).parent
 KERNEL, BODY = "attention_forward.metal", "attention_forward_body.metal"
@@ -41,6 +42,8 @@ _MOD_HEADER = """\
 
 constexpr constant bool HAS_SCORE_MOD = {has_score_mod};
 constexpr constant bool HAS_MASK_MOD = {has_mask_mod};
+constexpr constant bool QUANTISED = {quantised};
+constexpr constant bool ADD_BACK = {add_back};
 
 {template}struct Mods {{
 {fields}
@@ -64,6 +67,11 @@ constexpr constant bool HAS_MASK_MOD = {has_mask_mod};
   int tile_state(int batch, int head, int q_first, int q_last, int kv_first, int kv_last) const thread {{
 {tile_body}
   }}
+
+  // Of rows and keys, by their number among those of all batches and heads.
+  float row_scale(int64_t row) const thread {{ return {row_scale}; }}
+  float key_scale(int64_t key) const thread {{ return {key_scale}; }}
+  float row_term(int64_t row) const thread {{ return {row_term}; }}
 }};
 
 {template}inline Mods{arguments} captured_by_mods({parameters}) {{
@@ -88,6 +96,7 @@ class KernelText:
     inputs: tuple[str, ...]
     arrays: tuple[ArrayCapture, ...]
     extremes: tuple[int, ...] = ()  # the slots of arrays whose blocks tile_state reads; inputs after the arrays
+    scoring: Scoring = PLAIN  # its inputs come last
 
     @property
     def name(self) -> str:
@@ -106,6 +115,7 @@ class KernelText:
     def _buffers(self) -> list[str]:
         dims = {f"array{slot}": array.ndim for slot, array in enumerate(self.arrays)}
         types = {name: "T" for name in STRIDED} | {"params": "int", "tile_lists": "int", "block_states": "uint8_t"}
+        types |= {"k": self.scoring.key_type("T")} | dict.fromkeys(self.scoring.inputs, "float")
         types |= {f"array{slot}": msl_type(array.element) for slot, array in enumerate(self.arrays)}
         types |= {f"extremes{slot}": extremes_type(self.arrays[slot].element) for slot in self.extremes}
         found = []
@@ -123,6 +133,7 @@ def kernel_text(
     mask_mod: Trace | None,
     async_copy: bool = False,
     extremes: Collection[int] | None = None,
+    scoring: Scoring = PLAIN,
 ) -> KernelText:
     """The kernel for these mods; with `async_copy` the one that has the intrinsic in its text.
 
@@ -134,8 +145,8 @@ def kernel_text(
     kernel, body_file = (ASYNC_KERNEL, ASYNC_BODY) if async_copy else (KERNEL, BODY)
     arrays, _ = captures(score_mod, mask_mod)
     names = [f"array{slot}" for slot in range(len(arrays))]
-    text = KernelText("", "", (*INPUTS, *names), arrays)
-    buffers = len(text._buffers())
+    text = KernelText("", "", (*INPUTS, *names), arrays, scoring=scoring)
+    buffers = len(text._buffers()) + len(scoring.inputs)
     if buffers > MAX_BUFFERS:
         raise ValueError(
             f"the mods capture {len(arrays)} arrays ({', '.join(a.name for a in arrays)}), which with their shapes and "
@@ -148,9 +159,9 @@ def kernel_text(
     body = (FOLDER / body_file).read_text(encoding="ascii")
     return replace(
         text,
-        header=assemble(FOLDER, kernel, {"mod.h": mod_header(score_mod, mask_mod, slots)}),
-        body=body.replace(" CAPTURED_ARRAYS", "".join(f", {name}" for name in [*passed, *of_blocks])),
-        inputs=(*text.inputs, *of_blocks),
+        header=assemble(FOLDER, kernel, {"mod.h": mod_header(score_mod, mask_mod, slots, scoring)}),
+        body=body.replace(" CAPTURED_ARRAYS", "".join(f", {name}" for name in [*passed, *of_blocks, *scoring.inputs])),
+        inputs=(*text.inputs, *of_blocks, *scoring.inputs),
         extremes=tuple(slots),
     )
 
@@ -180,7 +191,9 @@ def _looked_up(mask: Expr) -> list[int]:
     return sorted({load.value[0] for load in loads if load.args and load.args[-1].varies & {"q_idx", "kv_idx"}})
 
 
-def mod_header(score_mod: Trace | None, mask_mod: Trace | None, extremes: Collection[int] = ()) -> str:
+def mod_header(
+    score_mod: Trace | None, mask_mod: Trace | None, extremes: Collection[int] = (), scoring: Scoring = PLAIN
+) -> str:
     """The text that fills the hole; `extremes` are the slots of arrays whose blocks tile_state reads."""
     arrays, numbers = captures(score_mod, mask_mod)
     mask = _mask(score_mod, mask_mod)
@@ -199,12 +212,16 @@ def mod_header(score_mod: Trace | None, mask_mod: Trace | None, extremes: Collec
         blocks = f"const device {extremes_type(arrays[slot].element)}* extremes{slot}"
         fields.append(f"  {blocks};")
         parameters.append(blocks)
+    factors = [f"const device float* {name}" for name in scoring.inputs]
+    fields += [f"  {factor};" for factor in factors]
+    parameters += factors
     names = [parameter.rsplit(" ", 1)[1] for parameter in parameters[1:]]
     assignments = [f"  mods.{name} = {name};" for name in names]
     for slot, number in enumerate(numbers):
         fields.append(f"  {number.dtype} number{slot};  // {_ascii(number.name)}")
         assignments.append(f"  mods.number{slot} = {_READ_NUMBER[number.dtype].format(slot)};")
     return _MOD_HEADER.format(
+        **scoring.hole(),
         library="ops.h" if mask is None else "extremes.h" if extremes else "bounds.h",
         has_score_mod="true" if score_mod is not None else "false",
         has_mask_mod="true" if mask is not None else "false",

@@ -14,6 +14,8 @@ from ..call import AttentionCall, Result
 from ..mods import readable
 from .generate import OUTPUTS, KernelText, looked_up
 from .plan import plan_for
+from .quantise import Operands, operands
+from .scoring import PLAIN, Scoring
 from .tiles import SMALLEST, tiles_for
 
 Launch = Callable[..., Sequence[mx.array]]
@@ -22,10 +24,10 @@ BLOCK = 32  # of extremes.h
 SHORT = 2 * BLOCK  # an axis up to here is read as it is
 
 
-def run(kernel: Launch, call: AttentionCall, extremes: Sequence[int]) -> Result:
-    """out, lse and max_scores of one call; nothing is evaluated. `extremes` are those of the kernel's text."""
+def run(kernel: Launch, call: AttentionCall, extremes: Sequence[int], scoring: Scoring = PLAIN) -> Result:
+    """out, lse and max_scores of one call; nothing is evaluated. `extremes` and `scoring` are the kernel's text's."""
     batch, query_heads, q_len, head_dim = call.q.shape
-    kv_batches, kv_heads, kv_len, value_dim = call.v.shape
+    _, kv_heads, kv_len, value_dim = call.v.shape
     rows = (batch, query_heads, q_len)
     if batch * query_heads * q_len == 0 or kv_len == 0:
         empty = mx.full(rows, -mx.inf, mx.float32)
@@ -33,16 +35,20 @@ def run(kernel: Launch, call: AttentionCall, extremes: Sequence[int]) -> Result:
     dtype = str(call.q.dtype).removeprefix("mlx.core.")
     plan = plan_for(max(1, head_dim), max(1, value_dim), dtype)
     tiles = tiles_for(call.blocks, plan, q_len, kv_len)
+    made = operands(call) if call.q.size * call.k.size else Operands(call.q, call.k)
+    kv_batches = made.k.shape[0]  # of one batch of k there may be several, each less means of its own
+    v = mx.broadcast_to(call.v, (kv_batches, *call.v.shape[1:])) if call.v.shape[0] != kv_batches else call.v
     sizes = (query_heads, kv_heads, kv_batches, q_len, kv_len)
     mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
     params = np.array([*sizes, _bits(call.scale), *tiles.words, *_numbers(mods)], np.int32)
     arrays = [_readable(mod, array) for mod in mods for array in mod.arrays]
     out, lse, max_scores = kernel(
         inputs=[
-            *(_in_device_memory(x) for x in (call.q, call.k, call.v)),
+            *(_in_device_memory(x) for x in (made.q, made.k, v)),
             *(mx.array(params), tiles.lists, tiles.states),
             *arrays,
             *(extremes_of_blocks(arrays[slot]) for slot in extremes),
+            *_factors(made, scoring),
         ],
         template=[("T", call.q.dtype), *plan.template(), ("BLOCKS", tiles.mode)],
         grid=(-(-q_len // plan.bq) * plan.value_slices * plan.threads, query_heads, batch),
@@ -50,6 +56,8 @@ def run(kernel: Launch, call: AttentionCall, extremes: Sequence[int]) -> Result:
         output_shapes=[(*rows, max(1, value_dim)), rows, rows],
         output_dtypes=[call.q.dtype, mx.float32, mx.float32],
     )
+    if made.term is not None and not scoring.add_back:  # -inf, of a row that attends to nothing, stays
+        lse, max_scores = lse + made.term, max_scores + made.term
     return _result(call, out[..., :value_dim] if value_dim == 0 else out, lse, max_scores)
 
 
@@ -101,8 +109,7 @@ def extremes_of_blocks(array: mx.array) -> mx.array:
     for extreme, x in ((mx.min, low), (mx.max, high)):
         tail = mx.broadcast_to(x[..., -1:], (*others, blocks * BLOCK - size))
         pairs.append(extreme(mx.concatenate([x, tail], axis=-1).reshape(*others, blocks, BLOCK), axis=-1))
-    flat = mx.stack(pairs, axis=-1).reshape(-1)
-    return flat if flat.size >= SMALLEST else mx.pad(flat, (0, SMALLEST - flat.size))
+    return _flat(mx.stack(pairs, axis=-1))
 
 
 def _result(call: AttentionCall, out: mx.array, lse: mx.array, max_scores: mx.array) -> Result:
@@ -112,6 +119,18 @@ def _result(call: AttentionCall, out: mx.array, lse: mx.array, max_scores: mx.ar
 def _in_device_memory(x: mx.array) -> mx.array:
     """The array with so many columns that MLX does not pass it in the constant address space."""
     return x if x.size >= SMALLEST else mx.pad(x, [(0, 0), (0, 0), (0, 0), (0, SMALLEST)])
+
+
+def _flat(x: mx.array) -> mx.array:
+    """All elements, one after the other, in device memory."""
+    flat = mx.contiguous(x.reshape(-1))
+    return flat if flat.size >= SMALLEST else mx.pad(flat, (0, SMALLEST - flat.size))
+
+
+def _factors(made: Operands, scoring: Scoring) -> list[mx.array]:
+    """The inputs that `scoring` names, in that order."""
+    found = {"row_scales": made.row_scales, "key_scales": made.key_scales, "row_terms": made.term}
+    return [_flat(x) for name, x in found.items() if name in scoring.inputs and x is not None]
 
 
 def _numbers(mods: Sequence[Bound]) -> list[int]:

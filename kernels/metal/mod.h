@@ -6,6 +6,8 @@
 
 constexpr constant bool HAS_SCORE_MOD = false;
 constexpr constant bool HAS_MASK_MOD = false;
+constexpr constant bool QUANTISED = false;  // q and k are whole numbers, with a scale for each row and key
+constexpr constant bool ADD_BACK = false;   // each row has a term that goes to its scores before score_mod
 
 // What the mods capture, and the mods themselves. A generated struct holds each captured array as the three values
 // that MLX passes for it (array0, array0_shape, array0_strides), the extremes of its blocks where tile_state reads them
@@ -23,6 +25,11 @@ struct Mods {
 
   // What mask_mod leaves of rows q_first to q_last and keys kv_first to kv_last: 0 nothing, 1 to be asked, 2 all.
   int tile_state(int batch, int head, int q_first, int q_last, int kv_first, int kv_last) const thread { return 2; }
+
+  // Of rows and keys, by their number among those of all batches and heads.
+  float row_scale(int64_t row) const thread { return 1.0f; }
+  float key_scale(int64_t key) const thread { return 1.0f; }
+  float row_term(int64_t row) const thread { return 0.0f; }
 };
 
 inline Mods captured_by_mods(const device int* numbers) {

@@ -38,12 +38,12 @@ struct Queries {
 };
 
 // S += Q K^T over one tile of columns of K in threadgroup memory; `tile` counts them.
-template <typename T, typename P>
+template <typename T, typename P, typename K>
 inline void multiply_keys(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
-                          const thread Queries<T, P>& queries, const thread int* q_idx, const threadgroup T* keys,
+                          const thread Queries<T, P>& queries, const thread int* q_idx, const threadgroup K* keys,
                           int tile, LanePlace place) {
   typedef typename ProductOf<T>::type F;
-  constexpr int LD = Leading<T, P::BD>::value;
+  constexpr int LD = Leading<K, P::BD>::value;
   UNROLL
   for (int d = 0; d < P::BD / FRAGMENT; d++) {
     Fragment<F> query[P::ROW_FRAGMENTS], key;

@@ -26,6 +26,13 @@ struct Leading {
   static constexpr constant int value = WIDTH + 16 / int(sizeof(T));
 };
 
+// Half of threadgroup memory, as where a tile of T lies: that of keys may have narrower elements than that of values.
+template <typename T, typename Staged>
+inline threadgroup T* tile_at(threadgroup Staged* half_of_memory) {
+  static_assert(sizeof(T) <= sizeof(Staged), "memory is laid out for the wider elements");
+  return reinterpret_cast<threadgroup T*>(half_of_memory);
+}
+
 // BK rows of WIDTH columns, spread over the threads' registers. `load` only issues reads, and `store` waits for
 // them: arithmetic between the two hides their latency.
 template <typename T, int BK, int WIDTH, int DIM, int THREADS>

@@ -113,9 +113,11 @@ def test_every_barrier_is_needed(which: int) -> None:
 MISTAKES = [
     ("metal::min(BK, from.rows - first_row)", "BK"),
     ("metal::min(WIDTH, DIM - column)", "WIDTH"),
-    ("KeysAhead next;\n        next.load(keys, tile.first, (d + 1) * P::BD, ahead,", "KeysAhead next;\n        "
-     "next.load(keys, tile.first, (d + 1) * P::BD, now,"),
-]  # fmt: skip
+    (
+        "KeysAhead next;\n        next.load(keys, tile.first, (d + 1) * P::BD, tile_at<K>(ahead),",
+        "KeysAhead next;\n        next.load(keys, tile.first, (d + 1) * P::BD, tile_at<K>(now),",
+    ),
+]
 
 
 @pytest.mark.parametrize(("right", "wrong"), MISTAKES, ids=["rows", "columns", "the wrong half"])
@@ -178,5 +180,5 @@ def test_address_spaces(dtype: str, tmp_path: Any) -> None:
         assert clang_check.complaints(source, tmp_path) == ""
     assert clang_check.unqualified_pointers(source, tmp_path) == []
     assert clang_check.narrow_offsets(source, tmp_path) == []
-    wrong = source.replace("first.load(keys, tile.first, 0, now,", "first.load(keys, tile.first, 0, out,")
+    wrong = source.replace("tile.first, 0, tile_at<K>(now),", "tile.first, 0, out,")
     assert "error:" in clang_check.complaints(wrong, tmp_path)

@@ -156,7 +156,7 @@ def test_address_spaces_of_every_plan(dims: tuple[int, int], dtype: str, tmp_pat
 MISTAKES = [
     ("threadgroup T* now = staged;", "device T* now = staged;"),
     ("const thread Rows<T>& from, int first_row", "const device Rows<T>& from, int first_row"),
-    ("first.store(now, thread_index);", "first.store(out, thread_index);"),
+    ("first.store(tile_at<K>(now), thread_index);", "first.store(out, thread_index);"),
     ("const device int* ends; ", "const constant int* ends; "),
     (
         "multiply_values<T, P>(sums, weights, now, d, rows.place)",

@@ -1,0 +1,41 @@
+// smooth.h: what brings the products of int8 or smoothed keys back to scores, SageAttention (arXiv 2410.02367): a scale
+// per row and per key, and the term of a row that the mean of its keys took away. The hole says which there are.
+#pragma once
+#include "walk.h"
+
+// Of the rows of a lane.
+template <typename P>
+struct RowFactors {
+  float scale[P::ROW_FRAGMENTS];
+  float term[P::ROW_FRAGMENTS];
+  int64_t first_key;  // number of the head's first key, of all heads' keys
+
+  // first_row: number of the head's first row, of all heads' rows.
+  template <typename Captured>
+  void start(int64_t first_row, int64_t first_key_, const thread LaneRows<P>& rows, const thread Captured& mods)
+      thread {
+    first_key = first_key_;
+    UNROLL
+    for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
+      scale[r] = mods.row_scale(first_row + rows.q_idx[r]);
+      term[r] = mods.row_term(first_row + rows.q_idx[r]);
+    }
+  }
+};
+
+// Products of whole numbers -> of what they were rounded from.
+template <typename P, typename Captured>
+inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], int first, int kv_len,
+                           const thread RowFactors<P>& factors, const thread LaneRows<P>& rows,
+                           const thread Captured& mods) {
+  UNROLL
+  for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
+    UNROLL
+    for (int e = 0; e < 2; e++) {
+      int kv_idx = metal::min(first + j * FRAGMENT + rows.place.column + e, kv_len - 1);
+      float unit = mods.key_scale(factors.first_key + kv_idx);
+      UNROLL
+      for (int r = 0; r < P::ROW_FRAGMENTS; r++) elements(scores[r][j])[e] *= unit * factors.scale[r];
+    }
+  }
+}

@@ -1,0 +1,104 @@
+"""Quantised Metal attention: the rounding itself, what the text of the kernel has more, and what a run moves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import quant_reference
+from metal import clang_check
+from metal.mods import traces
+from metal.quantised import smoothing
+from metal.simulated import backend, inputs
+from metal.test_counts import broken
+
+from flextrace.kernels import AttentionCall, QKQuant
+from flextrace.kernels.metal.generate import kernel_text
+from flextrace.kernels.metal.plan import plan_for
+from flextrace.kernels.metal.quantise import quantise
+from flextrace.kernels.metal.scoring import Scoring
+from flextrace.kernels.metal.tiles import CUT_TILES, NO_BLOCKS
+from flextrace.kernels.simulator import SimulationError, recording
+
+# ---- rounding ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [1, 4, 33, 100, 1000])
+def test_whole_numbers_and_scales_are_numpy_s(block: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 100, 17)).astype(np.float32)
+    x[:, :, 10:20] *= 30
+    x[0, 1, 40], x[1, 1, 8:12], x[0, 2] = np.inf, 0, 1e-40
+    x[1, 2, 7, 3] = np.nan
+    ids = np.stack([np.repeat([0, 1, 0], [20, 30, 50]), np.repeat([2, 1], [1, 99])])
+    for groups in (None, ids[:1], ids):
+        whole, scale = (np.array(a) for a in quantise(mx.array(x), block, None if groups is None else mx.array(groups)))
+        for b in range(2):
+            for h in range(3):
+                documents = np.zeros(100) if groups is None else groups[b % len(groups)]
+                want = quant_reference.quantise(x[b, h], block, documents)
+                np.testing.assert_array_equal(scale[b, h], want.scale)
+                assert abs(whole[b, h] - want.integers).max() <= 1 and abs(whole[b, h]).max() <= 127
+                assert (whole[b, h] != want.integers).mean() < 1e-3
+
+
+# ---- the text and the counts ---------------------------------------------------------------------------------------
+
+
+def device_reads(quant: QKQuant | None, smooth: bool, length: int = 128, dim: int = 64) -> Any:
+    tensors = inputs((1, 1, length, dim, 1, 1, length, dim), "float16")
+    call = AttentionCall(*tensors, 1.0, quant=quant, smoothing=smoothing(tensors[1]) if smooth else None)
+    with recording() as reports:
+        backend().attention(call)
+    return reports[-1]
+
+
+def test_keys_take_half_the_bytes() -> None:
+    plain, smooth = device_reads(None, False), device_reads(None, True)
+    assert smooth.buffers == plain.buffers and smooth.matrix_multiplies == plain.matrix_multiplies
+    whole = device_reads(QKQuant(), True)
+    assert whole.buffers["k"].read == plain.buffers["k"].read // 2, "at most 0.55 of float16"
+    assert whole.buffers["q"].read == plain.buffers["q"].read and whole.buffers["v"].read == plain.buffers["v"].read
+    assert whole.matrix_multiplies == plain.matrix_multiplies
+    assert whole.threadgroup_barriers == plain.threadgroup_barriers
+    assert (
+        whole.threadgroup_read <= 0.76 * plain.threadgroup_read
+        and whole.threadgroup_written < plain.threadgroup_written
+    )
+    assert whole.threadgroup_allocated == plain.threadgroup_allocated
+
+
+def test_the_plain_text_does_not_pay() -> None:
+    """A text that quantises differs in the hole and in what is passed to it."""
+    plain, whole = kernel_text(None, None), kernel_text(None, None, scoring=Scoring(True, True))
+    before, after = plain.header.split("struct Mods")[1], whole.header.split("struct Mods")[1]
+    end = "inline Mods captured_by_mods("
+    assert before.split(end)[1].split("return mods;")[1] == after.split(end)[1].split("return mods;")[1]
+    assert whole.inputs == (*plain.inputs, "row_scales", "key_scales", "row_terms")
+    assert plain.body == whole.body.replace(", row_scales, key_scales, row_terms", "")
+
+
+@pytest.mark.skipif(clang_check.CLANG is None, reason="no clang: apt-get install clang")
+@pytest.mark.parametrize("scoring", [Scoring(True), Scoring(False, True), Scoring(True, True)], ids=str)
+def test_address_spaces(scoring: Scoring, tmp_path: Path) -> None:
+    for dims, dtype in (((64, 64), "float16"), ((80, 40), "bfloat16"), ((256, 256), "float32")):
+        for blocks in (NO_BLOCKS, CUT_TILES):
+            text = kernel_text(*traces("alibi", "document_ids"), scoring=scoring)
+            source = clang_check.instance(text, plan_for(*dims, dtype), blocks)
+            assert clang_check.complaints(source, tmp_path) == ""
+            assert clang_check.unqualified_pointers(source, tmp_path) == []
+            assert clang_check.narrow_offsets(source, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("rows.place.column + e, kv_len - 1);\n      float unit", "rows.place.column + e, kv_len);\n      float unit")],
+    ids=["keys"],
+)
+def test_the_bound_of_the_scales_is_needed(right: str, wrong: str) -> None:
+    tensors = inputs((1, 1, 70, 17, 1, 1, 75, 17), "float32")
+    with pytest.raises(SimulationError, match="out of bounds"):
+        broken(right, wrong).attention(AttentionCall(*tensors, 1.0, quant=QKQuant(smooth_k=False)))
