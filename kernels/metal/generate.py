@@ -42,8 +42,7 @@ _MOD_HEADER = """\
 
 constexpr constant bool HAS_SCORE_MOD = {has_score_mod};
 constexpr constant bool HAS_MASK_MOD = {has_mask_mod};
-constexpr constant bool QUANTISED = {quantised};
-constexpr constant bool ADD_BACK = {add_back};
+{scoring_constants}
 
 {template}struct Mods {{
 {fields}
@@ -68,10 +67,7 @@ constexpr constant bool ADD_BACK = {add_back};
 {tile_body}
   }}
 
-  // Of rows and keys, by their number among those of all batches and heads.
-  float row_scale(int64_t row) const thread {{ return {row_scale}; }}
-  float key_scale(int64_t key) const thread {{ return {key_scale}; }}
-  float row_term(int64_t row) const thread {{ return {row_term}; }}
+{scoring_methods}
 }};
 
 {template}inline Mods{arguments} captured_by_mods({parameters}) {{
@@ -115,7 +111,7 @@ class KernelText:
     def _buffers(self) -> list[str]:
         dims = {f"array{slot}": array.ndim for slot, array in enumerate(self.arrays)}
         types = {name: "T" for name in STRIDED} | {"params": "int", "tile_lists": "int", "block_states": "uint8_t"}
-        types |= {"k": self.scoring.key_type("T")} | dict.fromkeys(self.scoring.inputs, "float")
+        types |= self.scoring.inputs | ({"k": "int8_t"} if self.scoring.quantised else {})
         types |= {f"array{slot}": msl_type(array.element) for slot, array in enumerate(self.arrays)}
         types |= {f"extremes{slot}": extremes_type(self.arrays[slot].element) for slot in self.extremes}
         found = []
@@ -212,9 +208,8 @@ def mod_header(
         blocks = f"const device {extremes_type(arrays[slot].element)}* extremes{slot}"
         fields.append(f"  {blocks};")
         parameters.append(blocks)
-    factors = [f"const device float* {name}" for name in scoring.inputs]
-    fields += [f"  {factor};" for factor in factors]
-    parameters += factors
+    fields += [f"  {parameter};" for parameter in scoring.parameters]
+    parameters += scoring.parameters
     names = [parameter.rsplit(" ", 1)[1] for parameter in parameters[1:]]
     assignments = [f"  mods.{name} = {name};" for name in names]
     for slot, number in enumerate(numbers):

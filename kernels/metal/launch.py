@@ -56,8 +56,8 @@ def run(kernel: Launch, call: AttentionCall, extremes: Sequence[int], scoring: S
         output_shapes=[(*rows, max(1, value_dim)), rows, rows],
         output_dtypes=[call.q.dtype, mx.float32, mx.float32],
     )
-    if made.term is not None and not scoring.add_back:  # -inf, of a row that attends to nothing, stays
-        lse, max_scores = lse + made.term, max_scores + made.term
+    if made.row_terms is not None and not scoring.add_back:  # -inf, of a row that attends to nothing, stays
+        lse, max_scores = lse + made.row_terms, max_scores + made.row_terms
     return _result(call, out[..., :value_dim] if value_dim == 0 else out, lse, max_scores)
 
 
@@ -129,8 +129,8 @@ def _flat(x: mx.array) -> mx.array:
 
 def _factors(made: Operands, scoring: Scoring) -> list[mx.array]:
     """The inputs that `scoring` names, in that order."""
-    found = {"row_scales": made.row_scales, "key_scales": made.key_scales, "row_terms": made.term}
-    return [_flat(x) for name, x in found.items() if name in scoring.inputs and x is not None]
+    given = made._asdict()
+    return [_flat(given[name]) for name in scoring.inputs]
 
 
 def _numbers(mods: Sequence[Bound]) -> list[int]:

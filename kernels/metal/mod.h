@@ -6,8 +6,9 @@
 
 constexpr constant bool HAS_SCORE_MOD = false;
 constexpr constant bool HAS_MASK_MOD = false;
-constexpr constant bool QUANTISED = false;  // q and k are whole numbers, with a scale for each row and key
-constexpr constant bool ADD_BACK = false;   // each row has a term that goes to its scores before score_mod
+constexpr constant bool QUANTISED = false;   // q and k are whole numbers, with a scale for each row and key
+constexpr constant bool SMOOTHED_Q = false;  // q lacks a mean row, whose scores are there too
+constexpr constant bool ADD_BACK = false;    // each row has a term that goes to its scores before score_mod
 
 // What the mods capture, and the mods themselves. A generated struct holds each captured array as the three values
 // that MLX passes for it (array0, array0_shape, array0_strides), the extremes of its blocks where tile_state reads them
@@ -30,6 +31,8 @@ struct Mods {
   float row_scale(int64_t row) const thread { return 1.0f; }
   float key_scale(int64_t key) const thread { return 1.0f; }
   float row_term(int64_t row) const thread { return 0.0f; }
+  int mean_of_row(int64_t row) const thread { return 0; }
+  float mean_score(int64_t at) const thread { return 0.0f; }
 };
 
 inline Mods captured_by_mods(const device int* numbers) {

@@ -1,5 +1,6 @@
 // smooth.h: what brings the products of int8 or smoothed keys back to scores, SageAttention (arXiv 2410.02367): a scale
-// per row and per key, and the term of a row that the mean of its keys took away. The hole says which there are.
+// per row and per key, the term of a row that the mean of its keys took away, and, of smoothed queries (SageAttention2,
+// arXiv 2411.10958), the scores of the mean that a row lacks. The hole says which there are.
 #pragma once
 #include "walk.h"
 
@@ -8,17 +9,19 @@ template <typename P>
 struct RowFactors {
   float scale[P::ROW_FRAGMENTS];
   float term[P::ROW_FRAGMENTS];
-  int64_t first_key;  // number of the head's first key, of all heads' keys
+  int64_t mean_scores[P::ROW_FRAGMENTS];  // where those of the row's mean begin
+  int64_t first_key;                      // number of the head's first key, of all heads' keys
 
   // first_row: number of the head's first row, of all heads' rows.
   template <typename Captured>
-  void start(int64_t first_row, int64_t first_key_, const thread LaneRows<P>& rows, const thread Captured& mods)
-      thread {
+  void start(int64_t first_row, int64_t first_key_, int kv_len, const thread LaneRows<P>& rows,
+             const thread Captured& mods) thread {
     first_key = first_key_;
     UNROLL
     for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
       scale[r] = mods.row_scale(first_row + rows.q_idx[r]);
       term[r] = mods.row_term(first_row + rows.q_idx[r]);
+      mean_scores[r] = int64_t(mods.mean_of_row(first_row + rows.q_idx[r])) * kv_len;
     }
   }
 };
@@ -35,7 +38,11 @@ inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P:
       int kv_idx = metal::min(first + j * FRAGMENT + rows.place.column + e, kv_len - 1);
       float unit = mods.key_scale(factors.first_key + kv_idx);
       UNROLL
-      for (int r = 0; r < P::ROW_FRAGMENTS; r++) elements(scores[r][j])[e] *= unit * factors.scale[r];
+      for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
+        float score = elements(scores[r][j])[e] * (unit * factors.scale[r]);
+        if (SMOOTHED_Q) score += mods.mean_score(factors.mean_scores[r] + kv_idx);
+        elements(scores[r][j])[e] = score;
+      }
     }
   }
 }

@@ -166,8 +166,6 @@ CALLS = {
     ids=["block", "row", "smooth_q", "unsmoothed"],
 )
 def test_calls(quant: QKQuant, name: str, dtype: str, backend: str) -> None:
-    if quant.smooth_q and backend != "cpu":
-        pytest.skip("Metal refuses SMOOTH_Q: tests/metal/test_metal_quantised.py")
     score_mod, mask_mod, ids, add_back = CALLS[name]
     shapes = ((BATCH, HEADS, ROWS, D), (BATCH, KV_HEADS, KEYS, D), (BATCH, KV_HEADS, KEYS, 8))
     rng = np.random.default_rng(1)

@@ -196,6 +196,7 @@ struct Plan {
 constexpr constant bool HAS_SCORE_MOD = true;
 constexpr constant bool HAS_MASK_MOD = false;
 constexpr constant bool QUANTISED = false;
+constexpr constant bool SMOOTHED_Q = false;
 constexpr constant bool ADD_BACK = false;
 
 template <typename Array0>
@@ -228,6 +229,8 @@ struct Mods {
   float row_scale(int64_t row) const thread { return 1.0f; }
   float key_scale(int64_t key) const thread { return 1.0f; }
   float row_term(int64_t row) const thread { return 0.0f; }
+  int mean_of_row(int64_t row) const thread { return 0; }
+  float mean_score(int64_t at) const thread { return 0.0f; }
 };
 
 template <typename Array0>
@@ -833,7 +836,8 @@ struct Walk {
 #line 22 "attention_forward.metal"
 #line 1 "smooth.h"
 // smooth.h: what brings the products of int8 or smoothed keys back to scores, SageAttention (arXiv 2410.02367): a scale
-// per row and per key, and the term of a row that the mean of its keys took away. The hole says which there are.
+// per row and per key, the term of a row that the mean of its keys took away, and, of smoothed queries (SageAttention2,
+// arXiv 2411.10958), the scores of the mean that a row lacks. The hole says which there are.
 
 
 
@@ -842,17 +846,19 @@ template <typename P>
 struct RowFactors {
   float scale[P::ROW_FRAGMENTS];
   float term[P::ROW_FRAGMENTS];
-  int64_t first_key;  // number of the head's first key, of all heads' keys
+  int64_t mean_scores[P::ROW_FRAGMENTS];  // where those of the row's mean begin
+  int64_t first_key;                      // number of the head's first key, of all heads' keys
 
   // first_row: number of the head's first row, of all heads' rows.
   template <typename Captured>
-  void start(int64_t first_row, int64_t first_key_, const thread LaneRows<P>& rows, const thread Captured& mods)
-      thread {
+  void start(int64_t first_row, int64_t first_key_, int kv_len, const thread LaneRows<P>& rows,
+             const thread Captured& mods) thread {
     first_key = first_key_;
     UNROLL
     for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
       scale[r] = mods.row_scale(first_row + rows.q_idx[r]);
       term[r] = mods.row_term(first_row + rows.q_idx[r]);
+      mean_scores[r] = int64_t(mods.mean_of_row(first_row + rows.q_idx[r])) * kv_len;
     }
   }
 };
@@ -869,7 +875,11 @@ inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P:
       int kv_idx = metal::min(first + j * FRAGMENT + rows.place.column + e, kv_len - 1);
       float unit = mods.key_scale(factors.first_key + kv_idx);
       UNROLL
-      for (int r = 0; r < P::ROW_FRAGMENTS; r++) elements(scores[r][j])[e] *= unit * factors.scale[r];
+      for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
+        float score = elements(scores[r][j])[e] * (unit * factors.scale[r]);
+        if (SMOOTHED_Q) score += mods.mean_score(factors.mean_scores[r] + kv_idx);
+        elements(scores[r][j])[e] = score;
+      }
     }
   }
 }
@@ -951,7 +961,7 @@ inline void attention_forward(
   queries.start(rows_of(q, q_strides, rows.b, rows.h, p.q_len), rows.q_idx, rows.place);
   const int64_t head = int64_t(rows.b) * p.query_heads + rows.h;
   RowFactors<P> factors;
-  factors.start(head * p.q_len, (int64_t(kv_batch) * p.kv_heads + kv_head) * p.kv_len, rows, mods);
+  factors.start(head * p.q_len, (int64_t(kv_batch) * p.kv_heads + kv_head) * p.kv_len, p.kv_len, rows, mods);
 
   RowState state[P::ROW_FRAGMENTS];
   Fragment<float> sums[P::ROW_FRAGMENTS][VALUE_FRAGMENTS];  // O
@@ -1063,7 +1073,7 @@ inline void attention_forward(
   }
 }
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int BLOCKS>
-[[kernel]] void flextrace_attention_70a837f6f4643e75(
+[[kernel]] void flextrace_attention_fd236d274b558dcd(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],

@@ -19,7 +19,10 @@ QUANTS = {
     "block": QKQuant(),
     "row": QKQuant("row"),
     "odd_blocks": QKQuant(q_block=33, k_block=10),
-    "no_smoothing": QKQuant(smooth_k=False),
+    "smooth_q": QKQuant(smooth_q=True),
+    "row_smooth_q": QKQuant("row", smooth_q=True, q_block=20),
+    "odd_smooth_q": QKQuant(smooth_q=True, q_block=9, k_block=50),
+    "no_smoothing": QKQuant(smooth_k=False, smooth_q=True),
 }
 
 
@@ -47,7 +50,7 @@ def made(name: str, shape: Shape) -> list[Any]:
 @pytest.mark.parametrize("name", [*MODS, *MASKS])
 def test_every_kind_of_mod_sees_the_whole_score(name: str, dtype: str) -> None:
     turn = [*MODS, *MASKS].index(name) + DTYPES.index(dtype)
-    chosen = QUANTS[("block", "row", "odd_blocks")[turn % 3]]
+    chosen = QUANTS[("block", "row_smooth_q", "odd_blocks", "odd_smooth_q")[turn % 4]]
     tensors = biased(SHAPES["gqa"], dtype, bias=1.0)
     smooth = smoothing(tensors[1], add_back=MODS.get(name, False))
     mod, plain = made(name, SHAPES["gqa"])
@@ -83,7 +86,7 @@ def test_smoothing_helps_where_keys_are_biased(dtype: str) -> None:
     assert alone < 0.01
 
 
-@pytest.mark.parametrize("quant", [None, "block", "odd_blocks", "row"])
+@pytest.mark.parametrize("quant", [None, "block", "odd_blocks", "row", "odd_smooth_q"])
 def test_documents_have_means_of_their_own(quant: str | None) -> None:
     shape: Shape = (2, 2, 60, 24, 2, 1, 60, 16)
     ids = np.stack([np.repeat(np.arange(4), [20, 3, 27, 10]), np.repeat(np.arange(2), [45, 15])])
@@ -176,10 +179,3 @@ def test_asynchronous_copies_are_the_same(shape: str, quant: QKQuant | None) -> 
     tensors = biased(SHAPES[shape], "float16")
     one, two = (run(tensors, quant, smoothing(tensors[1]), async_copy=on) for on in (False, True))
     assert two.notice is None and mx.array_equal(one.out, two.out) and mx.array_equal(one.lse, two.lse)
-
-
-def test_smooth_q_is_refused_with_a_remedy() -> None:
-    with pytest.raises(
-        ValueError, match='SMOOTH_Q is not done on Metal.*; choose BACKEND "cpu", or leave SMOOTH_Q out'
-    ):
-        run(biased(SHAPES["gqa"], "float32"), QKQuant(smooth_q=True), None)

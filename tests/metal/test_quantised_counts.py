@@ -73,16 +73,16 @@ def test_keys_take_half_the_bytes() -> None:
 
 def test_the_plain_text_does_not_pay() -> None:
     """A text that quantises differs in the hole and in what is passed to it."""
-    plain, whole = kernel_text(None, None), kernel_text(None, None, scoring=Scoring(True, True))
+    plain, whole = kernel_text(None, None), kernel_text(None, None, scoring=Scoring(True, True, True))
     before, after = plain.header.split("struct Mods")[1], whole.header.split("struct Mods")[1]
     end = "inline Mods captured_by_mods("
     assert before.split(end)[1].split("return mods;")[1] == after.split(end)[1].split("return mods;")[1]
-    assert whole.inputs == (*plain.inputs, "row_scales", "key_scales", "row_terms")
-    assert plain.body == whole.body.replace(", row_scales, key_scales, row_terms", "")
+    assert whole.inputs == (*plain.inputs, "row_scales", "key_scales", "row_terms", "mean_rows", "mean_scores")
+    assert plain.body == whole.body.replace(", row_scales, key_scales, row_terms, mean_rows, mean_scores", "")
 
 
 @pytest.mark.skipif(clang_check.CLANG is None, reason="no clang: apt-get install clang")
-@pytest.mark.parametrize("scoring", [Scoring(True), Scoring(False, True), Scoring(True, True)], ids=str)
+@pytest.mark.parametrize("scoring", [Scoring(True), Scoring(False, True), Scoring(True, True, True)], ids=str)
 def test_address_spaces(scoring: Scoring, tmp_path: Path) -> None:
     for dims, dtype in (((64, 64), "float16"), ((80, 40), "bfloat16"), ((256, 256), "float32")):
         for blocks in (NO_BLOCKS, CUT_TILES):
