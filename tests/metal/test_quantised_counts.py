@@ -15,13 +15,16 @@ from metal.quantised import smoothing
 from metal.simulated import backend, inputs
 from metal.test_counts import broken
 
+import flextrace as flex
 from flextrace.kernels import AttentionCall, QKQuant
+from flextrace.kernels.metal import SimulatorBackend
 from flextrace.kernels.metal.generate import kernel_text
 from flextrace.kernels.metal.plan import plan_for
 from flextrace.kernels.metal.quantise import quantise
 from flextrace.kernels.metal.scoring import Scoring
 from flextrace.kernels.metal.tiles import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.simulator import SimulationError, recording
+from flextrace.kernels.smoothing import smoothing as smoothing_of
 
 # ---- rounding ------------------------------------------------------------------------------------------------------
 
@@ -102,3 +105,33 @@ def test_the_bound_of_the_scales_is_needed(right: str, wrong: str) -> None:
     tensors = inputs((1, 1, 70, 17, 1, 1, 75, 17), "float32")
     with pytest.raises(SimulationError, match="out of bounds"):
         broken(right, wrong).attention(AttentionCall(*tensors, 1.0, quant=QKQuant(smooth_k=False)))
+
+
+@pytest.mark.parametrize("quant", [None, QKQuant(), QKQuant("row", smooth_q=True)], ids=["smoothed", "block", "row"])
+def test_the_launch_is_lazy_and_works_inside_compile(quant: QKQuant | None) -> None:
+    """Neither q nor k is evaluated: with a stand-in for MLX's lazy kernel, mx.compile traces it."""
+    launches: list[dict[str, Any]] = []
+
+    def factory(**definition: Any) -> Any:
+        def launch(**arguments: Any) -> list[mx.array]:
+            launches.append(definition | arguments)
+            shapes = zip(arguments["output_shapes"], arguments["output_dtypes"], strict=True)
+            total = sum(x.astype(mx.float32).sum() for x in arguments["inputs"])
+            return [mx.full(shape, total).astype(dtype) for shape, dtype in shapes]
+
+        return launch
+
+    lazy, ids = SimulatorBackend(factory), mx.array(np.repeat([0, 1], [30, 40])[None])
+    mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: ids[b, q_idx] == ids[b, kv_idx])
+
+    @mx.compile
+    def compiled(q: mx.array) -> mx.array:
+        call = AttentionCall(q, q, q, 1.0, mask_mod=mask.bind(), quant=quant, want_lse=True)
+        call.smoothing = smoothing_of(call, lazy=True)
+        result = lazy.attention(call)
+        assert result.lse is not None
+        return result.out.sum() + result.lse.sum()
+
+    assert compiled(mx.ones((1, 2, 70, 16), mx.float16)).shape == ()
+    q, k = launches[0]["inputs"][:2]
+    assert q.dtype == mx.float16 and k.dtype == (mx.float16 if quant is None else mx.int8)
