@@ -97,7 +97,7 @@ inline void attention_forward(
   queries.start(rows_of(q, q_strides, rows.b, rows.h, p.q_len), rows.q_idx, rows.place);
   const int64_t head = int64_t(rows.b) * p.query_heads + rows.h;
   RowFactors<P> factors;
-  factors.start(head * p.q_len, (int64_t(kv_batch) * p.kv_heads + kv_head) * p.kv_len, p.kv_len, rows, mods);
+  factors.start(head * p.q_len, (int64_t(kv_batch) * p.kv_heads + kv_head) * p.kv_len, p.kv_len, rows, mods, lane);
 
   RowState state[P::ROW_FRAGMENTS];
   Fragment<float> sums[P::ROW_FRAGMENTS][VALUE_FRAGMENTS];  // O

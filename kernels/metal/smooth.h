@@ -10,13 +10,15 @@ struct RowFactors {
   float scale[P::ROW_FRAGMENTS];
   float term[P::ROW_FRAGMENTS];
   int64_t mean_scores[P::ROW_FRAGMENTS];  // where those of the row's mean begin
-  int64_t first_key;                      // number of the head's first key, of all heads' keys
+  int lane;
+  int64_t first_key;  // number of the head's first key, of all heads' keys
 
   // first_row: number of the head's first row, of all heads' rows.
   template <typename Captured>
   void start(int64_t first_row, int64_t first_key_, int kv_len, const thread LaneRows<P>& rows,
-             const thread Captured& mods) thread {
+             const thread Captured& mods, uint lane_) thread {
     first_key = first_key_;
+    lane = int(lane_);
     UNROLL
     for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
       scale[r] = mods.row_scale(first_row + rows.q_idx[r]);
@@ -26,17 +28,20 @@ struct RowFactors {
   }
 };
 
-// Products of whole numbers -> of what they were rounded from.
+// Products of whole numbers -> of what they were rounded from. Each lane reads the scale of one key for all.
 template <typename P, typename Captured>
 inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], int first, int kv_len,
                            const thread RowFactors<P>& factors, const thread LaneRows<P>& rows,
                            const thread Captured& mods) {
+  static_assert(P::BK <= LANES, "a tile has no more keys than a simdgroup has lanes");
+  int key = metal::min(first + factors.lane, kv_len - 1);
+  float unit_in_lane = factors.lane < P::BK ? mods.key_scale(factors.first_key + key) : 0.0f;
   UNROLL
   for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
     UNROLL
     for (int e = 0; e < 2; e++) {
-      int kv_idx = metal::min(first + j * FRAGMENT + rows.place.column + e, kv_len - 1);
-      float unit = mods.key_scale(factors.first_key + kv_idx);
+      int i = j * FRAGMENT + rows.place.column + e, kv_idx = metal::min(first + i, kv_len - 1);
+      float unit = metal::simd_shuffle(unit_in_lane, ushort(i));
       UNROLL
       for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
         float score = elements(scores[r][j])[e] * (unit * factors.scale[r]);

@@ -16,13 +16,13 @@ from metal.simulated import DTYPES, ORDERS, SHAPES, Shape, backend, inputs
 from flextrace.kernels import AttentionCall, QKQuant
 
 QUANTS = {
-    "block": QKQuant(),
+    "block": QKQuant("block"),
     "row": QKQuant("row"),
-    "odd_blocks": QKQuant(q_block=33, k_block=10),
-    "smooth_q": QKQuant(smooth_q=True),
+    "odd_blocks": QKQuant("block", q_block=33, k_block=10),
+    "smooth_q": QKQuant("block", smooth_q=True),
     "row_smooth_q": QKQuant("row", smooth_q=True, q_block=20),
-    "odd_smooth_q": QKQuant(smooth_q=True, q_block=9, k_block=50),
-    "no_smoothing": QKQuant(smooth_k=False, smooth_q=True),
+    "odd_smooth_q": QKQuant("block", smooth_q=True, q_block=9, k_block=50),
+    "no_smoothing": QKQuant("block", smooth_k=False, smooth_q=True),
 }
 
 
@@ -79,8 +79,8 @@ def test_smoothing_helps_where_keys_are_biased(dtype: str) -> None:
     """The mean makes scores of the order of 100, whose differences are what counts."""
     tensors = biased((1, 1, 40, 64, 1, 1, 96, 64), dtype, bias=30.0)
     exact = reference.attention(*floats(tensors), None, None, SCALE).out
-    with_smoothing = relative_l1(run(tensors, QKQuant(), smoothing(tensors[1])).out, exact)
-    without = relative_l1(run(tensors, QKQuant(smooth_k=False), None).out, exact)
+    with_smoothing = relative_l1(run(tensors, QKQuant("block"), smoothing(tensors[1])).out, exact)
+    without = relative_l1(run(tensors, QKQuant("block", smooth_k=False), None).out, exact)
     assert 5 * with_smoothing < without
     alone = relative_l1(run(tensors, None, smoothing(tensors[1])).out, exact)
     assert alone < 0.01
@@ -128,7 +128,7 @@ def test_documents_per_batch_may_share_keys() -> None:
     smooth = smoothing(twice[1], ids, ids)
     want = reference.attention(*floats(twice), None, lambda b, h, i, j: bool(ids[b, i] == ids[b, j]), SCALE)
     reference.assert_close(run((q, k, v), None, smooth, mask_mod=mask).out, want.out, 1e-4, 1e-4, "out")
-    one, two = (run(x, QKQuant(), smooth, mask_mod=mask).out for x in ((q, k, v), twice))
+    one, two = (run(x, QKQuant("block"), smooth, mask_mod=mask).out for x in ((q, k, v), twice))
     np.testing.assert_array_equal(np.array(one), np.array(two))
 
 
@@ -136,10 +136,10 @@ def test_documents_per_batch_may_share_keys() -> None:
 def test_an_infinity_spoils_only_who_sees_it(bad: float) -> None:
     tensors = biased((1, 1, 20, 16, 1, 1, 40, 16), "float32")
     smooth, hidden = smoothing(tensors[1]), lambda b, h, q_idx, kv_idx: (q_idx < 10) | (kv_idx != 33)
-    clean = run(tensors, QKQuant(), smooth, mask_mod=hidden)
+    clean = run(tensors, QKQuant("block"), smooth, mask_mod=hidden)
     q, k, v = (np.array(x) for x in tensors)
     q[0, 0, 15, 2], k[0, 0, 33, 5] = bad, bad
-    got = run((mx.array(q), mx.array(k), mx.array(v)), QKQuant(), smooth, mask_mod=hidden)
+    got = run((mx.array(q), mx.array(k), mx.array(v)), QKQuant("block"), smooth, mask_mod=hidden)
     spoiled = np.isnan(np.array(got.out)).all(axis=-1)[0, 0]
     assert spoiled.tolist() == [row < 10 or row == 15 for row in range(20)]
     for one, two in zip(got.out[0, 0, 10:15], clean.out[0, 0, 10:15], strict=True):
@@ -157,9 +157,9 @@ def test_all_zero_inputs_give_the_mean_of_v(zeros: str) -> None:
 
 def test_nothing_to_quantise() -> None:
     q, none, no_columns = mx.ones((2, 3, 5, 8)), mx.zeros((2, 3, 0, 8)), mx.zeros((2, 3, 5, 0))
-    call = AttentionCall(q, none, none, 1.0, quant=QKQuant(smooth_k=False))
+    call = AttentionCall(q, none, none, 1.0, quant=QKQuant("block", smooth_k=False))
     assert mx.all(backend().attention(call).out == 0)
-    call = AttentionCall(no_columns, no_columns, q, 1.0, quant=QKQuant(smooth_k=False))
+    call = AttentionCall(no_columns, no_columns, q, 1.0, quant=QKQuant("block", smooth_k=False))
     assert mx.all(backend().attention(call).out == 1)
 
 
@@ -169,7 +169,7 @@ def test_any_strides(layout: tuple[int, ...]) -> None:
     back = tuple(int(i) for i in np.argsort(layout))
     strided = tuple(mx.contiguous(x.transpose(layout)).transpose(back) for x in tensors)
     smooth = smoothing(tensors[1])
-    one, two = (run(x, QKQuant(), smooth).out for x in (tensors, strided))
+    one, two = (run(x, QKQuant("block"), smooth).out for x in (tensors, strided))
     np.testing.assert_array_equal(np.array(one), np.array(two))
 
 

@@ -62,7 +62,8 @@ def device_reads(quant: QKQuant | None, smooth: bool, length: int = 128, dim: in
 def test_keys_take_half_the_bytes() -> None:
     plain, smooth = device_reads(None, False), device_reads(None, True)
     assert smooth.buffers == plain.buffers and smooth.matrix_multiplies == plain.matrix_multiplies
-    whole = device_reads(QKQuant(), True)
+    whole = device_reads(QKQuant("row"), True)
+    assert whole.buffers["key_scales"].read == whole.buffers["k"].read // 4, "each simdgroup: a float for 16 columns"
     assert whole.buffers["k"].read == plain.buffers["k"].read // 2, "at most 0.55 of float16"
     assert whole.buffers["q"].read == plain.buffers["q"].read and whole.buffers["v"].read == plain.buffers["v"].read
     assert whole.matrix_multiplies == plain.matrix_multiplies
@@ -96,18 +97,22 @@ def test_address_spaces(scoring: Scoring, tmp_path: Path) -> None:
             assert clang_check.narrow_offsets(source, tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [("rows.place.column + e, kv_len - 1);\n      float unit", "rows.place.column + e, kv_len);\n      float unit")],
-    ids=["keys"],
-)
-def test_the_bound_of_the_scales_is_needed(right: str, wrong: str) -> None:
+BOUNDS = [
+    ("first + factors.lane, kv_len - 1)", "first + factors.lane, kv_len)"),
+    ("kv_idx = metal::min(first + i, kv_len - 1)", "kv_idx = first + i"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong"), BOUNDS, ids=["key scales", "scores of means"])
+def test_every_bound_is_needed(right: str, wrong: str) -> None:
     tensors = inputs((1, 1, 70, 17, 1, 1, 75, 17), "float32")
     with pytest.raises(SimulationError, match="out of bounds"):
-        broken(right, wrong).attention(AttentionCall(*tensors, 1.0, quant=QKQuant(smooth_k=False)))
+        broken(right, wrong).attention(AttentionCall(*tensors, 1.0, quant=QKQuant("row", False, smooth_q=True)))
 
 
-@pytest.mark.parametrize("quant", [None, QKQuant(), QKQuant("row", smooth_q=True)], ids=["smoothed", "block", "row"])
+@pytest.mark.parametrize(
+    "quant", [None, QKQuant("block"), QKQuant("row", smooth_q=True)], ids=["smoothed", "block", "row"]
+)
 def test_the_launch_is_lazy_and_works_inside_compile(quant: QKQuant | None) -> None:
     """Neither q nor k is evaluated: with a stand-in for MLX's lazy kernel, mx.compile traces it."""
     launches: list[dict[str, Any]] = []
