@@ -54,7 +54,7 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
 // The whole kernel. Its body, attention_forward_body.metal, calls this with the buffers that MLX declares.
 //
 // q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM];
-// v: [kv_batches, kv_heads, kv_len, VALUE_DIM]; any strides, in elements. K: T; or int8_t, then q too has whole numbers.
+// v: [kv_batches, kv_heads, kv_len, VALUE_DIM]; any strides, in elements. K: T, or int8_t: q is whole numbers too.
 // out: [batch, query_heads, q_len, VALUE_DIM]; lse, max_scores: [batch, query_heads, q_len], float32, natural.
 // group: (tile of query rows and slice of value columns, query head, batch).
 // Tile: StagedTile, or AsyncTile of async_copy.h.
