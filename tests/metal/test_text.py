@@ -22,7 +22,7 @@ from flextrace.kernels.metal.probe import why_no_async_copy
 from flextrace.kernels.metal.tiles import CUT_TILES, NO_BLOCKS, WHOLE_TILES
 
 FOLDER = Path(generate.__file__).parent
-FILES = [*FOLDER.glob("*.h"), *FOLDER.glob("*.metal")]
+FILES = [*FOLDER.glob("*.h"), *FOLDER.glob("*.metal"), FOLDER.parent / "ranges.h"]
 RESERVED = r"\b(fragment|vertex|kernel|mesh|object|visible|sampler|texture\w*|ray_data|object_data|imageblock\w*)\b"
 TRANSCENDENTAL = "exp|exp2|log|log2|log10|a?(?:sin|cos|tan)h?|atan2|r?sqrt|fmod"
 needs_clang = pytest.mark.skipif(clang_check.CLANG is None, reason="no clang: apt-get install clang")
