@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from flextrace.cache import CacheError, CacheWarning
-from flextrace.kernels import BackendUnavailable, QKQuant
+from flextrace.kernels import BackendUnavailable, Int8Rows, QKQuant
 from flextrace.tracer import Expr, TraceError
 
 from .attention import AuxOutput, AuxRequest, flex_attention
@@ -35,6 +35,7 @@ __all__ = [
     "FlextraceWarning",
     "GradientError",
     "Int8KV",
+    "Int8Rows",
     "MaskMod",
     "QKQuant",
     "ScoreMod",

@@ -15,14 +15,14 @@ from typing import Any, Literal, overload
 
 import mlx.core as mx
 
-from flextrace.kernels import AttentionCall
+from flextrace.kernels import AttentionCall, Int8Rows
 from flextrace.kernels.registry import chosen_name
 
 from .block_mask import BlockMask
 from .checks import check_options, check_tensors
 from .mod import MaskMod, ScoreMod, as_mod
 from .notices import FlextraceWarning
-from .quantise import quant_options
+from .quantise import add_scales, elements, quant_of_int8_keys, quant_options
 from .run import run
 
 
@@ -56,8 +56,8 @@ Options = Mapping[str, Any] | None
 @overload
 def flex_attention(
     query: mx.array,
-    key: mx.array,
-    value: mx.array,
+    key: mx.array | Int8Rows,
+    value: mx.array | Int8Rows,
     score_mod: Any = None,
     block_mask: Any = None,
     scale: float | None = None,
@@ -70,8 +70,8 @@ def flex_attention(
 @overload
 def flex_attention(
     query: mx.array,
-    key: mx.array,
-    value: mx.array,
+    key: mx.array | Int8Rows,
+    value: mx.array | Int8Rows,
     score_mod: Any = None,
     block_mask: Any = None,
     scale: float | None = None,
@@ -84,8 +84,8 @@ def flex_attention(
 @overload
 def flex_attention(
     query: mx.array,
-    key: mx.array,
-    value: mx.array,
+    key: mx.array | Int8Rows,
+    value: mx.array | Int8Rows,
     score_mod: Any = None,
     block_mask: Any = None,
     scale: float | None = None,
@@ -97,8 +97,8 @@ def flex_attention(
 ) -> tuple[mx.array, AuxOutput]: ...
 def flex_attention(
     query: mx.array,
-    key: mx.array,
-    value: mx.array,
+    key: mx.array | Int8Rows,
+    value: mx.array | Int8Rows,
     score_mod: Any = None,
     block_mask: Any = None,
     scale: float | None = None,
@@ -113,7 +113,8 @@ def flex_attention(
     Args:
         query: [batch, query_heads, q_len, head_dim], float32, float16 or bfloat16; any strides.
         key: [batch or 1, kv_heads, kv_len, head_dim], dtype of query.
-        value: [batch or 1, kv_heads, kv_len, value_dim], dtype of query.
+            Or `Int8Rows`, which a cache keeps (`Int8KV`): then the query is rounded to int8 too, as with QK_QUANT.
+        value: [batch or 1, kv_heads, kv_len, value_dim], dtype of query; or, beside such keys, `Int8Rows`.
         score_mod: `(score, b, h, q_idx, kv_idx) -> score`, or None. `score` is already scaled; `h` is the query head.
         block_mask: a `BlockMask`, or a mask_mod `(b, h, q_idx, kv_idx) -> bool` itself, or None.
         scale: factor of the dot products; None is 1 / sqrt(head_dim).
@@ -158,7 +159,7 @@ def flex_attention(
     if return_aux is not None and not isinstance(return_aux, AuxRequest):
         raise TypeError(f"return_aux takes an AuxRequest, not a {type(return_aux).__name__}")
     options = check_options(kernel_options)
-    quant, smooth_k = quant_options(options)
+    quant, smooth_k = (quant_of_int8_keys if isinstance(key, Int8Rows) else quant_options)(options)
     aux = return_aux or AuxRequest(lse=return_lse)
     staged = options.get("PIPELINE") == "staged"
     if aux.intermediates and not staged:
@@ -173,8 +174,8 @@ def flex_attention(
     mask = None if mask_function is None else as_mod(mask_function, MaskMod, "block_mask").bind()
     call = AttentionCall(
         query,
-        key,
-        value,
+        elements(key),
+        elements(value),
         float(1.0 / math.sqrt(max(1, query.shape[-1])) if scale is None else scale),
         score,
         mask,
@@ -186,6 +187,7 @@ def flex_attention(
         staged=staged,
         quant=quant,
     )
+    add_scales(call, key, value)
     result = run(call, chosen_name(options.get("BACKEND")), smooth_k)
     if return_aux is not None:
         return result.out, AuxOutput(result.lse, result.max_scores, result.intermediates if aux.intermediates else None)

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flextrace.kernels import Blocks
+from flextrace.kernels import Blocks, Int8Rows
 from flextrace.kernels.blocks import FULL, Array
 
 from .block_fields import BlockFields
@@ -233,7 +233,7 @@ class BlockMask(BlockFields):
 
     # ---- use -------------------------------------------------------------------------------------------------
 
-    def check_lengths(self, query: mx.array, key: mx.array) -> None:
+    def check_lengths(self, query: mx.array, key: mx.array | Int8Rows) -> None:
         """Raises ValueError unless the mask was made for these tensors."""
         b, h, q_len, kv_len = self.shape
         if (q_len, kv_len) != (query.shape[2], key.shape[2]):

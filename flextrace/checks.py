@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from flextrace.kernels import QKQuant
+from flextrace.kernels import Int8Rows, QKQuant
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 OPTIONS: dict[str, tuple[type, ...]] = {
@@ -28,14 +28,21 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def check_tensors(query: mx.array, key: mx.array, value: mx.array, scale: float | None, enable_gqa: bool) -> None:
+Rows = mx.array | Int8Rows
+
+
+def check_tensors(query: mx.array, key: Rows, value: Rows, scale: float | None, enable_gqa: bool) -> None:
     """Raises TypeError or ValueError unless q, k and v fit together."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(tensor, mx.array):
+        if isinstance(tensor, Int8Rows) and name != "query":
+            _check_int8(name, tensor)
+        elif not isinstance(tensor, mx.array):
             raise TypeError(f"{name} is a {type(tensor).__name__}; convert it with mx.array(...)")
-        if tensor.ndim != 4:
+        if len(tensor.shape) != 4:
             raise ValueError(f"{name} has shape {tensor.shape}; expected 4 axes: [batch, heads, length, head_dim]")
-    if query.dtype not in DTYPES or not query.dtype == key.dtype == value.dtype:
+    if isinstance(value, Int8Rows) and not isinstance(key, Int8Rows):
+        raise TypeError("value is in int8, key is not; give both as flex.Int8KV keeps them, or value.float32()")
+    if query.dtype not in DTYPES or any(isinstance(x, mx.array) and x.dtype != query.dtype for x in (key, value)):
         raise TypeError(
             f"query, key and value are {_name(query)}, {_name(key)} and {_name(value)}; make all three float32, "
             "float16 or bfloat16 with .astype(...)"
@@ -58,7 +65,24 @@ def check_tensors(query: mx.array, key: mx.array, value: mx.array, scale: float 
         raise ValueError(f"scale is {scale!r}; expected a finite number, or None for 1 / sqrt(head_dim)")
 
 
-def _name(tensor: mx.array) -> str:
+def _check_int8(name: str, rows: Int8Rows) -> None:
+    """Raises TypeError or ValueError unless the parts of ready-made int8 rows fit each other."""
+    for part, array in rows._asdict().items():
+        if not isinstance(array, mx.array) and not (part == "means" and array is None):
+            raise TypeError(f"{name}.{part} is a {type(array).__name__}; expected an mx.array")
+    if rows.values.dtype != mx.int8 or rows.scales.dtype != mx.float32:
+        raise TypeError(f"{name} has {_name(rows)} and scales {_name(rows.scales)}; expected int8 and float32")
+    batch_heads_length, columns = rows.shape[:-1], rows.shape[-1:]
+    if rows.scales.shape != batch_heads_length:
+        raise ValueError(f"{name}.scales has shape {rows.scales.shape}; expected one number a row {batch_heads_length}")
+    if rows.means is not None:
+        expected = (*batch_heads_length[:-1], 1, *columns)
+        if rows.means.dtype != mx.float32 or rows.means.shape != expected:
+            raise ValueError(f"{name}.means is {_name(rows.means)} {rows.means.shape}; expected float32 {expected}")
+
+
+def _name(tensor: Rows) -> str:
+    tensor = tensor.values if isinstance(tensor, Int8Rows) else tensor
     return str(tensor.dtype).removeprefix("mlx.core.")
 
 

@@ -12,7 +12,8 @@ from flextrace.kernels.staged import attend
 def forward_only(backend: Backend, call: AttentionCall) -> Result:
     """Run `call` so that differentiating its result by q, k, v or a captured mlx array raises GradientError."""
     mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
-    inputs = [call.q, call.k, call.v, *(a for mod in mods for a in mod.arrays if isinstance(a, mx.array))]
+    others = [x for x in (call.k, call.v, call.k_scales, call.v_scales, call.v_means) if x is not None]
+    inputs = [call.q, *others, *(a for mod in mods for a in mod.arrays if isinstance(a, mx.array))]
     result = attend(backend, call)
     statistics = [part for part in (result.lse, result.max_scores) if part is not None]
     outputs = [result.out, *statistics, *result.intermediates.values()]

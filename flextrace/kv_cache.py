@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import mlx.core as mx
 
-from flextrace.kernels.quant_types import LEVELS, SMALLEST
+from flextrace.kernels.quant_types import LEVELS, SMALLEST, Int8Rows
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
-
-
-class Int8Rows(NamedTuple):
-    """Rows in int8: row = values * scales + means.
-
-    values: int8 [batch, kv_heads, length, columns]; scales: float32 [batch, kv_heads, length], nan for a row that
-    holds an infinity or a nan; means: float32 [batch, kv_heads, 1, columns], or None for zeros.
-    """
-
-    values: mx.array
-    scales: mx.array
-    means: mx.array | None
-
-    def float32(self) -> mx.array:
-        """The rows as numbers."""
-        rows = self.values.astype(mx.float32) * self.scales[..., None]
-        return rows if self.means is None else rows + self.means
 
 
 class Int8KV:
     """Keys, and if asked values, kept in int8 between calls.
 
     Every token has its own scale, as with `QKQuant("row")`: it is rounded once, when it comes, and no block has to be
-    rounded again as it fills. Keys are smoothed by their mean over the first update (the prompt), which stays: any mean
-    is exact as long as all keys share it (arXiv 2410.02367).
+    rounded again as it fills. Keys, and values in int8, are smoothed by their mean over the first update (the prompt),
+    which stays: any mean is exact as long as all rows share it (arXiv 2410.02367; the weights of a row add up to 1, so
+    what the values lack is added to the output). `flex_attention(q, cache.key, cache.value)` reads the int8 as it lies.
 
     Args:
         quantise_value: keep values in int8 too; else in the dtype they come in.
-        smooth_k: subtract the mean of the first update from keys before rounding.
+        smooth_k, smooth_v: subtract the mean of the first update from keys, from values in int8, before rounding.
         step: tokens by which the memory grows.
 
     Raises:
@@ -51,18 +33,20 @@ class Int8KV:
         >>> len(cache)
         11
         >>> q = mx.ones((1, 2, 1, 64), mx.float16)
-        >>> flex.flex_attention(q, *cache.dequantised()).shape
+        >>> flex.flex_attention(q, cache.key, cache.value).shape
         (1, 2, 1, 64)
     """
 
-    def __init__(self, *, quantise_value: bool = False, smooth_k: bool = True, step: int = 256) -> None:
+    def __init__(
+        self, *, quantise_value: bool = False, smooth_k: bool = True, smooth_v: bool = True, step: int = 256
+    ) -> None:
         if isinstance(step, bool) or not isinstance(step, int) or step < 1:
             raise ValueError(f"step is {step!r}; expected a positive whole number of tokens")
-        self.quantise_value, self.smooth_k, self.step = quantise_value, smooth_k, step
+        self.quantise_value, self.smooth_k, self.smooth_v, self.step = quantise_value, smooth_k, smooth_v, step
         self._length = 0
         self._dtype = mx.float32
         self._shape: tuple[int, ...] = ()  # batch, kv_heads, head_dim, value_dim
-        self._means: mx.array | None = None
+        self._means: dict[str, mx.array | None] = {"key": None, "value": None}
         self._parts: dict[str, mx.array] = {}  # by name, [batch, kv_heads, capacity, ..]
 
     def __len__(self) -> int:
@@ -72,8 +56,8 @@ class Int8KV:
     @property
     def nbytes(self) -> int:
         """Bytes held, also for tokens to come."""
-        held = [*self._parts.values(), *([] if self._means is None else [self._means])]
-        return sum(array.nbytes for array in held)
+        held = [*self._parts.values(), *self._means.values()]
+        return sum(array.nbytes for array in held if array is not None)
 
     def update(self, key: mx.array, value: mx.array) -> None:
         """Append tokens.
@@ -88,21 +72,26 @@ class Int8KV:
         self._check(key, value)
         if not key.shape[2]:
             return
-        keys = key.astype(mx.float32)
         if not self._length:
             self._dtype, self._shape = key.dtype, (*key.shape[:2], key.shape[3], value.shape[3])
             if self.smooth_k:
-                clean = mx.where(mx.abs(keys) < mx.inf, keys, 0.0) * (1 / key.shape[2])
-                self._means = clean.sum(axis=2, keepdims=True)
-        new = _named("key", *quantised(keys if self._means is None else keys - self._means))
+                self._means["key"] = _mean(key)
+            if self.smooth_v and self.quantise_value:
+                self._means["value"] = _mean(value)
+        new = self._rounded("key", key)
         if self.quantise_value:
-            new |= _named("value", *quantised(value.astype(mx.float32)))
+            new |= self._rounded("value", value)
         else:
             new["value"] = value
         self._grow(new, self._length + key.shape[2])
         for name, array in new.items():
             self._parts[name][:, :, self._length : self._length + key.shape[2]] = array
         self._length += key.shape[2]
+
+    def _rounded(self, name: str, rows: mx.array) -> dict[str, mx.array]:
+        means = self._means[name]
+        values, scales = quantised(rows.astype(mx.float32) if means is None else rows.astype(mx.float32) - means)
+        return {name: values, f"{name} scales": scales}
 
     def _check(self, key: mx.array, value: mx.array) -> None:
         if key.ndim != 4 or value.ndim != 4 or key.shape[:3] != value.shape[:3]:
@@ -138,7 +127,7 @@ class Int8KV:
         Raises:
             ValueError: there are none.
         """
-        return self._rows("key", self._means)
+        return self._rows("key")
 
     @property
     def value(self) -> Int8Rows | mx.array:
@@ -147,7 +136,7 @@ class Int8KV:
         Raises:
             ValueError: there are none.
         """
-        return self._rows("value", None) if self.quantise_value else self._part("value")
+        return self._rows("value") if self.quantise_value else self._part("value")
 
     def dequantised(self) -> tuple[mx.array, mx.array]:
         """Keys and values as arrays for `flex_attention`, in the dtype they came in; temporary, of full size.
@@ -160,8 +149,8 @@ class Int8KV:
             value = value.float32().astype(self._dtype)
         return self.key.float32().astype(self._dtype), value
 
-    def _rows(self, name: str, means: mx.array | None) -> Int8Rows:
-        return Int8Rows(self._part(name), self._part(f"{name} scales"), means)
+    def _rows(self, name: str) -> Int8Rows:
+        return Int8Rows(self._part(name), self._part(f"{name} scales"), self._means[name])
 
     def _part(self, name: str) -> mx.array:
         if not self._length:
@@ -169,8 +158,11 @@ class Int8KV:
         return self._parts[name][:, :, : self._length]
 
 
-def _named(name: str, values: mx.array, scales: mx.array) -> dict[str, mx.array]:
-    return {name: values, f"{name} scales": scales}
+def _mean(rows: mx.array) -> mx.array:
+    """Over the rows, as far as they are finite: float32 [batch, kv_heads, 1, columns]."""
+    x = rows.astype(mx.float32)
+    clean = mx.where(mx.abs(x) < mx.inf, x, 0.0) * (1 / rows.shape[2])
+    return clean.sum(axis=2, keepdims=True)
 
 
 def quantised(rows: mx.array) -> tuple[mx.array, mx.array]:

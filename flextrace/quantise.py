@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from flextrace.kernels import BACKENDS, AttentionCall, Backend, QKQuant, backend_for
-from flextrace.kernels.smoothing import smoothing
+import mlx.core as mx
+
+from flextrace.kernels import BACKENDS, AttentionCall, Backend, Int8Rows, QKQuant, Smoothing, backend_for
+from flextrace.kernels.smoothing import needs_row_term, smoothing
 
 
 def quant_options(options: Mapping[str, Any]) -> tuple[QKQuant | None, bool]:
@@ -27,6 +29,38 @@ def quant_options(options: Mapping[str, Any]) -> tuple[QKQuant | None, bool]:
     changes = {name.lower(): options[name] for name in ("SMOOTH_K", "SMOOTH_Q") if name in options}
     quant = replace(quant, **changes)
     return quant, quant.smooth_k
+
+
+def quant_of_int8_keys(options: Mapping[str, Any]) -> tuple[QKQuant, bool]:
+    """The same where k is in int8 already: by rows, and nothing more is smoothed.
+
+    Raises:
+        ValueError: options that ask for something else.
+    """
+    for name in ("QK_QUANT", "SMOOTH_K", "SMOOTH_Q"):
+        asked = options.get(name)
+        by_rows = isinstance(asked, QKQuant) and asked.granularity == "row" and not asked.smooth_q
+        if asked and asked != "int8" and not by_rows:
+            raise ValueError(
+                f"kernel option {name}={asked!r} does not go with a key in int8, which was rounded by rows before; "
+                "leave it out (Int8KV says how it smooths), or pass *cache.dequantised()"
+            )
+    return QKQuant("row", smooth_k=False), False
+
+
+def elements(rows: mx.array | Int8Rows) -> mx.array:
+    """What a kernel reads of keys or values."""
+    return rows.values if isinstance(rows, Int8Rows) else rows
+
+
+def add_scales(call: AttentionCall, key: mx.array | Int8Rows, value: mx.array | Int8Rows) -> None:
+    """Give the call what else there is of keys and values in int8."""
+    if isinstance(key, Int8Rows):
+        call.k_scales = key.scales
+        if key.means is not None:
+            call.smoothing = Smoothing(key.means, add_back=needs_row_term(call.score_mod))
+    if isinstance(value, Int8Rows):
+        call.v_scales, call.v_means = value.scales, value.means
 
 
 def refuse_unless_quantising(backend: Backend, call: AttentionCall, smooth_k: bool) -> None:

@@ -3,7 +3,7 @@
 from .blocks import Blocks
 from .call import AttentionCall, Result
 from .gradients import GradientError
-from .quant_types import QKQuant, Smoothing
+from .quant_types import Int8Rows, QKQuant, Smoothing
 from .registry import BACKENDS, Backend, BackendUnavailable, backend_for
 from .stage_types import BlockLists, OutputParts, SoftmaxParts, Stages
 from .stages import attention_output, block_mask, block_sparse_matmul, matmul, scale, score_mod, softmax
@@ -16,6 +16,7 @@ __all__ = [
     "BlockLists",
     "Blocks",
     "GradientError",
+    "Int8Rows",
     "OutputParts",
     "QKQuant",
     "Result",

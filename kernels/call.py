@@ -17,7 +17,8 @@ class AttentionCall:
     """One checked call.
 
     q: [batch, query_heads, q_len, head_dim]; k: [1 or batch, kv_heads, kv_len, head_dim];
-    v: [1 or batch, kv_heads, kv_len, value_dim], all of one dtype (float32, float16, bfloat16).
+    v: [1 or batch, kv_heads, kv_len, value_dim], all of one dtype (float32, float16, bfloat16); or k, or k and v,
+    in int8 with the scales of their rows, which asks for `quant` by rows that smooths neither.
     """
 
     q: mx.array
@@ -34,6 +35,11 @@ class AttentionCall:
     staged: bool = False  # one kernel after the other instead of the fused one
     quant: QKQuant | None = None  # q and k become int8
     smoothing: Smoothing | None = None  # of k; that of q is quant.smooth_q
+    # k that is int8 already, less the means of `smoothing`: float32 [as k without head_dim], nan for a special row
+    k_scales: mx.array | None = None
+    # v that is int8 already: v = v * v_scales + v_means, [as v without value_dim] and [as v with length 1] or None
+    v_scales: mx.array | None = None
+    v_means: mx.array | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -6,7 +6,7 @@ The methods are SageAttention's (Zhang et al., arXiv 2410.02367; smoothing of q:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
@@ -61,3 +61,25 @@ class Smoothing:
     key_groups: mx.array | None = None
     row_groups: mx.array | None = None
     add_back: bool = False
+
+
+class Int8Rows(NamedTuple):
+    """Keys or values that are in int8 already, for `flex_attention`: row = values * scales + means.
+
+    values: int8 [batch, kv_heads, length, columns]; scales: float32 [batch, kv_heads, length], nan for a row that
+    holds an infinity or a nan; means: float32 [batch, kv_heads, 1, columns], finite, or None for zeros.
+    """
+
+    values: mx.array
+    scales: mx.array
+    means: mx.array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the rows: [batch, kv_heads, length, columns]."""
+        return self.values.shape
+
+    def float32(self) -> mx.array:
+        """The rows as numbers, float32 [batch, kv_heads, length, columns]."""
+        rows = self.values.astype(mx.float32) * self.scales[..., None]
+        return rows if self.means is None else rows + self.means

@@ -39,11 +39,15 @@ def smoothing(call: AttentionCall, lazy: bool = False) -> Smoothing:
     means = _means(k, segments, count, clean=lazy)
     if not lazy and means.size and not mx.isfinite(means).all().item():
         means = _means(k, segments, count, clean=True)
-    mod = call.score_mod
-    add_back = mod is not None and not shifts_with_score(mod.trace.expr, mod.numbers)
+    add_back = needs_row_term(call.score_mod)
     if groups is None:
         return Smoothing(means, add_back=add_back)
     return Smoothing(means, groups.keys, groups.rows, add_back)
+
+
+def needs_row_term(mod: Bound | None) -> bool:
+    """Whether a mod must see scores with what the mean of the keys took from them; else a row's weights do not."""
+    return mod is not None and not shifts_with_score(mod.trace.expr, mod.numbers)
 
 
 # -- documents ---------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from ..stage_types import Stages
 from .generate import KernelText, kernel_source, kernel_text, looked_up
 from .launch import Factory, Launch, capture_kinds, make, run, slots_by_blocks
 from .probe import why_no_async_copy
+from .quantise import Operands, operands
 from .scoring import PLAIN, Scoring, scoring_of
 from .stages import MetalStages
 
@@ -110,7 +111,8 @@ class MetalBackend:
         kernel = self._kernels.get(key)
         if kernel is None:
             kernel = self._kernels[key] = make(self.metal_kernel, text, key[1])
-        result = run(kernel, call, text.extremes, text.scoring)
+        made = operands(call) if call.q.size * call.k.size else Operands(call.q, call.k)
+        result = run(kernel, call, made, text.extremes, text.scoring)
         if refusal is not None:
             result.notice = (
                 f"simdgroup_async_copy does not work here ({refusal}), so K and V pass through registers, which is the "

@@ -14,7 +14,7 @@ from ..call import AttentionCall, Result
 from ..mods import readable
 from .generate import OUTPUTS, KernelText, looked_up
 from .plan import plan_for
-from .quantise import Operands, operands
+from .quantise import Operands
 from .scoring import PLAIN, Scoring
 from .tiles import SMALLEST, tiles_for
 
@@ -24,7 +24,9 @@ BLOCK = 32  # of extremes.h
 SHORT = 2 * BLOCK  # an axis up to here is read as it is
 
 
-def run(kernel: Launch, call: AttentionCall, extremes: Sequence[int], scoring: Scoring = PLAIN) -> Result:
+def run(
+    kernel: Launch, call: AttentionCall, made: Operands, extremes: Sequence[int], scoring: Scoring = PLAIN
+) -> Result:
     """out, lse and max_scores of one call; nothing is evaluated. `extremes` and `scoring` are the kernel's text's."""
     batch, query_heads, q_len, head_dim = call.q.shape
     _, kv_heads, kv_len, value_dim = call.v.shape
@@ -35,7 +37,6 @@ def run(kernel: Launch, call: AttentionCall, extremes: Sequence[int], scoring: S
     dtype = str(call.q.dtype).removeprefix("mlx.core.")
     plan = plan_for(max(1, head_dim), max(1, value_dim), dtype)
     tiles = tiles_for(call.blocks, plan, q_len, kv_len)
-    made = operands(call) if call.q.size * call.k.size else Operands(call.q, call.k)
     kv_batches = made.k.shape[0]  # of one batch of k there may be several, each less means of its own
     v = mx.broadcast_to(call.v, (kv_batches, *call.v.shape[1:])) if call.v.shape[0] != kv_batches else call.v
     sizes = (query_heads, kv_heads, kv_batches, q_len, kv_len)
