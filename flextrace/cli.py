@@ -62,7 +62,7 @@ def bench(
     mods: Annotated[str, typer.Option(help="Which mods, comma separated; all without.")] = "",
     sections: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Of attention, start, memory, masks; all without. Only of times."),
+        typer.Option(help="Of attention, start, memory, masks, int8; all without. Only of times."),
     ] = None,
     peers: Annotated[bool, typer.Option(help="Also time MLX's own attention and, where installed, torch's.")] = True,
     jobs: Annotated[

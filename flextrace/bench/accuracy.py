@@ -150,6 +150,7 @@ def main(
     backend: str = "cpu",
     lengths: Sequence[int] = (1024,),
     dtypes: Sequence[str] = ("float16",),
+    batch: int = 1,
     heads: int = 4,
     head_dims: Sequence[int] = (128,),
     mods: Sequence[str] = (),
@@ -166,7 +167,7 @@ def main(
             if name not in known:
                 raise BenchError(f"unknown {what} {name!r}; known: {', '.join(known)}")
     console = Console(stderr=as_json)
-    shapes = [(1, heads, length, head_dim) for length in lengths for head_dim in head_dims]
+    shapes = [(batch, heads, length, head_dim) for length in lengths for head_dim in head_dims]
     cases = [(s, d, inputs, mod) for s in shapes for d in dtypes for inputs in INPUTS for mod in (mods or NAMES)]
     found: dict[tuple[tuple[int, int, int, int], str], list[Row]] = {}
     with Progress(console=console, transient=True) as progress:

@@ -18,6 +18,8 @@ from flextrace.kernels.cpu.launch import thread_count
 
 from .cases import NAMES, flextrace_run, mlx_run, problem, torch_run
 from .errors import BenchError
+from .int8 import Int8Row, int8_table
+from .int8 import measure as measure_int8
 from .masks import CASES, MaskRow, mask_calls, mask_table
 from .masks import measure as measure_mask
 from .measure import long_call, medians_ms, overhead_us, peak_gflops, start_ms
@@ -50,9 +52,10 @@ class Report:
     memory: dict[str, dict[str, float]] = field(default_factory=dict)
     masks: list[MaskRow] = field(default_factory=list)
     mask_calls: dict[str, float | None] = field(default_factory=dict)
+    int8: list[Int8Row] = field(default_factory=list)
 
 
-SECTIONS = ("attention", "start", "memory", "masks")
+SECTIONS = ("attention", "start", "memory", "masks", "int8")
 
 
 def main(
@@ -99,6 +102,9 @@ def main(
         if "masks" in sections:
             report.masks = [measure_mask(mask, tokens, torch) for mask, tokens in CASES]
             report.mask_calls = medians_ms(mask_calls())
+    with console.status("int8 beside bfloat16 and float16"):
+        if "int8" in sections:
+            report.int8 = measure_int8()
     if as_json:
         print(json.dumps(asdict(report), indent=1))
     else:
@@ -162,6 +168,8 @@ def show(report: Report, console: Console) -> None:
         console.print(mask_table(report.masks))
         calls = ", ".join(f"{name} {_ms(milliseconds)} ms" for name, milliseconds in report.mask_calls.items())
         console.print(f"causal 1x8x4096x64 float32: {calls}")
+    if report.int8:
+        console.print(int8_table(report.int8))
     if report.memory:
         dense = report.memory["none"]["seconds"]
         table = Table(title="1x1x131072x64 float32, masks as mask_mods")

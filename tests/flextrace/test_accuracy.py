@@ -44,6 +44,24 @@ def test_targets_on_the_zoo(entry: zoo.Entry, inputs: str) -> None:
     assert found.cosine >= accuracy.COSINE and found.relative_l1 <= accuracy.RELATIVE_L1, found
 
 
+@pytest.mark.long
+@pytest.mark.skipif(backend_for("cpu", to_run=False).unavailable() is not None, reason="no C++ compiler")
+@pytest.mark.parametrize("inputs", accuracy.INPUTS)
+@pytest.mark.parametrize("entry", [e for e in zoo.ZOO.values() if e.name != "empty"], ids=str)
+def test_the_cpu_kernel_meets_the_targets_at_full_size(entry: zoo.Entry, inputs: str) -> None:
+    """2x16x2048x128, all heads, beside float64."""
+    batch, heads, length = 2, 16, 2048
+    mod = entry.make(batch, heads, length, length, np.random.default_rng(1))
+    both = (mod, None) if entry.kind == "score" else (None, mod)
+    bound = (flex.ScoreMod if entry.kind == "score" else flex.MaskMod)(mod).bind()
+    q, k, v = accuracy.tensors(inputs, (batch, heads, length, D), "float16")
+    got = flex.flex_attention(q, k, v, *both, kernel_options={"BACKEND": "cpu", "QK_QUANT": "int8"})
+    exact = exact_attention(AttentionCall(q, k, v, D**-0.5, *((bound, None) if both[0] else (None, bound))))
+    found = quant_reference.figures(np.array(got.astype(mx.float32)).astype(np.float64), exact.out)
+    print(f"FIGURES {inputs} {entry.name} {found.cosine:.6f} {found.relative_l1:.5f}")
+    assert found.cosine >= accuracy.COSINE and found.relative_l1 <= accuracy.RELATIVE_L1, found
+
+
 @pytest.mark.parametrize("granularity", ["block", "row"])
 @pytest.mark.parametrize("name", ["identity", "alibi", "softcap", "causal", "packed_causal_document"])
 def test_smoothing_does_the_work(name: str, granularity: Any) -> None:
