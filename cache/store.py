@@ -44,7 +44,7 @@ class Store:
             from platformdirs import user_cache_path  # costs milliseconds, and the variable does without
 
             chosen = user_cache_path("flextrace")
-        self.folder = Path(os.path.abspath(os.path.expanduser(chosen)))
+        self.folder: Path = Path(os.path.abspath(os.path.expanduser(chosen)))
         self.lock_timeout = lock_timeout
         self._private = False  # this is the store of last resort, in a temporary folder
         self._unwritable = False
@@ -63,6 +63,13 @@ class Store:
             return _private_store().get(key, required) if self._unwritable else None
         note_use(entry, time.time())
         return entry
+
+    def peek(self, key: str) -> Entry | None:
+        """The entry of `key` by its manifest alone, or None. Verifies no file and counts as no use."""
+        try:
+            return read_manifest(self._folder_of(key))
+        except (OSError, Damaged):
+            return None
 
     def get_or_build(self, key: str, build: Callable[[Path], dict[str, Any]], required: Sequence[str] = ()) -> Entry:
         """The verified entry of `key`. If there is none, or it is damaged, `build(folder)` makes it.

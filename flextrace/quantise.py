@@ -73,6 +73,10 @@ def refuse_unless_quantising(backend: Backend, call: AttentionCall, smooth_k: bo
     if not backend.quantises:
         able = [name for name in BACKENDS if backend_for(name, to_run=False).quantises]
         choice = f"choose BACKEND {' or '.join(able)}, or " if able else "no backend of this version does; "
+        if call.k_scales is not None:
+            raise ValueError(
+                f"the {backend.name} backend does not read int8 keys; {choice}pass *cache.dequantised() of the Int8KV"
+            )
         raise ValueError(
             f"the {backend.name} backend neither quantises nor smooths query and key; {choice}leave {asked} out"
         )

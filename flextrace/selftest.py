@@ -17,7 +17,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flextrace.kernels import BACKENDS, AttentionCall, Backend
+from flextrace.kernels import BACKENDS, AttentionCall, Backend, QKQuant
+from flextrace.kernels.smoothing import smoothing
 from flextrace.kernels.staged import attend
 
 from .build_mask import create_block_mask
@@ -25,7 +26,8 @@ from .mod import MaskMod, ScoreMod
 
 OK, NOT_AVAILABLE, FAILED = "ok", "not available", "FAILED"
 DTYPES = ("float32", "float16", "bfloat16")
-TOLERANCE = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1.6e-2}  # absolute, and relative to what is expected
+# Absolute, and relative to what is expected; int8: of q and k, with any dtype.
+TOLERANCE = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1.6e-2, "int8": 5e-2}
 HEADS, Q_LEN, KV_LEN = 2, 70, 45  # more than one tile, and none of them whole
 CAP = 5.0
 SLOPES = np.array([0.5, 0.25], np.float32)
@@ -62,7 +64,7 @@ def same_document(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
 
 @dataclass(frozen=True)
 class Case:
-    """One attention call. block_size: the mask goes in as a BlockMask."""
+    """One attention call. block_size: the mask goes in as a BlockMask. smooth_k: also where nothing becomes int8."""
 
     name: str
     score: Callable[..., Any] | None = None
@@ -71,6 +73,8 @@ class Case:
     block_size: int | None = None
     async_copy: bool = False
     staged: bool = False
+    quant: QKQuant | None = None
+    smooth_k: bool = False
 
 
 MODS = (
@@ -83,6 +87,9 @@ MODS = (
 ON_METAL = (
     *(Case(f"attention, head dim {dim}", head_dim=dim) for dim in (32, 80, 96, 128, 192, 256)),
     Case("attention with asynchronous copies", alibi, causal, async_copy=True),
+    Case("attention, smoothed keys", smooth_k=True),
+    Case("attention, int8 by rows", alibi, causal, quant=QKQuant("row")),
+    Case("attention, int8 by blocks", softcap, same_document, quant=QKQuant("block", smooth_q=True)),
 )
 STAGED = (
     Case("all stages without mods", staged=True),
@@ -168,13 +175,17 @@ def _attend(backend: Backend, case: Case, dtype: str) -> str | None:
     )
     call.score_mod = None if score is None else score.bind()
     call.mask_mod = None if mask is None else mask.bind()
+    call.quant = case.quant
+    if case.smooth_k or (case.quant is not None and case.quant.smooth_k):
+        call.smoothing = smoothing(call, lazy=backend.lazy)
     result = attend(backend, call)
     scores = scale * (exact(q) @ exact(k).swapaxes(-1, -2))
     weights, highest, total = softmax(after_mods(scores, case.score, case.mask))
     seen = np.maximum(total, np.finfo(np.float64).tiny)  # a row without keys gives 0
-    compare(result.out, weights @ exact(v) / seen[..., None], dtype, "out")
-    compare(result.lse, np.where(total > 0, highest + np.log(seen), -np.inf), dtype, "lse")
-    compare(result.max_scores, highest, dtype, "max_scores")
+    tolerance = dtype if case.quant is None else "int8"
+    compare(result.out, weights @ exact(v) / seen[..., None], tolerance, "out")
+    compare(result.lse, np.where(total > 0, highest + np.log(seen), -np.inf), tolerance, "lse")
+    compare(result.max_scores, highest, tolerance, "max_scores")
     return result.notice
 
 
@@ -208,13 +219,13 @@ def softmax(scores: Array) -> tuple[Array, Array, Array]:
     return weights, highest, weights.sum(axis=-1)
 
 
-def compare(got: mx.array | None, expected: Array, dtype: str, what: str) -> None:
-    """Raises AssertionError where a value is further off than the dtype's tolerance."""
+def compare(got: mx.array | None, expected: Array, kind: str, what: str) -> None:
+    """Raises AssertionError where a value is further off than TOLERANCE[kind]."""
     if got is None:
         raise AssertionError(f"{what} is missing")
     if got.shape != expected.shape:
         raise AssertionError(f"{what} has shape {got.shape}, expected {expected.shape}")
-    tolerance = TOLERANCE[dtype]
+    tolerance = TOLERANCE[kind]
     found = exact(got)
     close = np.isclose(found, expected, rtol=tolerance, atol=tolerance)
     if not close.all():

@@ -12,6 +12,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"', re.MULTILINE)
+_MARK = re.compile(r'^#line \d+ "([^"]+)"$')
+
+
+def parts(text: str) -> dict[str, str]:
+    """Assembled text -> its own lines of each file, by the labels of its marks; the kernel comes first."""
+    found: dict[str, list[str]] = {}
+    label = ""
+    for line in text.splitlines():
+        mark = _MARK.match(line)
+        if mark is None:
+            found.setdefault(label, []).append(line)
+        else:
+            label = mark[1]
+    return {label: "\n".join(lines) for label, lines in found.items()}
 
 
 def assemble(folder: Path, kernel: str, replace: Mapping[str, str]) -> str:

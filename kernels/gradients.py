@@ -10,7 +10,19 @@ import mlx.core as mx
 
 
 class GradientError(RuntimeError):
-    """A kernel without a backward pass was differentiated. The message names the remedy."""
+    """A kernel without a backward pass was differentiated. The message names the remedy.
+
+    Example:
+        >>> import mlx.core as mx, flextrace as flex
+        >>> q = mx.ones((1, 1, 4, 8))
+        >>> def loss(q, backend):
+        ...     return flex.flex_attention(q, q, q, kernel_options={"BACKEND": backend}).sum()
+        >>> mx.grad(loss)(q, "ops").shape
+        (1, 1, 4, 8)
+        >>> mx.eval(mx.grad(loss)(q, "cpu"))     # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        flextrace.kernels.gradients.GradientError: the cpu backend has no backward pass ...
+    """
 
 
 def refuse_gradient(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +10,8 @@ import numpy as np
 
 from flextrace.tracer import Bound, Expr, Trace
 from flextrace.tracer.expr import rebuild
+
+Mods = tuple[Expr | None, Expr | None]  # the expressions of a score_mod and a mask_mod
 
 
 def shift_slots(expr: Expr, arrays: int, numbers: int) -> Expr:
@@ -37,9 +39,22 @@ def describe(mod: Trace) -> dict[str, Any]:
     }
 
 
-def expressions(score_mod: Trace | None, mask_mod: Trace | None) -> tuple[Expr | None, Expr | None]:
+def expressions(score_mod: Trace | None, mask_mod: Trace | None) -> Mods:
     """What a kernel in memory is known by: expressions are interned, so equal mods share it."""
     return (None if score_mod is None else score_mod.expr, None if mask_mod is None else mask_mod.expr)
+
+
+def state_in_memory(mods: Mods, loaded: Collection[Mods]) -> str | None:
+    """Of loaded kernels: "memory" where one is for just these mods, "paired" where one is for a single mod and another;
+    else None."""
+    if mods in loaded:
+        return "memory"
+    return "paired" if any(None in mods and _has(pair, mods) for pair in loaded) else None
+
+
+def _has(pair: Mods, mods: Mods) -> bool:
+    """Whether the one mod of `mods` is in its place in `pair`."""
+    return any(mod is not None and mod is found for mod, found in zip(mods, pair, strict=True))
 
 
 def readable(mod: Bound, array: mx.array | np.ndarray[Any, Any]) -> mx.array:

@@ -23,6 +23,15 @@ class QKQuant:
     smooth_k: subtract from each key the mean of its kv head (of its document, under a document mask); exact.
     smooth_q: subtract from each query the mean of its block of `q_block` rows; exact.
     q_block, k_block: rows that share a scale; q_block also the rows that share a mean of q.
+
+    Example:
+        >>> import mlx.core as mx, flextrace as flex
+        >>> q = mx.random.normal((1, 2, 64, 32), key=mx.random.key(0))
+        >>> exact = flex.flex_attention(q, q, q)
+        >>> quant = flex.QKQuant(smooth_q=True)
+        >>> rounded = flex.flex_attention(q, q, q, kernel_options={"BACKEND": "cpu", "QK_QUANT": quant})
+        >>> bool(mx.allclose(rounded, exact, atol=0.02))
+        True
     """
 
     granularity: Literal["block", "row"] = "row"
@@ -68,6 +77,12 @@ class Int8Rows(NamedTuple):
 
     values: int8 [batch, kv_heads, length, columns]; scales: float32 [batch, kv_heads, length], nan for a row that
     holds an infinity or a nan; means: float32 [batch, kv_heads, 1, columns], finite, or None for zeros.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> rows = Int8Rows(mx.array([[[[2, -4]]]], mx.int8), mx.array([[[0.5]]]))
+        >>> rows.shape, rows.float32().tolist()
+        ((1, 1, 1, 2), [[[[1.0, -2.0]]]])
     """
 
     values: mx.array

@@ -15,7 +15,18 @@ from .stage_types import Stages
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend cannot run here, or not inside this MLX transformation. The message names the remedy."""
+    """A backend cannot run here, or not inside this MLX transformation. The message names the remedy.
+
+    Example:
+        >>> import mlx.core as mx, flextrace as flex
+        >>> q = mx.ones((1, 1, 4, 8))
+        >>> try:
+        ...     out = flex.flex_attention(q, q, q, kernel_options={"BACKEND": "metal"})
+        ... except flex.BackendUnavailable:
+        ...     out = flex.flex_attention(q, q, q, kernel_options={"BACKEND": "ops"})
+        >>> out.shape
+        (1, 1, 4, 8)
+    """
 
 
 class Backend(Protocol):
@@ -33,6 +44,10 @@ class Backend(Protocol):
 
     def prepare(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
         """Build or load the kernel without running it; says what it took ("memory", "disk", "compiled")."""
+
+    def state(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
+        """Where the kernel for just these mods is: "memory", "paired" (in memory, but only with another mod too),
+        "disk" or "nowhere". Makes nothing, loads nothing, and the cache does not count it as a use."""
 
     def attention(self, call: AttentionCall) -> Result:
         """Run. Raises ValueError where MLX forbids to evaluate (inside mx.compile and mx.vmap)."""
@@ -75,6 +90,10 @@ def backend_for(name: str, *, to_run: bool = True) -> Backend:
     Raises:
         ValueError: there is no such backend.
         BackendUnavailable: it cannot run on this machine.
+
+    Example:
+        >>> backend_for("ops").unavailable() is None
+        True
     """
     backend = _made.get(name)
     if backend is None:

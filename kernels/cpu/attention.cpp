@@ -135,7 +135,8 @@ static void attend(const Attention& a, Scratch& s, const QueryTile& q) {
       int64_t begin = state.begin * VL, end = smaller(state.end * VL, a.keys_in(tile));
       score_keys(p, s, q, g, rows, tile * KV_TILE, begin, end, key);
       (state.masked ? softmax_rows<true> : softmax_rows<false>)(a, s, q, g, rows, tile * KV_TILE, state);
-      multiply_values(s.out + g * a.out_floats, s.scores, values, begin, end, p.value_dim, s.factor);
+      (rows == 1 ? multiply_values<1> : multiply_values<ROWS>)(
+          s.out + g * a.out_floats, s.scores, values, begin, end, p.value_dim, s.factor);
     }
   }
   write_rows(a, s, q);

@@ -15,7 +15,7 @@ from flextrace.cache import Store, key_of
 from flextrace.tracer import Expr, Trace
 
 from ..call import AttentionCall, Result
-from ..mods import describe, expressions
+from ..mods import describe, expressions, state_in_memory
 from .generate import Keys, kernel_source
 from .launch import MAX_NDIM, Kernel, keys_of, load
 from .stages import CpuStages
@@ -57,6 +57,15 @@ class CpuBackend:
         before = self.compiled
         self.kernel(score_mod, mask_mod)
         return "compiled" if self.compiled > before else "disk"
+
+    def state(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
+        mods, compiler = expressions(score_mod, mask_mod), self._compiler()
+        if (found := state_in_memory(mods, [key[1:] for key in tuple(self._kernels)])) is not None:
+            return found
+        if compiler is None:
+            return "nowhere"
+        key = key_of(kernel_source(score_mod, mask_mod), compiler.fingerprint)
+        return "nowhere" if Store().peek(key) is None else "disk"
 
     def kernel(self, score_mod: Trace | None, mask_mod: Trace | None, keys: Keys = "PLAIN") -> Kernel:
         """The loaded kernel for these mods and this way to read keys: from memory, from disk, or compiled now."""
@@ -116,5 +125,6 @@ class CpuBackend:
         mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
         score, mask = (None if mod is None else mod.trace for mod in (call.score_mod, call.mask_mod))
         # MLX refuses this inside mx.compile and mx.vmap; reading the buffers below needs the values.
-        mx.eval(call.q, call.k, call.v, *(a for mod in mods for a in mod.arrays if isinstance(a, mx.array)))
+        mx.eval(call.q, call.k, call.v, call.k_scales, call.v_scales, call.v_means)
+        mx.eval(*(a for mod in mods for a in mod.arrays if isinstance(a, mx.array)))
         return self.kernel(score, mask, keys_of(call)).run(call)

@@ -92,12 +92,15 @@ INLINE vword round_row(const Rows& rows, int64_t row, int64_t step, float invers
 
 INLINE float inverse_of(float scale) { return scale > 0 ? 1 / scale : 0; }
 
+// Words of keys as `dot` takes them.
+INLINE vword biased(vword words) {
+  return BIASED_KEYS ? (vword)((vint)words ^ splat((int32_t)0x80808080)) : words;
+}
+
 // Keys [first, first + count): [panel][steps][PANEL] words, with the scale of each.
 inline void pack_int8_keys(word* packed, const float* scale, const Rows& keys, int64_t first, int64_t count) {
   pack_panels(packed, first, count, words_of(keys.matrix.columns), [&](int64_t row, int64_t step) {
-    vword words = round_row(keys, row, step, row < first + count ? inverse_of(scale[row - first]) : 0);
-    if constexpr (BIASED_KEYS) words = (vword)((vint)words ^ splat((int32_t)0x80808080));
-    return words;
+    return biased(round_row(keys, row, step, row < first + count ? inverse_of(scale[row - first]) : 0));
   });
 }
 
@@ -123,16 +126,17 @@ INLINE vint dot(vint sum, vint keys, vint queries) {
   return sum;
 }
 
-// scores[ROWS][PANEL of KV_TILE] = q @ k^T times both scales, all sums in registers.
+// scores[N][PANEL of KV_TILE] = q @ k^T times both scales, all sums in registers.
+template <int N>
 inline void multiply_words(float* scores, const word* q, const word* k, int64_t steps, const int32_t* start,
                            const float* q_scale, const float* k_scale) {
-  vint sum[ROWS][2];
+  vint sum[N][2];
 #pragma GCC unroll 12
-  for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = BIASED_KEYS ? splat(start[r]) : vint{};
+  for (int r = 0; r < N; r++) sum[r][0] = sum[r][1] = BIASED_KEYS ? splat(start[r]) : vint{};
   for (int64_t step = 0; step < steps; step++) {
     vint x = load_vector<vint>(k), y = load_vector<vint>(k + VL);
 #pragma GCC unroll 12
-    for (int r = 0; r < ROWS; r++) {
+    for (int r = 0; r < N; r++) {
       vint query = splat(q[r]);
       sum[r][0] = dot(sum[r][0], x, query);
       sum[r][1] = dot(sum[r][1], y, query);
@@ -141,17 +145,18 @@ inline void multiply_words(float* scores, const word* q, const word* k, int64_t 
     k += PANEL;
   }
 #pragma GCC unroll 12
-  for (int r = 0; r < ROWS; r++)
+  for (int r = 0; r < N; r++)
 #pragma GCC unroll 2
     for (int j = 0; j < 2; j++)
       store_vector(scores + r * KV_TILE + j * VL,
                    int_to_float(sum[r][j]) * (load_vector<vfloat>(k_scale + j * VL) * q_scale[r]));
 }
 #else
+template <int N>
 inline void multiply_words(float* scores, const word* q, const word* k, int64_t steps, const int32_t*,
                            const float* q_scale, const float* k_scale) {
-  multiply<2, 1, ROWS, KV_TILE, false>(scores, q, k, steps, nullptr);
-  for (int r = 0; r < ROWS; r++)
+  multiply<N, 2, 1, ROWS, KV_TILE, false>(scores, q, k, steps, nullptr);
+  for (int r = 0; r < N; r++)
     for (int j = 0; j < PANEL; j += VL) {
       float* at = scores + r * KV_TILE + j;
       store_vector(at, load_vector<vfloat>(at) * (load_vector<vfloat>(k_scale + j) * q_scale[r]));
@@ -159,10 +164,11 @@ inline void multiply_words(float* scores, const word* q, const word* k, int64_t 
 }
 #endif
 
-// scores[ROWS][KV_TILE] = q @ k^T for the panels of a packed tile that hold its keys [begin, end).
+// scores[N][KV_TILE] = q @ k^T for the panels of a packed tile that hold its keys [begin, end).
+template <int N = ROWS>
 inline void multiply_int8_keys(float* scores, const word* q, const int32_t* start, const float* q_scale,
                                const word* k, const float* k_scale, int64_t begin, int64_t end, int64_t head_dim) {
   int64_t steps = words_of(head_dim);
   for (int64_t first = begin / PANEL * PANEL; first < end; first += PANEL)
-    multiply_words(scores + first, q, k + first * steps, steps, start, q_scale, k_scale + first);
+    multiply_words<N>(scores + first, q, k + first * steps, steps, start, q_scale, k_scale + first);
 }

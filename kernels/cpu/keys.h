@@ -1,7 +1,7 @@
 // keys.h: one tile of keys as the kernel text reads them: PLAIN, as they are; SMOOTHED, less their mean, for which
-// their documents may have one each; QUANTISED, as int8, less their mean or not.
+// their documents may have one each; QUANTISED, as int8, less their mean or not. And one tile of values.
 #pragma once
-#include "int8.h"
+#include "int8_rows.h"
 #include "mod.h"
 #include "params.h"
 
@@ -38,6 +38,28 @@ inline Rows keys_of(const Params& p, int64_t b, int64_t kv_head) {
   return {matrix_of(p.k, p.k_strides, b, kv_head, 0, p.kv_len, p.head_dim, p.dtype), means_of(p, b, kv_head), groups};
 }
 
+// The same of keys and values that are int8 already.
+inline Int8Rows int8_rows_of(const void* bytes, const int64_t* strides, const float* scales,
+                             const int64_t* scale_strides, int64_t b, int64_t h, int64_t rows, int64_t columns,
+                             Matrix mean) {
+  return {(const int8_t*)bytes + b * strides[0] + h * strides[1],
+          scales + b * scale_strides[0] + h * scale_strides[1],
+          rows,
+          columns,
+          strides[2],
+          strides[3],
+          scale_strides[2],
+          mean};
+}
+inline Int8Rows int8_keys_of(const Params& p, int64_t b, int64_t kv_head) {
+  return int8_rows_of(p.k, p.k_strides, p.k_scales, p.k_scale_strides, b, kv_head, p.kv_len, p.head_dim,
+                      means_of(p, b, kv_head));
+}
+inline Int8Rows int8_values_of(const Params& p, int64_t b, int64_t kv_head) {
+  Matrix mean = p.v_means ? matrix_of(p.v_means, p.v_mean_strides, b, kv_head, 0, 1, p.value_dim, FLOAT32) : Matrix{};
+  return int8_rows_of(p.v, p.v_strides, p.v_scales, p.v_scale_strides, b, kv_head, p.kv_len, p.value_dim, mean);
+}
+
 inline void pack_key_tile(float* packed, const Params& p, int64_t b, int64_t kv_head, int64_t first, int64_t count) {
   if constexpr (KEYS == PLAIN)
     return pack_keys(packed, matrix_of(p.k, p.k_strides, b, kv_head, first, count, p.head_dim, p.dtype));
@@ -45,10 +67,19 @@ inline void pack_key_tile(float* packed, const Params& p, int64_t b, int64_t kv_
   if constexpr (KEYS == QUANTISED) {
     float* scale = packed + KV_TILE * words_of(p.head_dim);
     for (int64_t i = count; i < KV_TILE; i++) scale[i] = 0;
+    if (p.k_scales) {
+      scale[KV_TILE] = 0;  // a scale nan makes the scores nan, and no original knows better
+      return copy_int8_keys((word*)packed, scale, int8_keys_of(p, b, kv_head), first, count);
+    }
     scale[KV_TILE] = scale_rows(scale, keys, first, count, p.k_scale_rows);
     pack_int8_keys((word*)packed, scale, keys, first, count);
     if (!smooths_queries(p)) return;
     packed = scale + KV_TILE + VL;
   }
   pack_smoothed_keys(packed, keys, first, count);
+}
+
+inline void pack_value_tile(float* packed, const Params& p, int64_t b, int64_t kv_head, int64_t first, int64_t count) {
+  if (KEYS == QUANTISED && p.v_scales) return pack_int8_values(packed, int8_values_of(p, b, kv_head), first, count);
+  pack_values(packed, matrix_of(p.v, p.v_strides, b, kv_head, first, count, p.value_dim, p.dtype));
 }

@@ -37,11 +37,13 @@ PARAMS = struct.Struct(
     "3Q"  # means, key_groups, row_groups
     "4q"  # groups, means_batch, key_groups_batch, row_groups_batch
     "4q"  # add_back, q_mean_rows, q_scale_rows, k_scale_rows
+    "3Q 3q 3q 4q"  # k_scales, v_scales, v_means, and the strides of each
 )
 ARRAY = struct.Struct(f"=Q {MAX_NDIM}q {MAX_NDIM}q q")  # data, shape, strides, ndim
 NUMBER = {"float": struct.Struct("=f"), "int": struct.Struct("=i"), "bool": struct.Struct("=i")}
 NO_BLOCKS = (0,) * 10
 NO_SMOOTHING = (0, 0, 0, 1, 1, 1, 1, 0)
+NO_INT8 = (0,) * 13
 
 
 def thread_count() -> int:
@@ -116,6 +118,7 @@ class Kernel:
             0 if tile_counts is None else tile_counts.ctypes.data,
             *(NO_SMOOTHING if smoothing is None else _smoothing(smoothing)),
             *((0, 1, 1) if call.quant is None else _quant(call.quant)),
+            *(NO_INT8 if call.k_scales is None else _int8(call)),
         )
         status = self.entry(params)
         if status == 1:
@@ -149,6 +152,18 @@ def _smoothing(smoothing: Smoothing) -> tuple[int, ...]:
 def _quant(quant: QKQuant) -> tuple[int, int, int]:
     q_rows, k_rows = (quant.q_block, quant.k_block) if quant.granularity == "block" else (1, 1)
     return (quant.q_block if quant.smooth_q else 0, q_rows, k_rows)
+
+
+def _int8(call: AttentionCall) -> tuple[int, ...]:
+    addresses: list[int] = []
+    strides: list[int] = []
+    for array, ndim in ((call.k_scales, 3), (call.v_scales, 3), (call.v_means, 4)):
+        at, steps = (0, (0,) * ndim) if array is None else locate(array)
+        if call.k.shape[0] != call.q.shape[0]:
+            steps = (0, *steps[1:])
+        addresses.append(at)
+        strides.extend(steps)
+    return (*addresses, *strides)
 
 
 def address_of(data: bytes) -> int:

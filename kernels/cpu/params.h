@@ -41,7 +41,7 @@ enum Result : int { OK = 0, OUT_OF_MEMORY = 1, INTEGER_OVERFLOW = 2 };
 
 struct Params {
   // q: [batch, query_heads, q_len, head_dim]; k: [batch, kv_heads, kv_len, head_dim];
-  // v: [batch, kv_heads, kv_len, value_dim]. Any strides, 0 for a broadcast axis.
+  // v: [batch, kv_heads, kv_len, value_dim]. Any strides, 0 for a broadcast axis. k and v may be int8: see k_scales.
   const void* q;
   const void* k;
   const void* v;
@@ -63,7 +63,7 @@ struct Params {
   int64_t head_dim;
   int64_t value_dim;
   float scale;    // score = scale * (q . k), before score_mod
-  int32_t dtype;  // a Dtype, of q, k, v and out
+  int32_t dtype;  // a Dtype, of q, k, v and out; k and v may be int8 instead
 
   // The block mask: runs of kv blocks to visit, for each row of blocks. Partial blocks run mask_mod, full ones do not.
   int64_t has_block_mask;
@@ -97,4 +97,12 @@ struct Params {
   int64_t q_mean_rows;   // rows of q that share a mean, which is subtracted too; 0: none is
   int64_t q_scale_rows;  // rows that share a scale
   int64_t k_scale_rows;
+
+  // Only of QUANTISED keys: what is in int8 in memory already, less its means; k's are `means`. Any strides.
+  const float* k_scales;  // [batch, kv_heads, kv_len], of each row, nan: it held an infinity or a nan; null: k is not
+  const float* v_scales;  // the same of values; only if k is, too
+  const float* v_means;   // [batch, kv_heads, 1, value_dim], or null
+  int64_t k_scale_strides[3];
+  int64_t v_scale_strides[3];
+  int64_t v_mean_strides[4];
 };

@@ -111,7 +111,7 @@ struct Attention {
   int64_t units;             // heads of keys and values; one batch of them is enough where it is broadcast
   int64_t queries_per_unit;  // query heads, of all batches, that read one unit
   int64_t key_floats, value_floats, out_floats;  // of a packed tile; of one group's O
-  bool pack_ahead;           // or else each tile is packed when it is used, once
+  bool pack_ahead;           // or else each tile is packed when it is used: once, or int8 that came as such
   int64_t pack_jobs_per_unit, units_per_round, jobs_per_round, total_jobs;
   int64_t threads;
   float* packed;  // [units_per_round][kv_tiles][key_floats + value_floats]
@@ -146,7 +146,7 @@ struct Attention {
     if (KEYS != PLAIN) one_batch &= p.means_batch <= 1 && p.key_groups_batch <= 1;
     units = (one_batch ? smaller(p.batch, 1) : p.batch) * p.kv_heads;
     queries_per_unit = units ? batch_heads / units : 0;
-    pack_ahead = q_tiles * queries_per_unit > 1;
+    pack_ahead = !p.k_scales && q_tiles * queries_per_unit > 1;
     key_floats = floats_of_key_tile(p);
     value_floats = KV_TILE * round_up(p.value_dim, VL);
     out_floats = ROWS * round_up(p.value_dim, PANEL);
@@ -229,7 +229,7 @@ struct Attention {
     int64_t b = unit / p.kv_heads, h = unit % p.kv_heads, first = tile * KV_TILE;
     int64_t keys = keys_in(tile);
     pack_key_tile(target, p, b, h, first, keys);
-    pack_values(target + key_floats, matrix_of(p.v, p.v_strides, b, h, first, keys, p.value_dim, p.dtype));
+    pack_value_tile(target + key_floats, p, b, h, first, keys);
   }
   void run_pack_job(const Round& round, int64_t job) const {
     int64_t unit = round.first_unit + job / pack_jobs_per_unit, first = job % pack_jobs_per_unit * TILES_PER_PACK;

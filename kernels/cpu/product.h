@@ -37,8 +37,8 @@ struct ProductTile {
     pack(y);
     for (int64_t c = 0; c < y.columns; c += PANEL)
       for (int64_t r = 0; r < x.rows; r += ROWS)
-        multiply<2, 1, ROWS, PANEL, true>(sums + (r / ROWS * panels + c / PANEL) * ROWS * PANEL, a + r * n, b + c * n,
-                                          n, ones);
+        multiply<ROWS, 2, 1, ROWS, PANEL, true>(sums + (r / ROWS * panels + c / PANEL) * ROWS * PANEL, a + r * n,
+                                                b + c * n, n, ones);
   }
 
   // b = the panels of y, along whichever axis lies in memory.

@@ -87,13 +87,17 @@ inline void add_terms(const Params& p, Scratch& s, int group, int rows, int64_t 
 inline void score_special(const Params& p, Scratch& s, const QueryTile& q, int group, int rows, int64_t first,
                           int64_t begin, int64_t end, const KeyTile& tile) {
   Rows queries = queries_of(p, q);
-  Rows keys = keys_of(p, q.b, q.h / (p.query_heads / p.kv_heads));
+  int64_t kv_head = q.h / (p.query_heads / p.kv_heads);
+  Rows keys = keys_of(p, q.b, kv_head);
+  Int8Rows rounded = KEYS == QUANTISED && p.k_scales ? int8_keys_of(p, q.b, kv_head) : Int8Rows{};
   for (int r = 0; r < rows; r++)
     for (int64_t key = begin; key < end; key++) {
       int i = group * ROWS + r;
       float scale = s.row_scale[i] * (KEYS == QUANTISED ? tile.scale[key] : 1);
       if (scale == scale) continue;
-      float x = p.scale * dot_rows(queries.matrix, q.first + i, keys.matrix, first + key);
+      float x = p.scale * dot_row(queries.matrix, q.first + i, [&](int64_t d) {
+                  return rounded.bytes ? rounded.read(first + key, d) : widen(keys.matrix, first + key, d);
+                });
       s.scores[r * KV_TILE + key] = p.add_back ? x : x - s.shift[i];
     }
 }
@@ -102,10 +106,12 @@ inline void score_special(const Params& p, Scratch& s, const QueryTile& q, int g
 INLINE void score_keys(const Params& p, Scratch& s, const QueryTile& q, int group, int rows, int64_t first,
                        int64_t begin, int64_t end, const KeyTile& keys) {
   if constexpr (KEYS == QUANTISED)
-    multiply_int8_keys(s.scores, words_of_group(p, s, group), s.start + group * ROWS, s.row_scale + group * ROWS,
-                       keys.words, keys.scale, begin, end, p.head_dim);
+    (rows == 1 ? multiply_int8_keys<1> : multiply_int8_keys<ROWS>)(
+        s.scores, words_of_group(p, s, group), s.start + group * ROWS, s.row_scale + group * ROWS, keys.words,
+        keys.scale, begin, end, p.head_dim);
   else
-    multiply_keys(s.scores, s.queries + group * ROWS * p.head_dim, keys.keys, begin, end, p.head_dim);
+    (rows == 1 ? multiply_keys<1> : multiply_keys<ROWS>)(s.scores, s.queries + group * ROWS * p.head_dim, keys.keys,
+                                                         begin, end, p.head_dim);
   if constexpr (KEYS != PLAIN) {
     if (p.add_back || smooths_queries(p)) add_terms(p, s, group, rows, begin, end);
     if (s.special[group] || (KEYS == QUANTISED && *keys.special != 0))

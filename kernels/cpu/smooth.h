@@ -62,11 +62,15 @@ inline void mean_of_run(float* mean, const Rows& rows, Run run) {
     store_vector(mean + d, load_vector<vfloat>(mean + d) / (float)count);
 }
 
-// One row times one row.
-inline float dot_rows(const Matrix& x, int64_t row, const Matrix& y, int64_t other) {
+// One row times what read(column) gives of another.
+template <class Read>
+inline float dot_row(const Matrix& x, int64_t row, const Read& read) {
   vfloat sum = {};
-  for (int64_t d = 0; d < x.columns; d += VL) sum += widen(x, row, d) * widen(y, other, d);
+  for (int64_t d = 0; d < x.columns; d += VL) sum += widen(x, row, d) * read(d);
   return sum_lanes(sum);
+}
+inline float dot_rows(const Matrix& x, int64_t row, const Matrix& y, int64_t other) {
+  return dot_row(x, row, [&](int64_t d) { return widen(y, other, d); });
 }
 
 // Rows [first, first + count), transposed to [panel][steps][PANEL] of words; read(row, step) gives the VL words of a

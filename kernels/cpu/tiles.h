@@ -87,16 +87,22 @@ inline void pack_keys(float* packed, const Matrix& k) {
     }
 }
 
-// Values: [panel of value_dim][KV_TILE][PANEL]; the last panel is VL wide when that is enough.
+// Packed values: [panel of value_dim][KV_TILE][PANEL]; the last panel is VL wide when that is enough.
+INLINE int64_t panel_width(int64_t value_dim, int64_t d) {
+  return smaller(round_up(value_dim, VL) - d / PANEL * PANEL, PANEL);
+}
+INLINE int64_t place_of_value(int64_t value_dim, int64_t key, int64_t d) {
+  return d / PANEL * PANEL * KV_TILE + key * panel_width(value_dim, d) + d % PANEL;
+}
+
 inline void pack_values(float* packed, const Matrix& v) {
-  int64_t width = round_up(v.columns, VL);
   for (int64_t key = 0; key < v.rows; key += VL)
     for (int64_t d = 0; d < v.columns; d += VL) {
       vfloat block[VL];
       widen_block(block, v, key, d);
-      int64_t panel = d / PANEL * PANEL, panel_width = smaller(width - panel, PANEL);
-      float* to = packed + panel * KV_TILE + key * panel_width + d % PANEL;
-      for (int64_t i = 0; i < smaller(v.rows - key, VL); i++) store_vector(to + i * panel_width, block[i]);
+      float* to = packed + place_of_value(v.columns, key, d);
+      int64_t width = panel_width(v.columns, d);
+      for (int64_t i = 0; i < smaller(v.rows - key, VL); i++) store_vector(to + i * width, block[i]);
     }
 }
 
@@ -109,13 +115,13 @@ inline void pack_queries(float* packed, const Matrix& q, float scale) {
     }
 }
 
-// c[ROWS][PANEL] = c * factor[row] + a @ b, all sums in registers. Element (row, step) of a lies at
-// row * A_ROW + step * A_STEP; b is [steps][COLUMNS * VL]; without a factor c is only written.
-template <int COLUMNS, int A_ROW, int A_STEP, int C_ROW, bool ACCUMULATE>
+// c[N][PANEL] = c * factor[row] + a @ b for the first N rows of a group, all sums in registers. Element (row, step) of
+// a lies at row * A_ROW + step * A_STEP; b is [steps][COLUMNS * VL]; without a factor c is only written.
+template <int N, int COLUMNS, int A_ROW, int A_STEP, int C_ROW, bool ACCUMULATE>
 inline void multiply(float* c, const float* a, const float* b, int64_t steps, const float* factor) {
-  vfloat sum[ROWS][COLUMNS];
+  vfloat sum[N][COLUMNS];
 #pragma GCC unroll 12
-  for (int r = 0; r < ROWS; r++)
+  for (int r = 0; r < N; r++)
 #pragma GCC unroll 2
     for (int j = 0; j < COLUMNS; j++)
       sum[r][j] = ACCUMULATE ? load_vector<vfloat>(c + r * C_ROW + j * VL) * factor[r] : vfloat{};
@@ -125,7 +131,7 @@ inline void multiply(float* c, const float* a, const float* b, int64_t steps, co
 #pragma GCC unroll 2
     for (int j = 0; j < COLUMNS; j++) columns[j] = load_vector<vfloat>(b + j * VL);
 #pragma GCC unroll 12
-    for (int r = 0; r < ROWS; r++) {
+    for (int r = 0; r < N; r++) {
       vfloat x = splat(a[r * A_ROW]);
 #pragma GCC unroll 2
       for (int j = 0; j < COLUMNS; j++) sum[r][j] += x * columns[j];
@@ -135,27 +141,29 @@ inline void multiply(float* c, const float* a, const float* b, int64_t steps, co
   }
 
 #pragma GCC unroll 12
-  for (int r = 0; r < ROWS; r++)
+  for (int r = 0; r < N; r++)
 #pragma GCC unroll 2
     for (int j = 0; j < COLUMNS; j++) store_vector(c + r * C_ROW + j * VL, sum[r][j]);
 }
 
-// scores[ROWS][KV_TILE] = q @ k^T for the panels of a packed tile that hold its keys [begin, end).
+// scores[N][KV_TILE] = q @ k^T for the panels of a packed tile that hold its keys [begin, end).
+template <int N>
 inline void multiply_keys(float* scores, const float* q, const float* k, int64_t begin, int64_t end,
                           int64_t head_dim) {
   for (int64_t first = begin / PANEL * PANEL; first < end; first += PANEL)
-    multiply<2, 1, ROWS, KV_TILE, false>(scores + first, q, k + first * head_dim, head_dim, nullptr);
+    multiply<N, 2, 1, ROWS, KV_TILE, false>(scores + first, q, k + first * head_dim, head_dim, nullptr);
 }
 
 // out[panel][ROWS][PANEL] = out * factor[row] + weights[ROWS][KV_TILE] @ v, over the keys [begin, end) of a tile.
+template <int N>
 inline void multiply_values(float* out, const float* weights, const float* v, int64_t begin, int64_t end,
                             int64_t value_dim, const float* factor) {
   for (int64_t first = 0; first < value_dim; first += PANEL) {
     float* panel = out + first * ROWS;
     const float* values = v + first * KV_TILE;
     if (value_dim - first > VL)
-      multiply<2, KV_TILE, 1, PANEL, true>(panel, weights + begin, values + begin * PANEL, end - begin, factor);
+      multiply<N, 2, KV_TILE, 1, PANEL, true>(panel, weights + begin, values + begin * PANEL, end - begin, factor);
     else
-      multiply<1, KV_TILE, 1, PANEL, true>(panel, weights + begin, values + begin * VL, end - begin, factor);
+      multiply<N, 1, KV_TILE, 1, PANEL, true>(panel, weights + begin, values + begin * VL, end - begin, factor);
   }
 }

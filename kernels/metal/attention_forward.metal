@@ -28,8 +28,8 @@ constexpr constant float UNIT = HAS_SCORE_MOD ? LOG2_E : 1.0f;
 template <typename P, int BLOCKS, typename Captured>
 inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], KeyTile tile,
                    const thread Walk<P, BLOCKS, Captured>& walk, const thread LaneRows<P>& rows,
-                   const thread RowFactors<P>& factors, const thread Captured& mods) {
-  if (QUANTISED) scale_products<P>(scores, tile.first, walk.p.kv_len, factors, rows, mods);
+                   const thread RowFactors<P>& factors, float key_scale, const thread Captured& mods) {
+  if (QUANTISED) scale_products<P>(scores, key_scale, tile.first, walk.p.kv_len, factors, rows, mods);
   float scale = HAS_SCORE_MOD ? walk.p.scale : walk.p.scale * LOG2_E;
   uint kept = tile.masked && !tile.asked ? walk.kept(tile.first, tile.state, rows, mods) : tile.kept;
   UNROLL
@@ -55,22 +55,25 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
 //
 // q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM];
 // v: [kv_batches, kv_heads, kv_len, VALUE_DIM]; any strides, in elements. K: T, or int8_t: q is whole numbers too.
+// V: T, or int8_t.
 // out: [batch, query_heads, q_len, VALUE_DIM]; lse, max_scores: [batch, query_heads, q_len], float32, natural.
 // group: (tile of query rows and slice of value columns, query head, batch).
-// Tile: StagedTile, or AsyncTile of async_copy.h.
+// Tile: StagedTile, or AsyncTile of async_copy.h. votes: 2 SIMDGROUPS words, and SCALES BK more for scales.
 template <typename T, typename P, int BLOCKS, template <typename, int, int, int, int> class Tile, typename Captured,
-          typename K>
+          typename K, typename V>
 inline void attention_forward(
     const device T* q, const constant int64_t* q_strides, const device K* k, const constant int64_t* k_strides,
-    const device T* v, const constant int64_t* v_strides, device T* out, device float* lse, device float* max_scores,
+    const device V* v, const constant int64_t* v_strides, device T* out, device float* lse, device float* max_scores,
     const device int* tile_lists, const device uint8_t* block_states, AttentionParams p, const thread Captured& mods,
     threadgroup T* staged, threadgroup uint* votes, metal::uint3 group, metal::uint3 groups, uint simdgroup,
     uint lane) {
-  typedef typename ProductOf<T>::type F;
+  // Of P V. float for int8 values: the weights, times the scales of these, may be too small for half.
+  typedef typename ProductOf<V>::type F;
   typedef Tile<K, P::BK, P::BD, P::HEAD_DIM, P::THREADS> KeysAhead;
-  typedef Tile<T, P::BK, P::BV, P::VALUE_DIM, P::THREADS> ValuesAhead;
-  constexpr int HALF = P::BK * (Leading<T, P::BD>::value > Leading<T, P::BV>::value ? Leading<T, P::BD>::value
-                                                                                   : Leading<T, P::BV>::value);
+  typedef Tile<V, P::BK, P::BV, P::VALUE_DIM, P::THREADS> ValuesAhead;
+  constexpr int KEY_BYTES = Leading<K, P::BD>::value * int(sizeof(K)),
+                VALUE_BYTES = Leading<V, P::BV>::value * int(sizeof(V));  // of a row of a tile
+  constexpr int HALF = P::BK * (KEY_BYTES > VALUE_BYTES ? KEY_BYTES : VALUE_BYTES) / int(sizeof(T));
   constexpr int VALUE_FRAGMENTS = P::VALUE_TILES * P::BV / FRAGMENT;
   const uint thread_index = simdgroup * LANES + lane;
 
@@ -92,12 +95,13 @@ inline void attention_forward(
 
   const int kv_batch = metal::min(rows.b, p.kv_batches - 1), kv_head = rows.h / (p.query_heads / p.kv_heads);
   const Rows<K> keys = rows_of(k, k_strides, kv_batch, kv_head, p.kv_len);
-  const Rows<T> values = rows_of(v, v_strides, kv_batch, kv_head, p.kv_len);
+  const Rows<V> values = rows_of(v, v_strides, kv_batch, kv_head, p.kv_len);
   Queries<T, P> queries;
   queries.start(rows_of(q, q_strides, rows.b, rows.h, p.q_len), rows.q_idx, rows.place);
   const int64_t head = int64_t(rows.b) * p.query_heads + rows.h;
   RowFactors<P> factors;
-  factors.start(head * p.q_len, (int64_t(kv_batch) * p.kv_heads + kv_head) * p.kv_len, p.kv_len, rows, mods, lane);
+  factors.start(head * p.q_len, p.kv_len, rows, mods);
+  threadgroup uint* scales = votes + 2 * P::SIMDGROUPS;
 
   RowState state[P::ROW_FRAGMENTS];
   Fragment<float> sums[P::ROW_FRAGMENTS][VALUE_FRAGMENTS];  // O
@@ -138,9 +142,12 @@ inline void attention_forward(
         next.store(tile_at<K>(ahead), thread_index);
       } else {
         ValuesAhead next;
-        next.load(values, tile.first, first_value, ahead, thread_index);
+        ScalesAhead<P> next_scales;
+        next.load(values, tile.first, first_value, tile_at<V>(ahead), thread_index);
+        if (SCALES > 0) next_scales.load(kv_batch, kv_head, tile.first, p.kv_len, mods, thread_index);
         if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, tile_at<K>(now), d, rows.place);
-        next.store(ahead, thread_index);
+        next.store(tile_at<V>(ahead), thread_index);
+        if (SCALES > 0) next_scales.store(scales, thread_index);
       }
       metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
       threadgroup T* filled = ahead;
@@ -156,11 +163,12 @@ inline void attention_forward(
       KeysAhead next_keys;
       ValuesAhead next_values;
       const bool last = d + 1 == P::VALUE_TILES;
-      if (!last) next_values.load(values, tile.first, first_value + (d + 1) * P::BV, ahead, thread_index);
+      if (!last) next_values.load(values, tile.first, first_value + (d + 1) * P::BV, tile_at<V>(ahead), thread_index);
       else if (following.exists) next_keys.load(keys, following.first, 0, tile_at<K>(ahead), thread_index);
 
       if (tile.live && d == 0) {
-        modify<P>(scores, tile, walk, rows, factors, mods);
+        const float key_scale = QUANTISED ? scale_in_lane<P>(scales, lane) : 1.0f;
+        modify<P>(scores, tile, walk, rows, factors, key_scale, mods);
         UNROLL
         for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
           float shrink = HAS_SCORE_MOD || tile.masked ? update_row<true>(state[r], scores[r], UNIT)
@@ -170,11 +178,13 @@ inline void attention_forward(
           UNROLL
           for (int j = 0; j < P::KEY_FRAGMENTS; j++) convert(weights[r][j], scores[r][j]);
         }
+        if (INT8_VALUES)
+          scale_weights<P>(weights, scale_in_lane<P>(scales + (SCALES - 1) * P::BK, lane), rows.place);
       }
       // O += P V, some columns of V at a time
-      if (tile.live) multiply_values<T, P>(sums, weights, now, d, rows.place);
+      if (tile.live) multiply_values<V, P>(sums, weights, tile_at<V>(now), d, rows.place);
 
-      if (!last) next_values.store(ahead, thread_index);
+      if (!last) next_values.store(tile_at<V>(ahead), thread_index);
       else if (following.exists) next_keys.store(tile_at<K>(ahead), thread_index);
       if (!last || following.exists) metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
       threadgroup T* filled = ahead;
@@ -184,7 +194,9 @@ inline void attention_forward(
     tile = following;
   }
 
-  // out = O / sum of P. A row with nothing to attend to has sum 0 and gives 0, and -inf as its statistics.
+  // out = O / sum of P, and what all values lack. A row with nothing to attend to has sum 0 and gives 0, and -inf as
+  // its statistics.
+  const int64_t kv = int64_t(kv_batch) * p.kv_heads + kv_head;
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
     float sum = sum_of_row(state[r].sum);
@@ -197,7 +209,10 @@ inline void attention_forward(
         UNROLL
         for (int e = 0; e < 2; e++) {
           int column = first_value + d * FRAGMENT + rows.place.column + e;
-          if (column < P::VALUE_DIM) out[at * P::VALUE_DIM + column] = T(elements(sums[r][d])[e] * inverse);
+          float mean = VALUE_MEANS && column < P::VALUE_DIM ? mods.value_mean(kv * P::VALUE_DIM + column) : 0.0f;
+          float value = elements(sums[r][d])[e] * inverse;
+          if (VALUE_MEANS && sum != 0.0f) value += mean;
+          if (column < P::VALUE_DIM) out[at * P::VALUE_DIM + column] = T(value);
         }
       }
     }

@@ -1,6 +1,6 @@
 typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS> P;
 threadgroup T staged[STAGED];
-threadgroup uint votes[2 * SIMDGROUPS];
+threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK];
 const auto mods = captured_by_mods(params + PARAM_WORDS CAPTURED_ARRAYS);
 // MLX gives strides here and not before: the same choice in all threads.
 if (can_be_copied(k_strides) && can_be_copied(v_strides))

@@ -1,6 +1,6 @@
 typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS> P;
 threadgroup T staged[STAGED];
-threadgroup uint votes[2 * SIMDGROUPS];
+threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK];
 const auto mods = captured_by_mods(params + PARAM_WORDS CAPTURED_ARRAYS);
 attention_forward<T, P, BLOCKS, StagedTile>(
     q, q_strides, k, k_strides, v, v_strides, out, lse, max_scores, tile_lists, block_states, read_params(params), mods,

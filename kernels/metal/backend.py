@@ -13,12 +13,13 @@ from flextrace.cache import Store, key_of
 from flextrace.tracer import Expr, Trace
 
 from ..call import AttentionCall, Result
-from ..mods import describe, expressions
+from ..mods import describe, expressions, state_in_memory
 from ..stage_types import Stages
 from .generate import KernelText, kernel_source, kernel_text, looked_up
 from .launch import Factory, Launch, capture_kinds, make, run, slots_by_blocks
 from .probe import why_no_async_copy
-from .quantise import Operands, operands
+from .quantise import operands
+from .rounding import Rounding
 from .scoring import PLAIN, Scoring, scoring_of
 from .stages import MetalStages
 
@@ -45,6 +46,7 @@ class MetalBackend:
         self._texts: dict[Key, KernelText] = {}
         self._kernels: dict[tuple[Key, str], Launch] = {}
         self._stages = MetalStages(metal_kernel)
+        self._rounding = Rounding(metal_kernel)
         self._lock = threading.Lock()
         self._probed = False
         self._no_async_copy: str | None = None  # once probed
@@ -64,6 +66,13 @@ class MetalBackend:
         before = self.generated
         self.text(score_mod, mask_mod)
         return "compiled" if self.generated > before else "disk"
+
+    def state(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
+        found = state_in_memory(expressions(score_mod, mask_mod), [key[0] for key in tuple(self._texts)])
+        if found is not None:
+            return found
+        complete = kernel_text(score_mod, mask_mod).complete()
+        return "nowhere" if Store().peek(key_of(complete, self.name)) is None else "disk"
 
     def text(
         self,
@@ -111,7 +120,7 @@ class MetalBackend:
         kernel = self._kernels.get(key)
         if kernel is None:
             kernel = self._kernels[key] = make(self.metal_kernel, text, key[1])
-        made = operands(call) if call.q.size * call.k.size else Operands(call.q, call.k)
+        made = operands(call, self._rounding, self._stages)
         result = run(kernel, call, made, text.extremes, text.scoring)
         if refusal is not None:
             result.notice = (

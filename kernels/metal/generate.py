@@ -112,14 +112,15 @@ class KernelText:
         dims = {f"array{slot}": array.ndim for slot, array in enumerate(self.arrays)}
         types = {name: "T" for name in STRIDED} | {"params": "int", "tile_lists": "int", "block_states": "uint8_t"}
         types |= self.scoring.inputs | ({"k": "int8_t"} if self.scoring.quantised else {})
+        types |= {"v": "int8_t"} if self.scoring.int8_values else {}
         types |= {f"array{slot}": msl_type(array.element) for slot, array in enumerate(self.arrays)}
         types |= {f"extremes{slot}": extremes_type(self.arrays[slot].element) for slot in self.extremes}
-        found = []
+        found, strided = [], (*STRIDED, *self.scoring.strided)
         for name in self.inputs:
             space = "constant" if dims.get(name) == 0 else "device"
             found.append(f"const {space} {types[name]}{'&' if dims.get(name) == 0 else '*'} {name}")
             found += [f"const constant int* {name}_shape"] if dims.get(name) else []
-            found += [f"const constant int64_t* {name}_strides"] if dims.get(name) or name in STRIDED else []
+            found += [f"const constant int64_t* {name}_strides"] if dims.get(name) or name in strided else []
         found += [f"device {'T' if name == 'out' else 'float'}* {name}" for name in OUTPUTS]
         return [f"{parameter} [[buffer({i})]]" for i, parameter in enumerate(found)]
 
@@ -142,7 +143,7 @@ def kernel_text(
     arrays, _ = captures(score_mod, mask_mod)
     names = [f"array{slot}" for slot in range(len(arrays))]
     text = KernelText("", "", (*INPUTS, *names), arrays, scoring=scoring)
-    buffers = len(text._buffers()) + len(scoring.inputs)
+    buffers = len(text._buffers()) + len(scoring.parameters)
     if buffers > MAX_BUFFERS:
         raise ValueError(
             f"the mods capture {len(arrays)} arrays ({', '.join(a.name for a in arrays)}), which with their shapes and "
@@ -152,11 +153,12 @@ def kernel_text(
     slots = slots[: MAX_BUFFERS - buffers]
     of_blocks = [f"extremes{slot}" for slot in slots]
     passed = [f"{n}, {n}_shape, {n}_strides" if a.ndim else n for n, a in zip(names, arrays, strict=True)]
+    passed += [*of_blocks, *(parameter.rsplit(" ", 1)[1] for parameter in scoring.parameters)]
     body = (FOLDER / body_file).read_text(encoding="ascii")
     return replace(
         text,
         header=assemble(FOLDER, kernel, {"mod.h": mod_header(score_mod, mask_mod, slots, scoring)}),
-        body=body.replace(" CAPTURED_ARRAYS", "".join(f", {name}" for name in [*passed, *of_blocks, *scoring.inputs])),
+        body=body.replace(" CAPTURED_ARRAYS", "".join(f", {name}" for name in passed)),
         inputs=(*text.inputs, *of_blocks, *scoring.inputs),
         extremes=tuple(slots),
     )

@@ -8,10 +8,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flextrace.tracer import Bound
-
 from ..call import AttentionCall, Result
-from ..mods import readable
+from .arguments import as_input, bits, flat, in_device_memory, words_of_numbers
 from .generate import OUTPUTS, KernelText, looked_up
 from .plan import plan_for
 from .quantise import Operands
@@ -35,21 +33,20 @@ def run(
         empty = mx.full(rows, -mx.inf, mx.float32)
         return _result(call, mx.zeros((*rows, value_dim), call.q.dtype), empty, empty)
     dtype = str(call.q.dtype).removeprefix("mlx.core.")
-    plan = plan_for(max(1, head_dim), max(1, value_dim), dtype)
+    plan = plan_for(max(1, head_dim), max(1, value_dim), dtype, scoring)
     tiles = tiles_for(call.blocks, plan, q_len, kv_len)
     kv_batches = made.k.shape[0]  # of one batch of k there may be several, each less means of its own
-    v = mx.broadcast_to(call.v, (kv_batches, *call.v.shape[1:])) if call.v.shape[0] != kv_batches else call.v
     sizes = (query_heads, kv_heads, kv_batches, q_len, kv_len)
     mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
-    params = np.array([*sizes, _bits(call.scale), *tiles.words, *_numbers(mods)], np.int32)
-    arrays = [_readable(mod, array) for mod in mods for array in mod.arrays]
+    params = np.array([*sizes, bits(call.scale), *tiles.words, *words_of_numbers(mods)], np.int32)
+    arrays = [as_input(mod, array) for mod in mods for array in mod.arrays]
     out, lse, max_scores = kernel(
         inputs=[
-            *(_in_device_memory(x) for x in (made.q, made.k, v)),
+            *(in_device_memory(x) for x in (made.q, made.k, _of_batches(call.v, kv_batches))),
             *(mx.array(params), tiles.lists, tiles.states),
             *arrays,
             *(extremes_of_blocks(arrays[slot]) for slot in extremes),
-            *_factors(made, scoring),
+            *_factors(call, made, scoring),
         ],
         template=[("T", call.q.dtype), *plan.template(), ("BLOCKS", tiles.mode)],
         grid=(-(-q_len // plan.bq) * plan.value_slices * plan.threads, query_heads, batch),
@@ -110,45 +107,21 @@ def extremes_of_blocks(array: mx.array) -> mx.array:
     for extreme, x in ((mx.min, low), (mx.max, high)):
         tail = mx.broadcast_to(x[..., -1:], (*others, blocks * BLOCK - size))
         pairs.append(extreme(mx.concatenate([x, tail], axis=-1).reshape(*others, blocks, BLOCK), axis=-1))
-    return _flat(mx.stack(pairs, axis=-1))
+    return flat(mx.stack(pairs, axis=-1))
 
 
 def _result(call: AttentionCall, out: mx.array, lse: mx.array, max_scores: mx.array) -> Result:
     return Result(out, lse if call.want_lse else None, max_scores if call.want_max else None)
 
 
-def _in_device_memory(x: mx.array) -> mx.array:
-    """The array with so many columns that MLX does not pass it in the constant address space."""
-    return x if x.size >= SMALLEST else mx.pad(x, [(0, 0), (0, 0), (0, 0), (0, SMALLEST)])
+def _of_batches(x: mx.array, batches: int) -> mx.array:
+    """Of values, or what belongs to them, one for each batch of keys."""
+    return x if x.shape[0] == batches else mx.broadcast_to(x, (batches, *x.shape[1:]))
 
 
-def _flat(x: mx.array) -> mx.array:
-    """All elements, one after the other, in device memory."""
-    flat = mx.contiguous(x.reshape(-1))
-    return flat if flat.size >= SMALLEST else mx.pad(flat, (0, SMALLEST - flat.size))
-
-
-def _factors(made: Operands, scoring: Scoring) -> list[mx.array]:
-    """The inputs that `scoring` names, in that order."""
-    given = made._asdict()
-    return [_flat(given[name]) for name in scoring.inputs]
-
-
-def _numbers(mods: Sequence[Bound]) -> list[int]:
-    """Captured numbers as 32-bit words."""
-    return [
-        _bits(float(number)) if capture.dtype == "float" else int(number)
-        for mod in mods
-        for capture, number in zip(mod.trace.numbers, mod.numbers, strict=True)
-    ]
-
-
-def _bits(number: float) -> int:
-    with np.errstate(over="ignore"):  # beyond float32: infinite
-        return int(np.float32(number).view(np.int32))
-
-
-def _readable(mod: Bound, array: mx.array | np.ndarray[Any, Any]) -> mx.array:
-    """A captured array as the kernel reads it: Metal has no float64."""
-    given = readable(mod, array)
-    return given.astype(mx.float32, stream=mx.cpu) if given.dtype == mx.float64 else given
+def _factors(call: AttentionCall, made: Operands, scoring: Scoring) -> list[mx.array]:
+    """The inputs that `scoring` names, in that order. Scales of keys stay where they lie, as k and v do."""
+    given = made._asdict() | {"value_scales": call.v_scales, "value_means": call.v_means}
+    for name in ("value_scales", "value_means"):
+        given[name] = None if given[name] is None else _of_batches(given[name], made.k.shape[0])
+    return [in_device_memory(given[name]) if name in scoring.strided else flat(given[name]) for name in scoring.inputs]

@@ -6,9 +6,11 @@
 
 constexpr constant bool HAS_SCORE_MOD = false;
 constexpr constant bool HAS_MASK_MOD = false;
-constexpr constant bool QUANTISED = false;   // q and k are whole numbers, with a scale for each row and key
-constexpr constant bool SMOOTHED_Q = false;  // q lacks a mean row, whose scores are there too
-constexpr constant bool ADD_BACK = false;    // each row has a term that goes to its scores before score_mod
+constexpr constant bool QUANTISED = false;    // q and k are whole numbers, with a scale for each row and key
+constexpr constant bool SMOOTHED_Q = false;   // q lacks a mean row, whose scores are there too
+constexpr constant bool ADD_BACK = false;     // each row has a term that goes to its scores before score_mod
+constexpr constant bool INT8_VALUES = false;  // v is whole numbers, with a scale for each key
+constexpr constant bool VALUE_MEANS = false;  // v lacks a mean row, to be added to the output
 
 // What the mods capture, and the mods themselves. A generated struct holds each captured array as the three values
 // that MLX passes for it (array0, array0_shape, array0_strides), the extremes of its blocks where tile_state reads them
@@ -27,12 +29,16 @@ struct Mods {
   // What mask_mod leaves of rows q_first to q_last and keys kv_first to kv_last: 0 nothing, 1 to be asked, 2 all.
   int tile_state(int batch, int head, int q_first, int q_last, int kv_first, int kv_last) const thread { return 2; }
 
-  // Of rows and keys, by their number among those of all batches and heads.
+  // Of a key, and of its value, of one batch and head of k and v.
+  float key_scale(int batch, int head, int key) const thread { return 1.0f; }
+  float value_scale(int batch, int head, int key) const thread { return 1.0f; }
+
+  // Of rows, and of columns of v, by their number among those of all batches and heads.
   float row_scale(int64_t row) const thread { return 1.0f; }
-  float key_scale(int64_t key) const thread { return 1.0f; }
   float row_term(int64_t row) const thread { return 0.0f; }
   int mean_of_row(int64_t row) const thread { return 0; }
   float mean_score(int64_t at) const thread { return 0.0f; }
+  float value_mean(int64_t column) const thread { return 0.0f; }
 };
 
 inline Mods captured_by_mods(const device int* numbers) {

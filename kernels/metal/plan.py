@@ -1,14 +1,18 @@
 """Head dims, dtype -> Plan: how a threadgroup cuts its work, from a model of registers and threadgroup memory.
 
 The model counts 32-bit registers per thread, of which an Apple GPU has about 128 before fewer threads are resident:
-the output sums, the scores, the query fragments if they stay, the tile of K or V on its way, and 20 for the rest.
+the output sums, the scores, the query fragments if they stay, the tile of K or V on its way, and 20 for the rest; of
+quantised kernels also the factors of rows and keys. The smallest register has 16 bits: int8 on its way takes 2 bytes.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from itertools import product
+
+from .scoring import PLAIN, Scoring
 
 FRAGMENT, LANES = 8, 32
 REGISTERS = 128
@@ -31,10 +35,19 @@ class Plan:
     value_tiles: int
     q_in_registers: bool
     dtype: str
+    scoring: Scoring = PLAIN
 
     @property
     def element_bytes(self) -> int:
         return 4 if self.dtype == "float32" else 2
+
+    @property
+    def key_bytes(self) -> int:
+        return 1 if self.scoring.quantised else self.element_bytes
+
+    @property
+    def value_bytes(self) -> int:
+        return 1 if self.scoring.int8_values else self.element_bytes
 
     @property
     def product_bytes(self) -> int:
@@ -58,11 +71,13 @@ class Plan:
     @property
     def staged(self) -> int:
         """Elements of threadgroup memory: two tiles, each row 16 bytes longer than its columns."""
-        return 2 * self.bk * (max(self.bd, self.bv) + 16 // self.element_bytes)
+        return 2 * self.bk * (max(self.bd * self.key_bytes, self.bv * self.value_bytes) + 16) // self.element_bytes
 
     @property
     def threadgroup_bytes(self) -> int:
-        return self.staged * self.element_bytes + 8 * self.simdgroups
+        """The tiles, the votes of walk.h, and the scales of a tile's keys and values."""
+        scales = self.bk * (self.scoring.quantised + self.scoring.int8_values)
+        return self.staged * self.element_bytes + 8 * self.simdgroups + 4 * scales
 
     @property
     def registers(self) -> int:
@@ -71,8 +86,21 @@ class Plan:
         sums = rows * self.value_tiles * self.bv // FRAGMENT
         scores = rows * self.bk // FRAGMENT
         queries = rows * _padded(self.head_dim) // FRAGMENT * self.product_bytes // 4 if self.q_in_registers else 0
-        ahead = _parts(self.bk * max(self.bd, self.bv) * self.element_bytes, self.threads * 4)
-        return sums + scores + queries + ahead + OTHER_REGISTERS
+        row_bytes = max(self.bd * max(2, self.key_bytes), self.bv * max(2, self.value_bytes))
+        ahead = _parts(self.bk * row_bytes, self.threads * 4)
+        return sums + scores + queries + ahead + self._factors + OTHER_REGISTERS
+
+    @property
+    def _factors(self) -> int:
+        """Of smooth.h: a scale, a term, and where the scores of a mean begin (64 bits) for each row; a scale in each
+        lane for the keys and for the values of a tile, of which the next tile's on its way is no third."""
+        s = self.scoring
+        of_row = s.quantised + s.add_back + 2 * s.smoothed_q
+        return self.row_fragments * of_row + s.quantised + s.int8_values
+
+    def barriers_per_key(self) -> float:
+        """Each tile of columns ends with one."""
+        return (_parts(self.head_dim, self.bd) + self.value_tiles) / self.bk
 
     def fits(self) -> bool:
         return self.registers <= REGISTERS and self.threadgroup_bytes <= THREADGROUP_BYTES
@@ -94,21 +122,31 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=256)
-def plan_for(head_dim: int, value_dim: int, dtype: str) -> Plan:
+def plan_for(head_dim: int, value_dim: int, dtype: str, scoring: Scoring = PLAIN) -> Plan:
     """The first plan that fits, most wanted first.
 
     Sixteen rows per simdgroup halve the reads of K and V from threadgroup memory, queries in registers save theirs,
     longer tiles of keys save barriers, and whole rows in one tile of columns save more of them. Only where nothing
     fits do several threadgroups share the value columns, each computing all scores again.
+
+    The factors of quantised kernels leave a few registers less. For their sake tiles do not get so narrow that there
+    are more than twice the barriers of the plain kernel: rather fewer rows, or queries out of registers.
     """
+    most = math.inf if scoring == PLAIN else 2 * plan_for(head_dim, value_dim, dtype).barriers_per_key()
     for slices in range(1, _padded(value_dim) // FRAGMENT + 1):
         columns = _padded(_parts(value_dim, slices))
-        wanted = product((2, 1), (True, False), (32, 16, 8), _tilings(_padded(head_dim)), _tilings(columns))
-        for row_fragments, q_in_registers, bk, bd, bv in wanted:
-            tiles = (row_fragments, SIMDGROUPS, bk, bd, bv, columns // bv)
-            plan = Plan(head_dim, value_dim, *tiles, q_in_registers, dtype)
-            if plan.fits():
-                return plan
+        found = []
+        for row_fragments, q_in_registers in product((2, 1), (True, False)):
+            wanted = product((32, 16, 8), _tilings(_padded(head_dim)), _tilings(columns))
+            tiles = ((row_fragments, SIMDGROUPS, bk, bd, bv, columns // bv) for bk, bd, bv in wanted)
+            plans = (Plan(head_dim, value_dim, *cut, q_in_registers, dtype, scoring) for cut in tiles)
+            fitting = (plan for plan in plans if plan.fits())
+            best = next(fitting, None) if scoring == PLAIN else min(fitting, key=Plan.barriers_per_key, default=None)
+            if best is not None and best.barriers_per_key() <= most:
+                return best
+            found += [] if best is None else [best]
+        if found:
+            return min(found, key=Plan.barriers_per_key)
     raise ValueError(f"head dims {head_dim} and {value_dim} do not fit a threadgroup; use fewer columns per head")
 
 

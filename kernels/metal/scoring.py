@@ -1,4 +1,4 @@
-"""AttentionCall -> Scoring: how a kernel gets scores from q and k, and what that adds to its text."""
+"""AttentionCall -> Scoring: how a kernel gets scores from q and k and rows from v, and what that adds to its text."""
 
 from __future__ import annotations
 
@@ -9,47 +9,70 @@ from ..call import AttentionCall
 _CONSTANTS = """\
 constexpr constant bool QUANTISED = {quantised};
 constexpr constant bool SMOOTHED_Q = {smoothed_q};
-constexpr constant bool ADD_BACK = {add_back};"""
+constexpr constant bool ADD_BACK = {add_back};
+constexpr constant bool INT8_VALUES = {int8_values};
+constexpr constant bool VALUE_MEANS = {value_means};"""
 _METHODS = """\
-  // Of rows and keys, by their number among those of all batches and heads.
+  // Of a key, and of its value, of one batch and head of k and v.
+  float key_scale(int batch, int head, int key) const thread {{ return {key_scale}; }}
+  float value_scale(int batch, int head, int key) const thread {{ return {value_scale}; }}
+
+  // Of rows, and of columns of v, by their number among those of all batches and heads.
   float row_scale(int64_t row) const thread {{ return {row_scale}; }}
-  float key_scale(int64_t key) const thread {{ return {key_scale}; }}
   float row_term(int64_t row) const thread {{ return {row_term}; }}
   int mean_of_row(int64_t row) const thread {{ return {mean_of_row}; }}
-  float mean_score(int64_t at) const thread {{ return {mean_score}; }}"""
+  float mean_score(int64_t at) const thread {{ return {mean_score}; }}
+  float value_mean(int64_t column) const thread {{ return {value_mean}; }}"""
+_OF_KEY = "{0}[batch * {0}_strides[0] + head * {0}_strides[1] + key * {0}_strides[2]]"
 
 
 @dataclass(frozen=True)
 class Scoring:
     """quantised: q and k are whole numbers, k as int8, with a scale per row and key. add_back: each row has a term
     that goes to its scores before score_mod. smoothed_q: what q lacks to its own values is one of some mean rows, of
-    which there are scores too."""
+    which there are scores too. int8_values: v is int8, with a scale per key; value_means: and lacks a mean row."""
 
     quantised: bool = False
     add_back: bool = False
     smoothed_q: bool = False
+    int8_values: bool = False
+    value_means: bool = False
 
     @property
     def inputs(self) -> dict[str, str]:
-        """The buffers that it adds, and their types: a number per row of each query head, or per key of each kv head;
-        of mean_scores, for each mean row a number per key."""
+        """The buffers that it adds, and their types: a number per row of each query head, per key of each kv head, or
+        per column of v of each kv head; of mean_scores, for each mean row a number per key."""
         scales = {"row_scales": "float", "key_scales": "float"} if self.quantised else {}
         terms = {"row_terms": "float"} if self.add_back else {}
-        return scales | terms | ({"mean_rows": "int", "mean_scores": "float"} if self.smoothed_q else {})
+        means = {"mean_rows": "int", "mean_scores": "float"} if self.smoothed_q else {}
+        values = {"value_scales": "float"} if self.int8_values else {}
+        return scales | terms | means | values | ({"value_means": "float"} if self.value_means else {})
+
+    @property
+    def strided(self) -> tuple[str, ...]:
+        """Those of its inputs that are read where they lie, [kv_batches, kv_heads, kv_len] by strides, like k and v."""
+        return tuple(name for name in self.inputs if name in ("key_scales", "value_scales"))
 
     @property
     def parameters(self) -> list[str]:
-        return [f"const device {kind}* {name}" for name, kind in self.inputs.items()]
+        found = []
+        for name, kind in self.inputs.items():
+            found.append(f"const device {kind}* {name}")
+            found += [f"const constant int64_t* {name}_strides"] if name in self.strided else []
+        return found
 
     def hole(self) -> dict[str, str]:
         """Its parts of the generated mod.h."""
         flags = {"quantised": self.quantised, "smoothed_q": self.smoothed_q, "add_back": self.add_back}
+        flags |= {"int8_values": self.int8_values, "value_means": self.value_means}
         bodies = {
+            "key_scale": _OF_KEY.format("key_scales") if self.quantised else "1.0f",
+            "value_scale": _OF_KEY.format("value_scales") if self.int8_values else "1.0f",
             "row_scale": "row_scales[row]" if self.quantised else "1.0f",
-            "key_scale": "key_scales[key]" if self.quantised else "1.0f",
             "row_term": "row_terms[row]" if self.add_back else "0.0f",
             "mean_of_row": "mean_rows[row]" if self.smoothed_q else "0",
             "mean_score": "mean_scores[at]" if self.smoothed_q else "0.0f",
+            "value_mean": "value_means[column]" if self.value_means else "0.0f",
         }
         written = {name: "true" if flag else "false" for name, flag in flags.items()}
         return {"scoring_constants": _CONSTANTS.format(**written), "scoring_methods": _METHODS.format(**bodies)}
@@ -59,10 +82,14 @@ PLAIN = Scoring()
 
 
 def scoring_of(call: AttentionCall) -> Scoring:
-    """Nothing is left to quantise or smooth where there is no element."""
+    """Nothing is left to quantise or smooth of q and k where they have no element."""
+    values = {"int8_values": call.v_scales is not None, "value_means": call.v_means is not None}
     if call.q.size * call.k.size == 0:
-        return PLAIN
+        return Scoring(**values)
     quant, smoothing = call.quant, call.smoothing
     return Scoring(
-        quant is not None, smoothing is not None and smoothing.add_back, quant is not None and quant.smooth_q
+        quant is not None,
+        smoothing is not None and smoothing.add_back,
+        quant is not None and quant.smooth_q,
+        **values,
     )

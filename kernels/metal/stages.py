@@ -13,7 +13,8 @@ from flextrace.tracer import Bound, Expr
 
 from ..mods import expressions
 from ..stage_types import BlockLists, OutputParts, SoftmaxParts
-from .launch import Factory, Launch, _bits, _numbers, _readable, capture_kinds
+from .arguments import as_input, bits, in_device_memory, words_of_numbers
+from .launch import Factory, Launch, capture_kinds
 from .plan import LANES
 from .product_plan import Operands, choose, plan_of
 from .stage_text import stage_text
@@ -60,7 +61,7 @@ class MetalStages:
         template += [("TRANSPOSE_A", transpose_a), ("TRANSPOSE_B", transpose_b), ("WHOLE", plan.whole)]
         (out,) = self._run(
             "matmul",
-            [_in_device_memory(a), _in_device_memory(b), _params(heads, *b.shape[:2], m, n, k)],
+            [in_device_memory(a), in_device_memory(b), _params(heads, *b.shape[:2], m, n, k)],
             template=template,
             groups=(-(-n // plan.bn), -(-m // plan.bm), batch * heads),
             threadgroup=(plan.threads, 1, 1),
@@ -75,7 +76,7 @@ class MetalStages:
         groups, threadgroup = _elementwise(rows.shape)
         (out,) = self._run(
             "scale",
-            [_in_device_memory(rows), _params(*rows.shape[1:], _bits(factor))],
+            [in_device_memory(rows), _params(*rows.shape[1:], bits(factor))],
             template=[("T", x.dtype)],
             groups=groups,
             threadgroup=threadgroup,
@@ -98,7 +99,7 @@ class MetalStages:
         mods = [mod for mod in (score_mod, mask_mod) if mod is not None]
         (out,) = self._run(
             "score_mod",
-            [_in_device_memory(scores), _params(heads, q_len, kv_len, *words, *_numbers(mods)), *lists],
+            [in_device_memory(scores), _params(heads, q_len, kv_len, *words, *words_of_numbers(mods)), *lists],
             (score_mod, mask_mod),
             template=[("LISTED", blocks is not None)],
             groups=groups,
@@ -118,7 +119,7 @@ class MetalStages:
         row_groups = SIMDGROUPS if columns >= LONG_ROW else 1
         weights, largest, sums = self._run(
             "softmax",
-            [_in_device_memory(rows), _params(heads, count, columns)],
+            [in_device_memory(rows), _params(heads, count, columns)],
             template=[("O", dtype), ("ROW_GROUPS", row_groups), ("NORMALISE", normalise)],
             groups=(-(-count * row_groups // SIMDGROUPS), heads, batch),
             threadgroup=(SIMDGROUPS * LANES, 1, 1),
@@ -137,7 +138,7 @@ class MetalStages:
             return BlockLists(zeros[0], zeros[1], zeros[2], zeros[3], q_block, kv_block)
         lists = self._run(
             "block_mask",
-            [_params(q_len, kv_len, q_block, kv_block, kv_blocks, *_numbers([mask_mod]))],
+            [_params(q_len, kv_len, q_block, kv_block, kv_blocks, *words_of_numbers([mask_mod]))],
             (None, mask_mod),
             template=[],
             groups=(rows[2], heads, batch),
@@ -164,7 +165,7 @@ class MetalStages:
         template = [("A", a.dtype), ("B", b.dtype), ("O", dtype), *plan.template(), ("SAMPLED", transpose_b)]
         (out,) = self._run(
             "block_sparse_matmul",
-            [_in_device_memory(a), _in_device_memory(b), _params(heads, *b.shape[:2], m, n, k, *words), *lists],
+            [in_device_memory(a), in_device_memory(b), _params(heads, *b.shape[:2], m, n, k, *words), *lists],
             template=template,
             groups=(across, -(-m // blocks.q_block) * -(-rows // plan.bm), batch * heads),
             threadgroup=(plan.threads, 1, 1),
@@ -182,8 +183,8 @@ class MetalStages:
         out, lse = self._run(
             "attention_output",
             [
-                _in_device_memory(rows),
-                *(_in_device_memory(_four_axes(mx.expand_dims(x, -1))) for x in (max_scores, sums)),
+                in_device_memory(rows),
+                *(in_device_memory(_four_axes(mx.expand_dims(x, -1))) for x in (max_scores, sums)),
                 _params(*rows.shape[1:]),
             ],
             template=[("O", dtype)],
@@ -205,7 +206,7 @@ class MetalStages:
         outputs: Sequence[tuple[Sequence[int], mx.Dtype]],
         init_value: float | None = None,
     ) -> Sequence[mx.array]:
-        captured = [_readable(mod, array) for mod in mods if mod is not None for array in mod.arrays]
+        captured = [as_input(mod, array) for mod in mods if mod is not None for array in mod.arrays]
         x, y, z = (count * threads for count, threads in zip(groups, threadgroup, strict=True))
         return self._kernel(stage, mods, captured)(
             inputs=[*inputs, *captured],
@@ -257,11 +258,6 @@ def _four_axes(x: mx.array) -> mx.array:
     return mx.expand_dims(x, tuple(range(4 - x.ndim)))
 
 
-def _in_device_memory(x: mx.array) -> mx.array:
-    """The array, with so many columns that MLX does not pass it in the constant address space."""
-    return x if x.size >= SMALLEST else mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, SMALLEST)])
-
-
 def _params(*words: int) -> mx.array:
     return mx.array(np.array([*words, *[0] * SMALLEST], np.int64).astype(np.int32))
 
@@ -273,7 +269,7 @@ def _lists(blocks: BlockLists | None, q_len: int, kv_len: int) -> tuple[list[mx.
     lists = (blocks.kv_num_blocks, blocks.kv_indices, blocks.full_kv_num_blocks, blocks.full_kv_indices)
     sizes = (min(q_len, blocks.q_block), min(kv_len, blocks.kv_block))
     words = (*lists[0].shape, lists[1].shape[3], lists[3].shape[3], *sizes)
-    return [_in_device_memory(mx.contiguous(x).reshape(-1)) for x in lists], words
+    return [in_device_memory(mx.contiguous(x).reshape(-1)) for x in lists], words
 
 
 def _most_entries(blocks: BlockLists, kv_len: int) -> int:

@@ -38,6 +38,9 @@ class OpsBackend:
     def prepare(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
         return "memory"
 
+    def state(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
+        return "memory"
+
     def stages(self, threads: int = 0) -> Stages:
         raise ValueError(
             "the ops backend has no stage kernels; choose the cpu, metal or simulator backend for them, or leave "

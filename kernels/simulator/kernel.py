@@ -27,7 +27,16 @@ _recording: ContextVar[list[Report] | None] = ContextVar("_recording", default=N
 
 @contextmanager
 def recording() -> Iterator[list[Report]]:
-    """Collect the reports of all simulated kernels that run inside, in order."""
+    """Collect the reports of all simulated kernels that run inside, in order.
+
+    Example:
+        >>> import mlx.core as mx, flextrace as flex
+        >>> q = mx.ones((1, 1, 8, 32))
+        >>> with recording() as reports:
+        ...     out = flex.flex_attention(q, q, q, kernel_options={"BACKEND": "simulator"})
+        >>> len(reports), reports[0].findings
+        (1, ())
+    """
     reports: list[Report] = []
     token = _recording.set(reports)
     try:
@@ -72,10 +81,15 @@ class MetalKernel:
                 )
         if lane_order not in ORDERS:
             raise ValueError(f"lane_order is one of {', '.join(ORDERS)}; got {lane_order!r}")
-        self.name, self.input_names, self.output_names = name, tuple(input_names), tuple(output_names)
-        self.source, self.header = source, header
-        self.ensure_row_contiguous, self.atomic_outputs = ensure_row_contiguous, atomic_outputs
-        self.checks, self.lane_order = checks, lane_order
+        self.name: str = name
+        self.input_names: tuple[str, ...] = tuple(input_names)
+        self.output_names: tuple[str, ...] = tuple(output_names)
+        self.source: str = source
+        self.header: str = header
+        self.ensure_row_contiguous: bool = ensure_row_contiguous
+        self.atomic_outputs: bool = atomic_outputs
+        self.checks: bool = checks
+        self.lane_order: str = lane_order
         self.report: Report | None = None
 
     def __call__(

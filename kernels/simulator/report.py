@@ -105,6 +105,11 @@ class Report:
         found = [str(finding) for finding in self.findings] or (["no findings"] if self.checks else ["not checked"])
         return "\n".join([f"kernel {self.kernel}", *table, counts, *found])
 
+    def _repr_html_(self) -> str:
+        from .report_html import report_html  # notebooks only
+
+        return report_html(self)
+
 
 class SimulationError(RuntimeError):
     """A kernel ran and the checks found it wrong; `report` holds the findings and the counts."""
@@ -113,3 +118,6 @@ class SimulationError(RuntimeError):
         self.report = report
         shown = [str(finding) for finding in report.findings]
         super().__init__(f"kernel {report.kernel!r} is wrong:\n  " + "\n  ".join(shown))
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()

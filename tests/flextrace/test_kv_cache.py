@@ -11,8 +11,14 @@ import quant_reference
 import reference
 
 import flextrace as flex
+from flextrace.kernels import BACKENDS, backend_for
 
 RNG = np.random.default_rng(0)
+QUANTISING = [
+    name
+    for name in BACKENDS
+    if backend_for(name, to_run=False).quantises and backend_for(name, to_run=False).unavailable() is None
+]
 
 
 def tokens(length: int, dtype: mx.Dtype = mx.float32, shift: float = 0.0, columns: int = 64) -> mx.array:
@@ -42,7 +48,7 @@ def test_what_comes_back(sizes: list[int], quantise_value: bool, dtype: mx.Dtype
     for got, want, rows in ((got_k, k, cache.key), (got_v, v, cache.value)):
         got, want = (np.array(x.astype(mx.float32)) for x in (got, want))
         assert got.shape == want.shape
-        if isinstance(rows, flex.kv_cache.Int8Rows):
+        if isinstance(rows, flex.Int8Rows):
             half = np.array(rows.scales)[..., None] / 2
             assert (abs(got - want) <= half * 1.001 + rounding * abs(want) + 1e-6).all()
         else:
@@ -98,18 +104,101 @@ def test_bytes(quantise_value: bool, share: float) -> None:
     assert flex.Int8KV().nbytes == 0
 
 
+@pytest.mark.parametrize("backend", QUANTISING)
 @pytest.mark.parametrize("quantise_value", [False, True])
-def test_decoding_step_by_step(quantise_value: bool) -> None:
-    """Attention of each new token over the cache is near float64 attention over all tokens."""
-    cache, k, v = filled([40], quantise_value=quantise_value)
-    for _ in range(6):
+@pytest.mark.parametrize("mod", [None, flex.mods.softcap(5.0)], ids=["no mod", "softcap"])
+def test_decoding_step_by_step(mod: Any, quantise_value: bool, backend: str) -> None:
+    """Attention of each new token over the cache, read in place, is near float64 attention over all tokens."""
+    cache, k, v = filled([40], quantise_value=quantise_value, step=16)
+    options = {"BACKEND": backend}
+    for step in range(4):
         new_k, new_v, q = tokens(1, shift=1.0), tokens(1, columns=48), tokens(1)
         cache.update(new_k, new_v)
         k, v = mx.concatenate([k, new_k], axis=2), mx.concatenate([v, new_v], axis=2)
-        got = np.array(flex.flex_attention(q, *cache.dequantised()))
-        want = reference.attention(*(np.array(x) for x in (q, k, v))).out
-        found = quant_reference.figures(got, want)
-        assert found.cosine > 0.9998 and found.relative_l1 < 0.02, found
+        mask = flex.mask_mod(lambda b, h, q_idx, kv_idx, step=step: kv_idx > 3 * step)
+        got, lse = flex.flex_attention(q, cache.key, cache.value, mod, mask, return_lse=True, kernel_options=options)
+        arrays = [np.array(x) for x in (q, k, v)]
+        want = reference.attention(*arrays, score_mod=mod, mask_mod=mask)
+        found = quant_reference.figures(np.array(got), want.out)
+        assert found.cosine > 0.9997 and found.relative_l1 < 0.025, found
+        assert np.abs(np.array(lse) - want.lse).max() < 0.1
+
+
+@pytest.mark.parametrize("backend", QUANTISING)
+def test_one_cache_serves_a_batch_and_groups_of_heads(backend: str) -> None:
+    """What is read in place is what the dequantised rows give, up to the rounding of q."""
+    cache = flex.Int8KV(quantise_value=True)
+    cache.update(tokens(33, mx.float16, 1.0)[:1], tokens(33, mx.float16, 1.0)[:1])
+    q = mx.array(RNG.normal(size=(2, 6, 5, 64))).astype(mx.float16)
+    got = flex.flex_attention(q, cache.key, cache.value, enable_gqa=True, kernel_options={"BACKEND": backend})
+    want = flex.flex_attention(q, *cache.dequantised(), enable_gqa=True, kernel_options={"BACKEND": "ops"})
+    found = quant_reference.figures(*(np.array(x.astype(mx.float32)) for x in (got, want)))
+    assert got.dtype == mx.float16 and found.cosine > 0.9999 and found.relative_l1 < 0.015
+
+
+def test_values_with_a_bias_are_smoothed() -> None:
+    """Exactly, so the error falls to what is left to round; a row that attends to nothing stays 0."""
+    k, v, q = tokens(64), tokens(64, shift=2.0), tokens(8)
+    mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: q_idx != 3)
+    want = reference.attention(*(np.array(x) for x in (q, k, v)), mask_mod=mask).out
+    errors = []
+    for smooth_v in (True, False):
+        cache = flex.Int8KV(quantise_value=True, smooth_v=smooth_v)
+        cache.update(k, v)
+        got = np.array(flex.flex_attention(q, cache.key, cache.value, block_mask=mask))
+        assert not got[:, :, 3].any()
+        errors.append(np.abs(got - want).mean())
+    assert errors[0] < 0.6 * errors[1], errors
+
+
+def test_a_gradient_is_refused() -> None:
+    cache, _, _ = filled([8], quantise_value=True)
+
+    def loss(q: mx.array) -> mx.array:
+        return flex.flex_attention(q, cache.key, cache.value).sum()
+
+    with pytest.raises(flex.GradientError):
+        mx.eval(mx.grad(loss)(tokens(1)))
+
+
+Rows = flex.Int8Rows
+VALUES, SCALES = mx.zeros((1, 2, 8, 16), mx.int8), mx.ones((1, 2, 8))
+GOOD = Rows(VALUES, SCALES, mx.zeros((1, 2, 1, 16)))
+Q = mx.zeros((1, 2, 4, 16))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "options", "error", "message"),
+    [
+        (GOOD._replace(values=Q), GOOD, {}, TypeError, "expected int8 and float32"),
+        (GOOD._replace(scales=SCALES.astype(mx.float16)), GOOD, {}, TypeError, "expected int8 and float32"),
+        (GOOD._replace(scales=None), GOOD, {}, TypeError, r"key.scales is a NoneType; expected an mx.array"),
+        (GOOD._replace(scales=mx.ones((1, 2, 7))), GOOD, {}, ValueError, r"one number a row \(1, 2, 8\)"),
+        (GOOD, GOOD._replace(means=mx.zeros((1, 2, 16))), {}, ValueError, r"value.means is float32 \(1, 2, 16\)"),
+        (GOOD, Rows(VALUES[0], SCALES[0]), {}, ValueError, "expected 4 axes"),
+        (mx.zeros((1, 2, 8, 16)), GOOD, {}, TypeError, r"value is in int8, key is not"),
+        (GOOD, VALUES, {}, TypeError, "query, key and value are float32, int8 and int8"),
+        (Rows(VALUES[..., :8], SCALES), GOOD, {}, ValueError, "head_dim of query is 16, of key 8"),
+        (GOOD, GOOD, {"SMOOTH_K": True}, ValueError, "SMOOTH_K=True does not go with a key in int8"),
+        (GOOD, GOOD, {"QK_QUANT": flex.QKQuant("block")}, ValueError, "does not go with a key in int8"),
+        (
+            GOOD,
+            GOOD,
+            {"BACKEND": "ops"},
+            ValueError,
+            r"does not read int8 keys; choose BACKEND .* or pass \*cache.dequantised",
+        ),
+        (GOOD, GOOD, {"PIPELINE": "staged"}, ValueError, '"PIPELINE": "staged" exclude each other'),
+    ],
+)
+def test_rows_that_do_not_fit(key: Any, value: Any, options: dict[str, Any], error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        flex.flex_attention(Q, key, value, kernel_options=options)
+
+
+def test_what_goes_with_rows_in_int8() -> None:
+    for options in ({"QK_QUANT": "int8"}, {"QK_QUANT": flex.QKQuant("row")}, {"SMOOTH_K": False}):
+        assert flex.flex_attention(Q, GOOD, GOOD, kernel_options=options).shape == Q.shape
 
 
 @pytest.mark.parametrize(

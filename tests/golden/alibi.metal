@@ -198,6 +198,8 @@ constexpr constant bool HAS_MASK_MOD = false;
 constexpr constant bool QUANTISED = false;
 constexpr constant bool SMOOTHED_Q = false;
 constexpr constant bool ADD_BACK = false;
+constexpr constant bool INT8_VALUES = false;
+constexpr constant bool VALUE_MEANS = false;
 
 template <typename Array0>
 struct Mods {
@@ -225,12 +227,16 @@ struct Mods {
     return 2;
   }
 
-  // Of rows and keys, by their number among those of all batches and heads.
+  // Of a key, and of its value, of one batch and head of k and v.
+  float key_scale(int batch, int head, int key) const thread { return 1.0f; }
+  float value_scale(int batch, int head, int key) const thread { return 1.0f; }
+
+  // Of rows, and of columns of v, by their number among those of all batches and heads.
   float row_scale(int64_t row) const thread { return 1.0f; }
-  float key_scale(int64_t key) const thread { return 1.0f; }
   float row_term(int64_t row) const thread { return 0.0f; }
   int mean_of_row(int64_t row) const thread { return 0; }
   float mean_score(int64_t at) const thread { return 0.0f; }
+  float value_mean(int64_t column) const thread { return 0.0f; }
 };
 
 template <typename Array0>
@@ -837,9 +843,43 @@ struct Walk {
 #line 1 "smooth.h"
 // smooth.h: what brings the products of int8 or smoothed keys back to scores, SageAttention (arXiv 2410.02367): a scale
 // per row and per key, the term of a row that the mean of its keys took away, and, of smoothed queries (SageAttention2,
-// arXiv 2411.10958), the scores of the mean that a row lacks. The hole says which there are.
+// arXiv 2411.10958), the scores of the mean that a row lacks; and, of int8 values, their scales as factors of the
+// weights. The hole says which there are.
+//
+// The scales of a tile's keys, then those of its values, go through threadgroup memory together with its first columns
+// of V: one read from device memory serves all simdgroups. One place is enough: it is read between two barriers, of
+// which the second comes before the next tile's are stored.
 
 
+
+constexpr constant int SCALES = (QUANTISED ? 1 : 0) + (INT8_VALUES ? 1 : 0);  // of each key
+
+// The scales of a tile on their way, as StagedTile: one in each thread.
+template <typename P>
+struct ScalesAhead {
+  static_assert(SCALES * P::BK <= P::THREADS, "a thread reads one scale");
+  float scale;
+
+  // 0 beyond the last key.
+  template <typename Captured>
+  void load(int batch, int head, int first, int kv_len, const thread Captured& mods, uint index) thread {
+    const int key = first + int(index) % P::BK;
+    scale = 0.0f;
+    if (int(index) >= SCALES * P::BK || key >= kv_len) return;
+    scale = QUANTISED && int(index) < P::BK ? mods.key_scale(batch, head, key) : mods.value_scale(batch, head, key);
+  }
+
+  void store(threadgroup uint* scales, uint index) const thread {
+    if (int(index) < SCALES * P::BK) scales[index] = as_type<uint>(scale);
+  }
+};
+
+// One scale of a tile in each lane: that of key i in lane i.
+template <typename P>
+inline float scale_in_lane(const threadgroup uint* scales, uint lane) {
+  static_assert(P::BK <= LANES, "a tile has no more keys than a simdgroup has lanes");
+  return as_type<float>(scales[lane % P::BK]);
+}
 
 // Of the rows of a lane.
 template <typename P>
@@ -847,15 +887,10 @@ struct RowFactors {
   float scale[P::ROW_FRAGMENTS];
   float term[P::ROW_FRAGMENTS];
   int64_t mean_scores[P::ROW_FRAGMENTS];  // where those of the row's mean begin
-  int lane;
-  int64_t first_key;  // number of the head's first key, of all heads' keys
 
   // first_row: number of the head's first row, of all heads' rows.
   template <typename Captured>
-  void start(int64_t first_row, int64_t first_key_, int kv_len, const thread LaneRows<P>& rows,
-             const thread Captured& mods, uint lane_) thread {
-    first_key = first_key_;
-    lane = int(lane_);
+  void start(int64_t first_row, int kv_len, const thread LaneRows<P>& rows, const thread Captured& mods) thread {
     UNROLL
     for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
       scale[r] = mods.row_scale(first_row + rows.q_idx[r]);
@@ -865,25 +900,41 @@ struct RowFactors {
   }
 };
 
-// Products of whole numbers -> of what they were rounded from. Each lane reads the scale of one key for all.
+// Products of whole numbers -> of what they were rounded from. key_scale: as scale_in_lane has it.
 template <typename P, typename Captured>
-inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], int first, int kv_len,
-                           const thread RowFactors<P>& factors, const thread LaneRows<P>& rows,
+inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], float key_scale,
+                           int first, int kv_len, const thread RowFactors<P>& factors, const thread LaneRows<P>& rows,
                            const thread Captured& mods) {
-  static_assert(P::BK <= LANES, "a tile has no more keys than a simdgroup has lanes");
-  int key = metal::min(first + factors.lane, kv_len - 1);
-  float unit_in_lane = factors.lane < P::BK ? mods.key_scale(factors.first_key + key) : 0.0f;
   UNROLL
   for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
     UNROLL
     for (int e = 0; e < 2; e++) {
       int i = j * FRAGMENT + rows.place.column + e, kv_idx = metal::min(first + i, kv_len - 1);
-      float unit = metal::simd_shuffle(unit_in_lane, ushort(i));
+      float unit = metal::simd_shuffle(key_scale, ushort(i));
       UNROLL
       for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
         float score = elements(scores[r][j])[e] * (unit * factors.scale[r]);
         if (SMOOTHED_Q) score += mods.mean_score(factors.mean_scores[r] + kv_idx);
         elements(scores[r][j])[e] = score;
+      }
+    }
+  }
+}
+
+// Weights of values -> of the whole numbers that they were rounded to. What a row does not attend to may have scale
+// nan, which is no number to compute with: a weight of 0 stays, told by its bits.
+template <typename P, typename F>
+inline void scale_weights(thread Fragment<F> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], float value_scale,
+                          LanePlace place) {
+  UNROLL
+  for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
+    UNROLL
+    for (int e = 0; e < 2; e++) {
+      float unit = metal::simd_shuffle(value_scale, ushort(j * FRAGMENT + place.column + e));
+      UNROLL
+      for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
+        float weight = float(elements(weights[r][j])[e]);
+        elements(weights[r][j])[e] = F(as_type<uint>(weight) == 0 ? 0.0f : weight * unit);
       }
     }
   }
@@ -897,8 +948,8 @@ constexpr constant float UNIT = HAS_SCORE_MOD ? LOG2_E : 1.0f;
 template <typename P, int BLOCKS, typename Captured>
 inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], KeyTile tile,
                    const thread Walk<P, BLOCKS, Captured>& walk, const thread LaneRows<P>& rows,
-                   const thread RowFactors<P>& factors, const thread Captured& mods) {
-  if (QUANTISED) scale_products<P>(scores, tile.first, walk.p.kv_len, factors, rows, mods);
+                   const thread RowFactors<P>& factors, float key_scale, const thread Captured& mods) {
+  if (QUANTISED) scale_products<P>(scores, key_scale, tile.first, walk.p.kv_len, factors, rows, mods);
   float scale = HAS_SCORE_MOD ? walk.p.scale : walk.p.scale * LOG2_E;
   uint kept = tile.masked && !tile.asked ? walk.kept(tile.first, tile.state, rows, mods) : tile.kept;
   UNROLL
@@ -924,22 +975,25 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
 //
 // q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM];
 // v: [kv_batches, kv_heads, kv_len, VALUE_DIM]; any strides, in elements. K: T, or int8_t: q is whole numbers too.
+// V: T, or int8_t.
 // out: [batch, query_heads, q_len, VALUE_DIM]; lse, max_scores: [batch, query_heads, q_len], float32, natural.
 // group: (tile of query rows and slice of value columns, query head, batch).
-// Tile: StagedTile, or AsyncTile of async_copy.h.
+// Tile: StagedTile, or AsyncTile of async_copy.h. votes: 2 SIMDGROUPS words, and SCALES BK more for scales.
 template <typename T, typename P, int BLOCKS, template <typename, int, int, int, int> class Tile, typename Captured,
-          typename K>
+          typename K, typename V>
 inline void attention_forward(
     const device T* q, const constant int64_t* q_strides, const device K* k, const constant int64_t* k_strides,
-    const device T* v, const constant int64_t* v_strides, device T* out, device float* lse, device float* max_scores,
+    const device V* v, const constant int64_t* v_strides, device T* out, device float* lse, device float* max_scores,
     const device int* tile_lists, const device uint8_t* block_states, AttentionParams p, const thread Captured& mods,
     threadgroup T* staged, threadgroup uint* votes, metal::uint3 group, metal::uint3 groups, uint simdgroup,
     uint lane) {
-  typedef typename ProductOf<T>::type F;
+  // Of P V. float for int8 values: the weights, times the scales of these, may be too small for half.
+  typedef typename ProductOf<V>::type F;
   typedef Tile<K, P::BK, P::BD, P::HEAD_DIM, P::THREADS> KeysAhead;
-  typedef Tile<T, P::BK, P::BV, P::VALUE_DIM, P::THREADS> ValuesAhead;
-  constexpr int HALF = P::BK * (Leading<T, P::BD>::value > Leading<T, P::BV>::value ? Leading<T, P::BD>::value
-                                                                                   : Leading<T, P::BV>::value);
+  typedef Tile<V, P::BK, P::BV, P::VALUE_DIM, P::THREADS> ValuesAhead;
+  constexpr int KEY_BYTES = Leading<K, P::BD>::value * int(sizeof(K)),
+                VALUE_BYTES = Leading<V, P::BV>::value * int(sizeof(V));  // of a row of a tile
+  constexpr int HALF = P::BK * (KEY_BYTES > VALUE_BYTES ? KEY_BYTES : VALUE_BYTES) / int(sizeof(T));
   constexpr int VALUE_FRAGMENTS = P::VALUE_TILES * P::BV / FRAGMENT;
   const uint thread_index = simdgroup * LANES + lane;
 
@@ -961,12 +1015,13 @@ inline void attention_forward(
 
   const int kv_batch = metal::min(rows.b, p.kv_batches - 1), kv_head = rows.h / (p.query_heads / p.kv_heads);
   const Rows<K> keys = rows_of(k, k_strides, kv_batch, kv_head, p.kv_len);
-  const Rows<T> values = rows_of(v, v_strides, kv_batch, kv_head, p.kv_len);
+  const Rows<V> values = rows_of(v, v_strides, kv_batch, kv_head, p.kv_len);
   Queries<T, P> queries;
   queries.start(rows_of(q, q_strides, rows.b, rows.h, p.q_len), rows.q_idx, rows.place);
   const int64_t head = int64_t(rows.b) * p.query_heads + rows.h;
   RowFactors<P> factors;
-  factors.start(head * p.q_len, (int64_t(kv_batch) * p.kv_heads + kv_head) * p.kv_len, p.kv_len, rows, mods, lane);
+  factors.start(head * p.q_len, p.kv_len, rows, mods);
+  threadgroup uint* scales = votes + 2 * P::SIMDGROUPS;
 
   RowState state[P::ROW_FRAGMENTS];
   Fragment<float> sums[P::ROW_FRAGMENTS][VALUE_FRAGMENTS];  // O
@@ -1007,9 +1062,12 @@ inline void attention_forward(
         next.store(tile_at<K>(ahead), thread_index);
       } else {
         ValuesAhead next;
-        next.load(values, tile.first, first_value, ahead, thread_index);
+        ScalesAhead<P> next_scales;
+        next.load(values, tile.first, first_value, tile_at<V>(ahead), thread_index);
+        if (SCALES > 0) next_scales.load(kv_batch, kv_head, tile.first, p.kv_len, mods, thread_index);
         if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, tile_at<K>(now), d, rows.place);
-        next.store(ahead, thread_index);
+        next.store(tile_at<V>(ahead), thread_index);
+        if (SCALES > 0) next_scales.store(scales, thread_index);
       }
       metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
       threadgroup T* filled = ahead;
@@ -1025,11 +1083,12 @@ inline void attention_forward(
       KeysAhead next_keys;
       ValuesAhead next_values;
       const bool last = d + 1 == P::VALUE_TILES;
-      if (!last) next_values.load(values, tile.first, first_value + (d + 1) * P::BV, ahead, thread_index);
+      if (!last) next_values.load(values, tile.first, first_value + (d + 1) * P::BV, tile_at<V>(ahead), thread_index);
       else if (following.exists) next_keys.load(keys, following.first, 0, tile_at<K>(ahead), thread_index);
 
       if (tile.live && d == 0) {
-        modify<P>(scores, tile, walk, rows, factors, mods);
+        const float key_scale = QUANTISED ? scale_in_lane<P>(scales, lane) : 1.0f;
+        modify<P>(scores, tile, walk, rows, factors, key_scale, mods);
         UNROLL
         for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
           float shrink = HAS_SCORE_MOD || tile.masked ? update_row<true>(state[r], scores[r], UNIT)
@@ -1039,11 +1098,13 @@ inline void attention_forward(
           UNROLL
           for (int j = 0; j < P::KEY_FRAGMENTS; j++) convert(weights[r][j], scores[r][j]);
         }
+        if (INT8_VALUES)
+          scale_weights<P>(weights, scale_in_lane<P>(scales + (SCALES - 1) * P::BK, lane), rows.place);
       }
       // O += P V, some columns of V at a time
-      if (tile.live) multiply_values<T, P>(sums, weights, now, d, rows.place);
+      if (tile.live) multiply_values<V, P>(sums, weights, tile_at<V>(now), d, rows.place);
 
-      if (!last) next_values.store(ahead, thread_index);
+      if (!last) next_values.store(tile_at<V>(ahead), thread_index);
       else if (following.exists) next_keys.store(tile_at<K>(ahead), thread_index);
       if (!last || following.exists) metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
       threadgroup T* filled = ahead;
@@ -1053,7 +1114,9 @@ inline void attention_forward(
     tile = following;
   }
 
-  // out = O / sum of P. A row with nothing to attend to has sum 0 and gives 0, and -inf as its statistics.
+  // out = O / sum of P, and what all values lack. A row with nothing to attend to has sum 0 and gives 0, and -inf as
+  // its statistics.
+  const int64_t kv = int64_t(kv_batch) * p.kv_heads + kv_head;
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
     float sum = sum_of_row(state[r].sum);
@@ -1066,7 +1129,10 @@ inline void attention_forward(
         UNROLL
         for (int e = 0; e < 2; e++) {
           int column = first_value + d * FRAGMENT + rows.place.column + e;
-          if (column < P::VALUE_DIM) out[at * P::VALUE_DIM + column] = T(elements(sums[r][d])[e] * inverse);
+          float mean = VALUE_MEANS && column < P::VALUE_DIM ? mods.value_mean(kv * P::VALUE_DIM + column) : 0.0f;
+          float value = elements(sums[r][d])[e] * inverse;
+          if (VALUE_MEANS && sum != 0.0f) value += mean;
+          if (column < P::VALUE_DIM) out[at * P::VALUE_DIM + column] = T(value);
         }
       }
     }
@@ -1078,7 +1144,7 @@ inline void attention_forward(
   }
 }
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int BLOCKS>
-[[kernel]] void flextrace_attention_823f5ff8a657f325(
+[[kernel]] void flextrace_attention_9219e7e78747ab05(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],
@@ -1100,7 +1166,7 @@ template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGR
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
 typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS> P;
 threadgroup T staged[STAGED];
-threadgroup uint votes[2 * SIMDGROUPS];
+threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK];
 const auto mods = captured_by_mods(params + PARAM_WORDS, array0, array0_shape, array0_strides);
 attention_forward<T, P, BLOCKS, StagedTile>(
     q, q_strides, k, k_strides, v, v_strides, out, lse, max_scores, tile_lists, block_states, read_params(params), mods,

@@ -20,9 +20,11 @@ from flextrace.kernels.simulator.mlx_attention import steel_attention
 
 
 def broken(right: str, wrong: str, count: int = 1) -> SimulatorBackend:
-    """The kernel with one occurrence of `right` replaced."""
+    """The attention kernel with one occurrence of `right` replaced."""
 
     def factory(**definition: Any) -> Any:
+        if not definition["name"].startswith("flextrace_attention"):
+            return metal_kernel(**definition)
         parts = definition["header"].split(right)
         assert len(parts) > count, right
         definition["header"] = right.join(parts[:count]) + wrong + right.join(parts[count:])

@@ -14,6 +14,7 @@ import pytest
 import flextrace as flex
 from flextrace.kernels.call import Blocks
 from flextrace.kernels.metal.plan import FRAGMENT, REGISTERS, THREADGROUP_BYTES, plan_for
+from flextrace.kernels.metal.scoring import Scoring
 from flextrace.kernels.metal.tiles import ASK, CUT_TILES, LOOK_UP, NO_MASK, WHOLE_TILES, tiles_for
 
 DIMS = [*range(1, 130), 160, 192, 200, 256, 320, 512, 576, 1024]
@@ -30,6 +31,61 @@ def test_every_head_dim_has_a_plan_within_limits(dtype: str) -> None:
             assert plan.bv * plan.value_tiles * plan.value_slices >= value_dim
             assert plan.bv * plan.value_tiles * (plan.value_slices - 1) < value_dim, "no slice without columns"
             assert plan.row_fragments * plan.bk // 8 * 2 <= 32
+
+
+QUANTISED = {
+    "keys": Scoring(True),
+    "smoothed": Scoring(False, True),
+    "smoothed queries": Scoring(True, True, True),
+    "keys and values": Scoring(True, int8_values=True),
+    "all": Scoring(True, True, True, True, True),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_quantised_kernels_have_a_plan_within_limits(kind: str, dtype: str) -> None:
+    for head_dim in DIMS:
+        for value_dim in (head_dim, 64, 3):
+            plan, plain = plan_for(head_dim, value_dim, dtype, QUANTISED[kind]), plan_for(head_dim, value_dim, dtype)
+            assert plan.registers <= REGISTERS and plan.threadgroup_bytes <= THREADGROUP_BYTES
+            assert plan.bv * plan.value_tiles * plan.value_slices >= value_dim
+            assert plan.row_fragments * plan.bk // 8 * 2 <= 32 and plan.staged * plan.element_bytes % 4 == 0
+            assert plan.value_slices <= max(plain.value_slices, 2), "scores are computed as often"
+            assert plan.barriers_per_key() <= 2 * plain.barriers_per_key(), "no narrow tiles for a few registers"
+
+
+def test_the_model_counts_what_quantising_adds() -> None:
+    """Registers of plans cut alike: a scale and a term per row fragment, 64 bits for the scores of a mean, a scale in
+    each lane for keys and for values; int8 on its way takes 16 bits, half of float32 and no less than float16."""
+    for dtype, saved in (("float16", 0), ("float32", 8)):
+        plain = plan_for(64, 64, dtype)
+        assert plain.row_fragments == 2
+        more = {name: replace(plain, scoring=s).registers - plain.registers for name, s in QUANTISED.items()}
+        assert more == {
+            "keys": 3,
+            "smoothed": 2,
+            "smoothed queries": 9,
+            "keys and values": 4 - saved,
+            "all": 10 - saved,
+        }
+    memory = {name: plan_for(64, 64, "float16", s).threadgroup_bytes for name, s in QUANTISED.items()}
+    assert plan_for(64, 64, "float16").threadgroup_bytes == memory["smoothed"] == 2 * 32 * (64 * 2 + 16) + 32
+    assert memory["keys"] == memory["smoothed"] + 4 * 32, "values are as wide as before"
+    assert memory["all"] == 2 * 32 * (64 + 16) + 32 + 8 * 32
+
+
+def test_the_plain_plans_stay() -> None:
+    cuts = {
+        (64, "float16"): (2, True, 32, 64, 64),
+        (96, "bfloat16"): (2, True, 16, 48, 48),
+        (128, "float16"): (2, True, 16, 64, 64),
+        (192, "float32"): (2, False, 16, 32, 32),
+        (256, "float16"): (1, True, 32, 32, 32),
+    }
+    for (dim, dtype), cut in cuts.items():
+        plan = plan_for(dim, dim, dtype)
+        assert (plan.row_fragments, plan.q_in_registers, plan.bk, plan.bd, plan.bv) == cut
 
 
 def test_the_usual_head_dims_have_their_own_plan() -> None:

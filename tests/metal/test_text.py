@@ -159,8 +159,8 @@ MISTAKES = [
     ("first.store(tile_at<K>(now), thread_index);", "first.store(out, thread_index);"),
     ("const device int* ends; ", "const constant int* ends; "),
     (
-        "multiply_values<T, P>(sums, weights, now, d, rows.place)",
-        "multiply_values<T, P>(sums, weights, v, d, rows.place)",
+        "multiply_values<V, P>(sums, weights, tile_at<V>(now), d, rows.place)",
+        "multiply_values<V, P>(sums, weights, v, d, rows.place)",
     ),
     ("float inverse =", "float inverted ="),
     ("queries.start(rows_of(q, q_strides,", "queries.start(rows_of(q, tile_lists,"),
