@@ -24,7 +24,20 @@ TOUCH_SECONDS = 60.0  # a hit notes its time at most this often: `used` is for p
 
 
 class CacheError(RuntimeError):
-    """The cache refuses to go on; the message says why and names the remedy."""
+    """The cache refuses to go on; the message says why and names the remedy.
+
+    Example:
+        >>> import os, tempfile
+        >>> from pathlib import Path
+        >>> from flextrace.cache import CacheError, Store, key_of
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     os.chmod(folder, 0o777)  # another user could put code there
+        ...     try:
+        ...         Store(Path(folder)).get(key_of(b"int f();"))
+        ...     except CacheError as error:
+        ...         print("can be written to by others" in str(error))
+        True
+    """
 
 
 class Damaged(Exception):

@@ -25,7 +25,15 @@ _first_warning = threading.Lock()  # who takes it warns; it is never released, s
 
 
 class CacheWarning(UserWarning):
-    """The cache folder cannot be written to: kernels are built into a temporary folder, removed at exit."""
+    """The cache folder cannot be written to: kernels are built into a temporary folder, removed at exit.
+
+    Example:
+        >>> import warnings, flextrace as flex
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", flex.CacheWarning)  # stop where every process would compile anew
+        ...     flex.mods.causal.expr
+        kv_idx <= q_idx
+    """
 
 
 class Unwritable(Exception):

@@ -59,3 +59,8 @@ def __getattr__(name: str) -> Any:
     if name in ("mods", "simulator", "visualize"):
         return importlib.import_module(f"flextrace.{name}")
     raise AttributeError(f"module 'flextrace' has no attribute {name!r}")
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """`%load_ext flextrace`: the magics of `flextrace.jupyter`."""
+    importlib.import_module("flextrace.jupyter").load_ipython_extension(ipython)

@@ -28,7 +28,15 @@ from .run import run
 
 @dataclass(frozen=True)
 class AuxRequest:
-    """Which by-products `flex_attention(..., return_aux=...)` also returns."""
+    """Which by-products `flex_attention(..., return_aux=...)` also returns.
+
+    Example:
+        >>> import mlx.core as mx, flextrace as flex
+        >>> q = mx.ones((1, 2, 16, 8))
+        >>> out, aux = flex.flex_attention(q, q, q, return_aux=flex.AuxRequest(lse=True))
+        >>> aux.lse.shape, aux.max_scores is None
+        ((1, 2, 16), True)
+    """
 
     lse: bool = False
     max_scores: bool = False
@@ -42,6 +50,15 @@ class AuxOutput:
     lse: natural log of the sum of exp(score) over the keys of a row, after score_mod; -inf for an empty row.
     max_scores: the largest score of a row, after score_mod; -inf for an empty row.
     intermediates: what each stage gave, by name and in order: see flextrace.kernels.staged.run_staged.
+
+    Example:
+        >>> import mlx.core as mx, flextrace as flex
+        >>> q = mx.zeros((1, 1, 2, 8))
+        >>> _, aux = flex.flex_attention(q, q, q, return_aux=flex.AuxRequest(lse=True, max_scores=True))
+        >>> aux.lse  # two keys of score 0: log(2)
+        array([[[0.693147, 0.693147]]], dtype=float32)
+        >>> aux.max_scores
+        array([[[0, 0]]], dtype=float32)
     """
 
     lse: mx.array | None = None

@@ -11,7 +11,7 @@ import numpy as np
 from flextrace.kernels import Blocks
 from flextrace.kernels.blocks import FULL, PARTIAL, Array
 
-from .block_pictures import block_svg, block_text
+from .block_pictures import block_text
 from .mod import MaskMod
 
 
@@ -131,15 +131,9 @@ class BlockFields:
 
     def _repr_html_(self) -> str:
         """For notebooks: the picture of the first batch and head, with counts of blocks over all of them."""
-        blocks = self.blocks
-        lengths = (blocks.end - blocks.first).astype(np.int64)
-        partial, full = (int(lengths[blocks.state == state].sum()) for state in (PARTIAL, FULL))
-        total = int(np.prod(blocks.shape))
-        counts = f"{full:,} full, {partial:,} partial, {total - full - partial:,} empty of {total:,} blocks"
-        title = f"BlockMask {' x '.join(map(str, self.shape))}, blocks of {' x '.join(map(str, self.BLOCK_SIZE))}"
-        picture = block_svg(self.blocks) if self.numel() else ""
-        caption = f"<figcaption>{title}: {counts}, sparsity {self.sparsity():.2f} %</figcaption>"
-        return f"<figure>{caption}{picture}</figure>"
+        from .displays import blocks_html  # notebooks only
+
+        return blocks_html(self)
 
 
 def _lists(blocks: Blocks) -> tuple[mx.array, ...]:

@@ -18,6 +18,12 @@ class BlockRanges(NamedTuple):
     offsets: int64 [B * H * q_blocks + 1]; row r of blocks has the runs offsets[r] to offsets[r + 1] - 1, ascending.
     first, end: int32 [runs]; a run covers the kv blocks first to end - 1.
     full: bool [runs]; whether the mask keeps these blocks whole.
+
+    Example:
+        >>> import flextrace as flex
+        >>> runs = flex.create_block_mask(flex.mods.causal, None, None, 256, 256).to_ranges()
+        >>> [(int(first), int(end), bool(full)) for first, end, full in zip(runs.first, runs.end, runs.full)]
+        [(0, 1, False), (0, 1, True), (1, 2, False)]
     """
 
     offsets: Array

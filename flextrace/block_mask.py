@@ -31,6 +31,14 @@ class BlockMask(BlockFields):
     Attributes:
         offset: position in the whole sequence of the first row: not 0 for queries that start later.
         implied: whether the blocks follow from mask_mod alone; False for one made from lists or runs.
+
+    Example:
+        >>> import flextrace as flex
+        >>> mask = flex.create_block_mask(flex.mods.causal, None, None, 1024, 1024)
+        >>> mask.shape, mask.BLOCK_SIZE, mask.sparsity()  # per cent of pairs in blocks that nothing reads
+        ((1, 1, 1024, 1024), (128, 128), 43.75)
+        >>> (mask & flex.mods.sliding_window(256)).sparsity()
+        67.1875
     """
 
     def __init__(
@@ -198,7 +206,11 @@ class BlockMask(BlockFields):
         blocks = Blocks.from_states(states, *self.BLOCK_SIZE)
         return BlockMask(self.seq_lengths, blocks, ~self.mask_mod, implied=True, offset=self.offset)
 
-    __rand__, __ror__ = __and__, __or__
+    def __rand__(self, other: Any) -> BlockMask:
+        return self.__and__(other)
+
+    def __ror__(self, other: Any) -> BlockMask:
+        return self.__or__(other)
 
     def _combined(self, other: Any, combine: Callable[[MaskMod, MaskMod], MaskMod]) -> BlockMask:
         shape = self.shape

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from flextrace.kernels import Int8Rows, QKQuant
+from flextrace.kernels import BACKENDS, Int8Rows, QKQuant
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 OPTIONS: dict[str, tuple[type, ...]] = {
@@ -26,6 +26,26 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "PIPELINE": ("fused", "staged"),
     "QK_QUANT": ("int8",),
 }
+_TILES = "flextrace chooses tile sizes for each call"
+_LAUNCH = "flextrace chooses how its kernels are launched"
+_BOUNDS = "flextrace derives it from the mask"
+TORCH_OPTIONS: dict[str, str] = {  # torch's options -> why there is none here; with fwd_ or bwd_ before them, too
+    **dict.fromkeys("BLOCK_M BLOCK_N BLOCK_M1 BLOCK_N1 BLOCK_M2 BLOCK_N2".split(), _TILES),
+    **dict.fromkeys("SPARSE_Q_BLOCK_SIZE SPARSE_KV_BLOCK_SIZE".split(), "BLOCK_SIZE of create_block_mask says it"),
+    **dict.fromkeys("num_warps num_stages num_consumer_groups kpack matrix_instr_nonkdim".split(), _LAUNCH),
+    **dict.fromkeys("waves_per_eu USE_TMA SPLIT_KV PARTITION_SIZE".split(), _LAUNCH),
+    **dict.fromkeys("ROWS_GUARANTEED_SAFE BLOCKS_ARE_CONTIGUOUS IS_DIVISIBLE SAFE_N_BOUNDARY".split(), _BOUNDS),
+    **dict.fromkeys("HAS_FULL_BLOCKS SKIP_MASK_SCORE".split(), _BOUNDS),
+    "PRESCALE_QK": "scores are scaled in float32 before the mod sees them",
+    "FLOAT32_PRECISION": "float32 inputs are computed in float32",
+    "FORCE_USE_FLEX_ATTENTION": "flextrace always runs the kernel made from the mods",
+    "WRITE_DQ": "it belongs to torch's backward kernel",
+    "OUTPUT_LOGSUMEXP": "pass return_lse=True",
+    "OUTPUT_MAX": "pass return_aux=flex.AuxRequest(max_scores=True)",
+    "SM_SCALE": "pass scale=",
+    "GQA_SHARED_HEADS": "pass enable_gqa=True",
+}
+TORCH_BACKENDS = ("AUTO", "TRITON", "FLASH", "TRITON_DECODE")
 
 
 Rows = mx.array | Int8Rows
@@ -92,14 +112,36 @@ def check_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
         return {}
     for key, value in options.items():
         if key not in OPTIONS:
-            near = difflib.get_close_matches(str(key).upper(), OPTIONS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown kernel option {key!r}; known: {', '.join(OPTIONS)}{hint}")
+            raise ValueError(_unknown_option(key))
         types = OPTIONS[key]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise ValueError(f"kernel option {key} takes a {' or a '.join(t.__name__ for t in types)}, not {value!r}")
         if isinstance(value, str) and value not in CHOICES.get(key, (value,)):
-            raise ValueError(f"kernel option {key} is one of {', '.join(CHOICES[key])}; got {value!r}")
+            choices = CHOICES[key]
+            raise ValueError(
+                f"kernel option {key} is one of {', '.join(choices)}; got {value!r}{_nearest(value.lower(), choices)}"
+            )
+        if key == "BACKEND" and value in TORCH_BACKENDS:
+            raise ValueError(
+                f"kernel option BACKEND={value!r} is torch's; here it is one of {', '.join(BACKENDS)}: leave it out "
+                "for the fastest that runs here"
+            )
     if options.get("NUM_THREADS", 1) < 1:
         raise ValueError(f"kernel option NUM_THREADS is {options['NUM_THREADS']}; expected at least 1")
     return options
+
+
+def _unknown_option(key: object) -> str:
+    name = str(key).removeprefix("fwd_").removeprefix("bwd_")
+    for known in OPTIONS:
+        if name == known:
+            return f"unknown kernel option {key!r}: there is one {known!r} for both directions"
+    for known, reason in TORCH_OPTIONS.items():
+        if name.upper() == known.upper():
+            return f"kernel option {key!r} is torch's and has no meaning here ({reason}); leave it out"
+    return f"unknown kernel option {key!r}; known: {', '.join(OPTIONS)}{_nearest(str(key).upper(), tuple(OPTIONS))}"
+
+
+def _nearest(word: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

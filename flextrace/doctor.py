@@ -20,6 +20,7 @@ from rich.markup import escape
 
 import flextrace
 from flextrace.cache import CacheError, Store, key_of
+from flextrace.cache_report import REMEDY as CACHE_REMEDY
 from flextrace.kernels import BACKENDS
 from flextrace.kernels.cpu.toolchain import REMEDY, find_compiler
 
@@ -78,12 +79,30 @@ def environment() -> Iterator[Check]:
     )
     for name, version in versions:
         yield Check("system", name, OK, version)
+    yield _mlx_build()
     yield Check("mlx", "default device", OK, f"{mx.default_device()}, {_device_name()}")
     cuda = getattr(mx, "cuda", None)
     for name, found in (("Metal", mx.metal.is_available()), ("CUDA", cuda is not None and cuda.is_available())):
         yield Check("mlx", name, OK if found else NOT_AVAILABLE, "" if found else "MLX finds no such device here")
     yield _compiler("C++ compiler", _cpu_compiler)
     yield _compiler("g++ of the simulator", _simulator_compiler)
+
+
+def _mlx_build() -> Check:
+    """Which of MLX's builds is installed: its kernels come in a package of their own, of the same version."""
+    version = importlib.metadata.version("mlx")
+    found = {}
+    for name in ("mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-cuda"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    shown = ", ".join(f"{name} {of}" for name, of in found.items()) or "in one package, or built from source"
+    wrong = [name for name, of in found.items() if of != version]
+    if wrong:
+        remedy = f"pip install --force-reinstall mlx=={version} {wrong[0]}=={version}"
+        return Check("mlx", "build", FAILED, f"{shown} beside mlx {version}: {remedy}")
+    return Check("mlx", "build", OK, shown)
 
 
 def _device_name() -> str:
@@ -132,7 +151,8 @@ def cache_health() -> Iterator[Check]:
     yield Check("cache", "folder", OK, f"{store.folder}: {len(entries)} kernels, {size / 1e6:.1f} MB")
     if damaged:
         key, reason = next(iter(damaged.items()))
-        detail = f"{len(damaged)} damaged, the first {key[:12]}: {reason}; the next use builds it again"
+        detail = f"{len(damaged)} damaged, the first {key[:12]}: {reason}; `flextrace cache verify` lists all, "
+        detail += CACHE_REMEDY
         yield Check("cache", "verification", FAILED, detail)
     else:
         yield Check("cache", "verification", OK, "every file has its checksum")

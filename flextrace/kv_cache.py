@@ -42,7 +42,10 @@ class Int8KV:
     ) -> None:
         if isinstance(step, bool) or not isinstance(step, int) or step < 1:
             raise ValueError(f"step is {step!r}; expected a positive whole number of tokens")
-        self.quantise_value, self.smooth_k, self.smooth_v, self.step = quantise_value, smooth_k, smooth_v, step
+        self.quantise_value: bool = quantise_value
+        self.smooth_k: bool = smooth_k
+        self.smooth_v: bool = smooth_v
+        self.step: int = step
         self._length = 0
         self._dtype = mx.float32
         self._shape: tuple[int, ...] = ()  # batch, kv_heads, head_dim, value_dim

@@ -9,9 +9,11 @@ from typing import Any, ClassVar, TypeVar
 
 from flextrace.kernels import backend_for
 from flextrace.kernels.cpu.generate import tile_lines
+from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.tracer import Bound, Expr, Kind, Trace, Traces, name_of
 from flextrace.tracer.invariance import shifts_with_score
 
+from .hole import written_by
 from .portable import function_of, global_name, rendered
 
 AnyMod = TypeVar("AnyMod", bound="Mod")
@@ -47,6 +49,11 @@ class Mod:
     def __repr__(self) -> str:
         return f"<{self.kind} {name_of(self.__flextrace_function__)}>"
 
+    def _repr_html_(self) -> str:
+        from .displays import mod_html  # notebooks only
+
+        return mod_html(self)
+
     def __reduce__(self) -> str | tuple[Any, ...]:
         """By name where the mod is a module's; else its expression and the captured values of this moment."""
         function = self.__flextrace_function__
@@ -75,16 +82,55 @@ class Mod:
     def expr(self) -> Expr:
         return self.trace().expr
 
-    def source(self, backend: str = "cpu") -> str:
-        """The complete kernel text of this mod for a backend, as it is compiled.
+    def source(self, backend: str = "cpu", *, whole: bool = True) -> str:
+        """The kernel text of this mod for a backend: complete, as it is compiled, or the functions that the mod became.
+
+        Args:
+            backend: "cpu", "metal" or "simulator", which need not be able to run here.
+            whole: False leaves out what is the same for every mod.
 
         Raises:
             TraceError: as `trace`.
             ValueError: there is no such backend.
+
+        Example:
+            >>> import flextrace as flex
+            >>> print(flex.mods.causal.source("metal", whole=False).splitlines()[1].strip())
+            bool mask_mod(int b, int h, int q_idx, int kv_idx) const thread {
         """
-        trace = self.trace()
-        chosen = backend_for(backend, to_run=False)
-        return chosen.source(trace, None) if self.kind == "score_mod" else chosen.source(None, trace)
+        text = backend_for(backend, to_run=False).source(*self._pair(None))
+        if whole:
+            return text
+        return "\n\n".join("\n".join(excerpt.lines) for excerpt in written_by([self.kind], text))
+
+    def state(self, other: Mod | None = None, *, backend: str | None = None) -> str:
+        """Where the kernel for this mod is; looking makes nothing and loads nothing.
+
+        Args:
+            other: the mod of the other kind in the same call.
+            backend: as in `kernel_options`; None is the one that runs by default.
+
+        Returns:
+            "memory", "disk" or "nowhere": a call compiles it. "paired": in memory, but only with another mod too.
+
+        Raises:
+            TraceError: as `trace`.
+            ValueError: there is no such backend, or `other` is of the same kind.
+
+        Example:
+            >>> import flextrace as flex
+            >>> flex.mods.softcap(5.0).state(flex.mods.causal, backend="ops")
+            'memory'
+        """
+        chosen = backend_for(chosen_name(backend) or default_name(), to_run=False)
+        return chosen.state(*self._pair(other))
+
+    def _pair(self, other: Mod | None) -> tuple[Trace | None, Trace | None]:
+        """The traces of a call's score_mod and mask_mod."""
+        if other is not None and other.kind == self.kind:
+            raise ValueError(f"{self!r} and {other!r} are both a {self.kind}; a call has one of each kind")
+        traces = {mod.kind: mod.trace() for mod in (self, other) if mod is not None}
+        return traces.get("score_mod"), traces.get("mask_mod")
 
     def inspect(self) -> str:
         """The stages of this mod as text: the user's function, its expression, its captured inputs.
@@ -109,15 +155,28 @@ class Mod:
 
 
 class ScoreMod(Mod):
-    """`score_mod(score, b, h, q_idx, kv_idx) -> score`: see `score_mod`."""
+    """`score_mod(score, b, h, q_idx, kv_idx) -> score`: see `score_mod`.
 
-    kind = "score_mod"
+    Example:
+        >>> import flextrace as flex
+        >>> flex.mods.softcap(20.0)
+        <score_mod softcap>
+    """
+
+    kind: ClassVar[Kind] = "score_mod"
 
 
 class MaskMod(Mod):
-    """`mask_mod(b, h, q_idx, kv_idx) -> bool`: see `mask_mod`. Masks combine with `&`, `|` and `~`."""
+    """`mask_mod(b, h, q_idx, kv_idx) -> bool`: see `mask_mod`. Masks combine with `&`, `|` and `~`.
 
-    kind = "mask_mod"
+    Example:
+        >>> import flextrace as flex
+        >>> recent = flex.mods.causal & flex.mods.sliding_window(4)
+        >>> recent(0, 0, 9, 7), recent(0, 0, 9, 2), (~recent)(0, 0, 9, 2)
+        (True, False, True)
+    """
+
+    kind: ClassVar[Kind] = "mask_mod"
     shifted_from: tuple[MaskMod, int] | None = None  # the mask that this one shows from a later row on, and that row
 
     def __and__(self, other: Any) -> MaskMod:

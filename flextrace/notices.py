@@ -8,7 +8,15 @@ _said: set[str] = set()
 
 
 class FlextraceWarning(UserWarning):
-    """flextrace works, but not as it could; the message names the remedy."""
+    """flextrace works, but not as it could; the message names the remedy.
+
+    Example:
+        >>> import warnings, flextrace as flex
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", flex.FlextraceWarning)  # rather stop than run slower
+        ...     flex.noop_mask(0, 0, 0, 1)
+        True
+    """
 
 
 def notice(topic: str, message: str) -> None:

@@ -72,7 +72,7 @@ def refuse_unless_quantising(backend: Backend, call: AttentionCall, smooth_k: bo
         raise ValueError(f'{asked} and "PIPELINE": "staged" exclude each other: stages neither quantise nor smooth')
     if not backend.quantises:
         able = [name for name in BACKENDS if backend_for(name, to_run=False).quantises]
-        choice = f"choose BACKEND {' or '.join(able)}, or " if able else "no backend of this version does; "
+        choice = f"choose BACKEND {', '.join(able)}, or " if able else "no backend of this version does; "
         if call.k_scales is not None:
             raise ValueError(
                 f"the {backend.name} backend does not read int8 keys; {choice}pass *cache.dequantised() of the Int8KV"

@@ -78,7 +78,8 @@ class Bounds:
     def __init__(self, expr: Expr) -> None:
         if expr.dtype == "float":
             raise TypeError(f"bounds are of bool and int expressions; this one is a float: {expr!r}")
-        self.expr, self.related = expr, relate(expr)
+        self.expr: Expr = expr
+        self.related: Expr = relate(expr)
         order = list(walk(self.related))
         place = {node: i for i, node in enumerate(order)}
         last_use = {arg: node for node in order for arg in node.args}
@@ -114,7 +115,10 @@ class Bounds:
         return f"bounds of {self.expr!r}"
 
 
-bounds_of = functools.lru_cache(maxsize=256)(Bounds)
+@functools.lru_cache(maxsize=256)
+def bounds_of(expr: Expr) -> Bounds:
+    """The `Bounds` of an expression, made once."""
+    return Bounds(expr)
 
 
 def _leaf(node: Expr, ranges: IndexRanges, numbers: Numbers) -> Any:

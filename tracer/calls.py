@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from . import functions
+from . import functions, porting
 from .errors import Untraceable
 from .expr import Expr
 from .formulas import Rule
@@ -21,7 +21,7 @@ from .signature import name_of
 from .values import ArrayView, Callback
 
 PLAIN = (Expr, bool, int, float, str, bytes, tuple, range, type(None))
-LIBRARIES = frozenset({"numpy", "mlx", "torch", "jax", "jaxlib", "scipy", "tensorflow"})
+LIBRARIES = frozenset({"numpy", "mlx", "scipy", *porting.FOREIGN})
 STANDARD_LIBRARY = os.path.dirname(inspect.__file__)
 
 
@@ -45,6 +45,8 @@ class Calls(Running):
         rule = functions.rule_for(function)
         if rule is not None:
             return self._call_rule(function, rule, args, kwargs)
+        if porting.is_foreign(function):
+            raise porting.advice(function)
         python = self._python_function(function, args, kwargs)
         if python is not None:
             return self._call_traced(function, *python)
@@ -130,7 +132,7 @@ class Calls(Running):
         in_kernel = any(self.is_in_kernel(value) for value in values)
         if _is_library(function):
             if in_kernel:
-                raise functions.advice(called)
+                raise porting.advice(called)
             return self.run_now(function, args, kwargs)
         try:
             return self.inline(function, path, args, kwargs)

@@ -26,13 +26,13 @@ class Recorder:
     """Collects what one trace reads from outside."""
 
     def __init__(self) -> None:
-        self.root = Path("root")
+        self.root: Path = Path("root")
         self.arrays: list[tuple[ArrayCapture, Path]] = []
         self.numbers: list[tuple[NumberCapture, Path]] = []
         self.number_values: list[bool | int | float] = []
         self.specialised: dict[int, bool | int | float] = {}
         self.same: list[tuple[Path, Path]] = []  # paths that must go on leading to one object
-        self.volatile = False
+        self.volatile: bool = False
         self._origins: dict[int, tuple[Any, Path]] = {}
 
     # ---- containers, objects and functions: known by identity ----------------------------------------------

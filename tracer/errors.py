@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import sys
 from dataclasses import dataclass, field
 
 
@@ -31,9 +32,17 @@ class Place:
         return f"    {text.strip()}\n    {caret}"
 
     def __str__(self) -> str:
-        head = f'  File "{self.filename}", line {self.line}, in {self.function}'
+        head = f"  {shown_file(self.filename)}, line {self.line}, in {self.function}"
         excerpt = self.excerpt()
         return f"{head}\n{excerpt}" if excerpt else head
+
+
+def shown_file(filename: str) -> str:
+    """A file as Python's tracebacks name it, and a notebook's cell as IPython's do: Cell In[3]."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    cell = None if shell is None else shell.compile.format_code_name(filename)
+    return f'File "{filename}"' if cell is None else " ".join(cell)
 
 
 class Untraceable(Exception):
@@ -41,8 +50,8 @@ class Untraceable(Exception):
 
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(reason)
-        self.reason = reason
-        self.remedy = remedy
+        self.reason: str = reason
+        self.remedy: str = remedy
         self.places: list[Place] = []
 
 

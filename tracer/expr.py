@@ -69,6 +69,12 @@ class Expr:
     stage: when the value is known: while tracing (NOW), at each call from captured numbers (AT_CALL), or only
         inside the kernel (IN_KERNEL).
     varies: the names of the indices that it depends on, and "score".
+
+    Example:
+        >>> import flextrace as flex
+        >>> node = flex.mods.causal.expr
+        >>> node, node.op, node.args, sorted(node.varies)
+        (kv_idx <= q_idx, 'le', (kv_idx, q_idx), ['kv_idx', 'q_idx'])
     """
 
     __slots__ = ("__weakref__", "args", "dtype", "op", "stage", "value", "varies")

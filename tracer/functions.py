@@ -102,6 +102,8 @@ MLX_ONLY: dict[str, Rule] = {
     "bitwise_invert": build.invert,
     "stop_gradient": lambda a: a,
     "round": lambda a: formulas.rounded("round", a, to_int=False),
+    "trunc": _rounded("trunc", False),
+    "logical_xor": _logical("xor"),
 }
 NUMPY_ONLY: dict[str, Rule] = {
     "exp2": _unary("exp2"),
@@ -234,7 +236,8 @@ def rule_for(function: Any) -> Rule | None:
     return row[1] if row is not None else None
 
 
-def _module_of(function: Any) -> str:
+def module_of(function: Any) -> str:
+    """The module that a callable comes from."""
     owner = getattr(function, "__self__", None)
     module = getattr(function, "__module__", None) or getattr(owner, "__module__", None) or type(function).__module__
     return str(module)
@@ -242,24 +245,4 @@ def _module_of(function: Any) -> str:
 
 def package_of(function: Any) -> str:
     """The top-level package that a callable comes from."""
-    return _module_of(function).split(".")[0]
-
-
-def advice(function: Any) -> Untraceable:
-    """Why `function` cannot be called on a symbolic number, and what to write instead."""
-    name = str(getattr(function, "__name__", type(function).__name__))
-    package = package_of(function)
-    alias = {"mlx": "mx.", "numpy": "np.", "jax": "jnp.", "jaxlib": "jnp.", "builtins": "", "__main__": ""}
-    here = ("nn." if _module_of(function).startswith("mlx.nn") else alias.get(package, f"{package}.")) + name
-    if name in REDUCTIONS and package != "builtins":
-        return Untraceable(
-            f"{here} reduces an array, and a mod sees one score at a time",
-            f"compute {here}(...) outside the mod and index the result inside it, for example row_{name}[q_idx]",
-        )
-    for known in (name, f"arc{name[1:]}", {"pow": "power", "mul": "multiply", "sub": "subtract"}.get(name, name)):
-        if package not in ("mlx", "builtins") and known in {**ARRAY_FUNCTIONS, **MLX_ONLY}:
-            return Untraceable(f"{here} cannot run in a kernel", f"write mx.{known}(...) instead")
-    return Untraceable(
-        f"{here} is not a function that a kernel can compute from one symbolic number",
-        "use arithmetic, comparisons, elementwise functions of mx, math or numpy, or a helper written in Python",
-    )
+    return module_of(function).split(".")[0]

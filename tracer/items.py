@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import build, functions
+from . import build, functions, porting
 from .errors import Untraceable
 from .expr import IN_KERNEL, Expr
 from .objects import CONTAINERS, Objects, is_trusted
@@ -67,7 +67,7 @@ class Items(Objects):
         fixed = {"ndim": 0, "shape": (), "size": 1, "dtype": MLX_DTYPES[value.dtype]}
         if name in fixed:
             return fixed[name]
-        raise Untraceable(f"a number in a mod has no attribute {name}", "use operators and mx functions on it")
+        raise porting.method_advice(name)
 
     def _array_attribute(self, view: ArrayView, name: str) -> Any:
         if name == "shape":

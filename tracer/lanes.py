@@ -87,11 +87,13 @@ class Loop:
         variables: Variables,
         block: Callable[[list[ast.stmt], Variables], tuple[Variables, list[Exit]]],
     ) -> None:
-        self.values, self.variables, self.block = values, variables, block
-        self.broken = FALSE  # lanes that broke in an earlier iteration
+        self.values: Semantics = values
+        self.variables: Variables = variables
+        self.block: Callable[[list[ast.stmt], Variables], tuple[Variables, list[Exit]]] = block
+        self.broken: Expr = FALSE  # lanes that broke in an earlier iteration
         self.breaks: list[Exit] = []
         self.returns: list[Exit] = []
-        self.ended = False  # no lane is left in the loop
+        self.ended: bool = False  # no lane is left in the loop
 
     def step(self, body: list[ast.stmt]) -> bool:
         """One iteration; False when no lane goes on.

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from . import porting
 from .captures import ARRAY_TYPES
 from .errors import Untraceable
 from .expr import Expr
@@ -40,6 +41,7 @@ class Objects(Values):
         if isinstance(value, ARRAY_TYPES):
             slot = self.recorder.array_slot(value, path)
             return ArrayView(slot, self.recorder.arrays[slot][0].element, value.ndim, path, value)
+        porting.refuse_array(value, path)
         if isinstance(value, np.generic) and isinstance(value.item(), NUMBERS):
             value = value.item()
         if isinstance(value, NUMBERS) and not isinstance(value, enum.Enum):

@@ -19,7 +19,10 @@ class Range:
     __slots__ = ("hi", "least", "lo", "most")
 
     def __init__(self, lo: Any, hi: Any, least: int, most: int) -> None:
-        self.lo, self.hi, self.least, self.most = lo, hi, least, most
+        self.lo: Any = lo
+        self.hi: Any = hi
+        self.least: int = least
+        self.most: int = most
 
     def constant(self) -> bool:
         return self.least == self.most

@@ -11,6 +11,7 @@ from . import build
 from .errors import Untraceable
 from .expr import Expr
 from .frames import Closure, Frame
+from .porting import Ported
 from .read_containers import ContainerReader
 from .source import FunctionNode
 from .values import Conflict
@@ -161,7 +162,7 @@ class ExpressionReader(ContainerReader):
         return slice(*parts)
 
     def eval_Call(self, node: ast.Call, frame: Frame) -> Any:
-        function = self.eval(node.func, frame)
+        function = self._called(node, frame)
         args = self.elements(node.args, frame)
         kwargs: dict[str, Any] = {}
         for keyword in node.keywords:
@@ -172,6 +173,18 @@ class ExpressionReader(ContainerReader):
         except Untraceable as error:
             if error.places and not frame.source.holds(error.places[0]):
                 error.places.insert(0, frame.source.place(node))
+            if isinstance(error, Ported) and error.called is function:
+                error.rewrite(ast.unparse(node.func), node.args, node.keywords)
+            raise
+
+    def _called(self, node: ast.Call, frame: Frame) -> Any:
+        """What a call calls; a method that numbers do not have is reported with the whole call."""
+        try:
+            return self.eval(node.func, frame)
+        except Ported as error:
+            if isinstance(node.func, ast.Attribute) and error.places == [frame.source.place(node.func)]:
+                error.places = [frame.source.place(node)]
+                error.rewrite(ast.unparse(node.func), [node.func.value, *node.args], node.keywords)
             raise
 
     def eval_Lambda(self, node: ast.Lambda, frame: Frame) -> Closure:

@@ -13,6 +13,8 @@ from .joins import Semantics
 from .paths import Cell
 from .values import ArrayView, Conflict
 
+IMPORTS = {"mx": "import mlx.core as mx", "np": "import numpy as np", "math": "import math"}  # what remedies use
+
 
 class NameReader:
     """Evaluates names and assigns to them; `values` says what every operation means."""
@@ -69,7 +71,8 @@ class NameReader:
             return self.values.capture(function.__globals__[name], path.step("global", name))
         if hasattr(builtins, name):
             return getattr(builtins, name)
-        raise Untraceable(f"name {name!r} is not defined", "check the spelling, or define it before the call")
+        remedy = f"add `{IMPORTS[name]}`" if name in IMPORTS else "check the spelling, or define it before the call"
+        raise Untraceable(f"name {name!r} is not defined", remedy)
 
     # ---- targets -------------------------------------------------------------------------------------------
 

@@ -41,8 +41,8 @@ class StatementReader(ExpressionReader):
     """Runs statements: the whole reader of functions that have source."""
 
     def __init__(self) -> None:
-        self.values = Semantics(self.call_function)
-        self.depth = 0
+        self.values: Semantics = Semantics(self.call_function)
+        self.depth: int = 0
 
     # ---- calls of traced functions -------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import textwrap
 import types
 import warnings
@@ -27,4 +28,5 @@ def render(node: ast.AST) -> str:
             import astor
         except (ImportError, AttributeError):
             return ast.unparse(node)
-        return textwrap.dedent(str(astor.to_source(node))).strip()
+        text = textwrap.dedent(str(astor.to_source(node))).strip()
+        return re.sub(r"^(\s*def .*\)) ->(?=\S)", r"\1 -> ", text, flags=re.MULTILINE)  # astor leaves that space out

@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 import types
 from typing import Any
 
-from . import functions
+from . import functions, porting
 from .errors import Untraceable
 from .expr import IN_KERNEL, Expr
 from .objects import is_settled
@@ -97,7 +98,7 @@ class Running(Operators):
         if isinstance(value, Callback):
             return value
         if self.is_in_kernel(value):
-            raise functions.advice(function)
+            raise porting.advice(function)
         return self._callback(self.concrete(value, "an argument"))
 
     def container_method(self, owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -135,9 +136,11 @@ class Running(Operators):
         return PYTHON_TYPES[value.dtype] if isinstance(value, Expr) else type(value)
 
     def call_getattr(self, value: Any, name: str, *default: Any) -> Any:
+        self.run(operator.attrgetter, name)  # raises unless it is a string
         return default[0] if default and not self.call_hasattr(value, name) else self.attribute(value, name)
 
     def call_hasattr(self, value: Any, name: str) -> bool:
+        self.run(operator.attrgetter, name)
         if isinstance(value, ArrayView):
             return hasattr(value.array, name)
         if isinstance(value, Expr):

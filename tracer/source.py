@@ -83,7 +83,8 @@ def _find(tree: ast.Module | None, code: types.CodeType, whole: bool = False) ->
         if isinstance(node, (ast.FunctionDef, ast.Lambda)) and _starts_at(node, code.co_name, code.co_firstlineno):
             assert tree is not None
             imported = _imported(tree) if whole else {base.id for base in _attribute_bases(node)}
-            if _compiles_to(node, code, imported):
+            # IPython compiles the statements of a cell one by one: then none of them sees another's imports.
+            if _compiles_to(node, code, imported) or (imported and _compiles_to(node, code, set())):
                 return node
     return None
 

@@ -91,9 +91,9 @@ class Values:
     """The values of one trace, and what may be changed in it."""
 
     def __init__(self) -> None:
-        self.recorder = Recorder()
-        self.clock = 0
-        self.floor = 0  # containers made before this time must not change now: only some lanes go here
+        self.recorder: Recorder = Recorder()
+        self.clock: int = 0
+        self.floor: int = 0  # containers made before this time must not change now: only some lanes go here
         self._births: dict[int, tuple[Any, int]] = {}
         self._recipes: dict[Expr, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self._computed: dict[Expr, Expr | None] = {}

@@ -223,7 +223,8 @@ class Target:
         return f"{where}: {self.count} {self.measured:.3f}x {whose}, target {limit}"
 
 
-STATED = {  # mask -> (length or 0 for all, count, beside, limit, exact)
+Stated = tuple[int, str, str, float, bool]  # length or 0 for all, count, beside, limit, exact
+STATED: dict[str, tuple[Stated, ...]] = {  # by mask
     "none": (
         (0, "device_read", "steel", 1.0, False),
         (0, "threadgroup_read", "steel", 0.6, False),

@@ -8,6 +8,7 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +24,7 @@ from .int8 import measure as measure_int8
 from .masks import CASES, MaskRow, mask_calls, mask_table
 from .masks import measure as measure_mask
 from .measure import long_call, medians_ms, overhead_us, peak_gflops, start_ms
+from .plot import check_plot, draw
 
 
 @dataclass
@@ -68,21 +70,27 @@ def main(
     sections: Sequence[str] = SECTIONS,
     peers: bool = True,
     as_json: bool = False,
+    plot: Path | None = None,
 ) -> Report:
-    """Measure, and print tables (or JSON).
+    """Measure, and print tables (or JSON); `plot` names a file for a picture of the times.
 
     Raises:
-        BenchError: an unknown mod, dtype or section.
+        BenchError: an unknown mod, dtype or section, or a picture that cannot be drawn.
     """
     for given, known, what in ((mods, NAMES, "mod"), (sections, SECTIONS, "section"), (dtypes, DTYPES, "dtype")):
         for name in given:
             if name not in known:
                 raise BenchError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+    if plot is not None:
+        check_plot(plot)
     torch = peers and importlib.util.find_spec("torch") is not None
     console = Console(stderr=as_json)
     report = Report(machine(torch))
     if "attention" in sections:
-        report.peak_gflops = peak_gflops(thread_count())
+        try:
+            report.peak_gflops = peak_gflops(thread_count())
+        except RuntimeError as error:  # no compiler, or one that fails
+            raise BenchError(str(error)) from error
         cases = [(d, w, n, m) for d in dtypes for w in head_dims for n in lengths for m in (mods or NAMES)]
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("attention", total=len(cases))
@@ -109,6 +117,9 @@ def main(
         print(json.dumps(asdict(report), indent=1))
     else:
         show(report, console)
+    if plot is not None:
+        draw(report, plot)
+        console.print(f"drawn: {plot}")
     return report
 
 

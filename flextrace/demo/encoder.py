@@ -27,12 +27,12 @@ class Layer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
-        self.attention_out = nn.Linear(WIDTH, WIDTH)
-        self.attention_norm = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
-        self.inner = nn.Linear(WIDTH, INNER)
-        self.inner_out = nn.Linear(INNER, WIDTH)
-        self.norm = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
+        self.qkv: nn.Linear = nn.Linear(WIDTH, 3 * WIDTH)
+        self.attention_out: nn.Linear = nn.Linear(WIDTH, WIDTH)
+        self.attention_norm: nn.LayerNorm = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
+        self.inner: nn.Linear = nn.Linear(WIDTH, INNER)
+        self.inner_out: nn.Linear = nn.Linear(INNER, WIDTH)
+        self.norm: nn.LayerNorm = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
 
     def __call__(self, x: mx.array, attention: Attention) -> mx.array:
         """x: [length, WIDTH] -> [length, WIDTH]."""
@@ -52,11 +52,11 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.words = nn.Embedding(VOCABULARY, WIDTH)
-        self.positions = nn.Embedding(POSITIONS, WIDTH)
-        self.token_type = mx.zeros((2, WIDTH))
-        self.norm = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
-        self.layers = [Layer() for _ in range(LAYERS)]
+        self.words: nn.Embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.positions: nn.Embedding = nn.Embedding(POSITIONS, WIDTH)
+        self.token_type: mx.array = mx.zeros((2, WIDTH))
+        self.norm: nn.LayerNorm = nn.LayerNorm(WIDTH, eps=LAYER_NORM_EPS)
+        self.layers: list[Layer] = [Layer() for _ in range(LAYERS)]
 
     def __call__(self, pack: Pack, attention: Attention) -> mx.array:
         """Tokens of several documents, one after the other -> [documents, WIDTH] of length 1."""

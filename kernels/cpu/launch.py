@@ -83,7 +83,7 @@ class Kernel:
     """A loaded attention kernel for one pair of mods; any shapes, strides and dtypes."""
 
     def __init__(self, library: Path) -> None:
-        self.entry = load(library, "flextrace_attention")
+        self.entry: Callable[[bytes], int] = load(library, "flextrace_attention")
 
     def run(self, call: AttentionCall, tile_counts: np.ndarray[Any, Any] | None = None) -> Result:
         """Run on evaluated arrays. `tile_counts`, int64 [4], gets added, a tile being one of keys for a group of rows:

@@ -40,7 +40,7 @@ class Finding:
         return f"{self.kind}: {self.place}: {self.message}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What one run of a kernel did. Memory is counted only with checks; the rest always.
 
@@ -104,6 +104,8 @@ class Report:
         )
         found = [str(finding) for finding in self.findings] or (["no findings"] if self.checks else ["not checked"])
         return "\n".join([f"kernel {self.kernel}", *table, counts, *found])
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         from .report_html import report_html  # notebooks only

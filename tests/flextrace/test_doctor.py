@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -226,6 +227,7 @@ def test_a_damaged_entry_is_named(fresh_cache: Path) -> None:
     (entry.folder / "kernel.metal").write_text("other")
     damaged = {check.name: check for check in doctor.cache_health()}["verification"]
     assert damaged.status == "FAILED" and entry.key[:12] in damaged.detail and "1 damaged" in damaged.detail
+    assert "`flextrace cache verify` lists all, `flextrace cache prune --damaged` removes" in damaged.detail
     assert [found.key for found in Store().entries()] == [entry.key], "the trial entry is gone"
 
 
@@ -249,3 +251,28 @@ def test_without_a_compiler_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch)
     checks = {check.name: check for check in doctor.environment()}
     for name in ("C++ compiler", "g++ of the simulator"):
         assert checks[name].status == "not available" and "apt install g++" in checks[name].detail
+
+
+@pytest.mark.parametrize(
+    ("installed", "status", "detail"),
+    [
+        ({"mlx": "0.32.4", "mlx-cpu": "0.32.4"}, "ok", "mlx-cpu 0.32.4"),
+        ({"mlx": "0.28.0"}, "ok", "in one package, or built from source"),
+        (
+            {"mlx": "0.32.4", "mlx-cuda-13": "0.31.0"},
+            "FAILED",
+            "mlx-cuda-13 0.31.0 beside mlx 0.32.4: pip install --force-reinstall mlx==0.32.4 mlx-cuda-13==0.32.4",
+        ),
+    ],
+)
+def test_which_build_of_mlx(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], status: str, detail: str
+) -> None:
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    check = doctor._mlx_build()
+    assert (check.status, check.detail) == (status, detail)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -190,3 +193,41 @@ def test_canonical_source() -> None:
     assert MaskMod(plain_mask).trace().source() == "def plain_mask(b, h, q_idx, kv_idx):\n    return h == 0"
     spaced = MaskMod(lambda b, h, q_idx, kv_idx: h   ==  1)  # fmt: skip
     assert spaced.trace().source().strip("()") == "lambda b, h, q_idx, kv_idx: h == 1"
+
+
+# ---- where a kernel is -----------------------------------------------------------------------------------------------
+
+
+def test_state_says_whether_a_call_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXTRACE_CACHE_DIR", str(tmp_path))
+    constant = 0.0078125  # no other test multiplies by it
+    mod = flex.score_mod(lambda score, b, h, q_idx, kv_idx: score * (constant if h < 9000 else 1.0))
+    mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: kv_idx <= q_idx + 12345)
+    q = mx.ones((1, 1, 4, 8))
+    options = {"BACKEND": "cpu"}
+    assert mod.state(mask, backend="cpu") == mask.state(mod, backend="cpu") == "nowhere"
+    assert not any(tmp_path.iterdir())
+    flex.flex_attention(q, q, q, mod, mask, kernel_options=options)
+    assert mod.state(mask, backend="cpu") == mask.state(mod, backend="cpu") == "memory"
+    assert mod.state(backend="cpu") == "paired"
+    program = (
+        "import flextrace as flex\n"
+        "mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: kv_idx <= q_idx + 12345)\n"
+        "print(mask.state(backend='cpu'))\n"
+    )
+    flex.flex_attention(q, q, q, block_mask=mask, kernel_options=options)
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run([sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, check=True)
+    assert done.stdout == "disk\n"
+
+
+def test_state_of_two_masks() -> None:
+    with pytest.raises(ValueError, match="are both a mask_mod; a call has one of each kind"):
+        flex.mods.causal.state(flex.mods.causal)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "metal", "simulator"])
+def test_source_of_the_mod_alone(backend: str) -> None:
+    part = flex.mods.softcap(20.0).source(backend, whole=False)
+    assert "tanh" in part and "// score_mod" in part and len(part.splitlines()) < 12
+    assert all(line in flex.mods.softcap(20.0).source(backend) for line in part.splitlines())

@@ -227,9 +227,9 @@ CASES = [
     Case("unknown builtin", "return hash(score)", "hash(score)", "hash is not a function that a kernel can compute",
          "use arithmetic"),
     Case("torch function", "return torch.exp(score)", "torch.exp(score)", "torch.exp cannot run in a kernel",
-         "write mx.exp(...) instead"),
+         "write mx.exp(score) instead"),
     Case("jax function", "return jnp.arcsinh(score)", "jnp.arcsinh(score)", "jnp.arcsinh cannot run in a kernel",
-         "write mx.arcsinh(...) instead"),
+         "write mx.arcsinh(score) instead"),
     Case("scipy function", "return scipy.gammaln(score)", "scipy.gammaln(score)",
          "scipy.gammaln is not a function that a kernel can compute", "a helper written in Python"),
     Case("a class of the user's", "return Foreign(score)", "Foreign", "name 'Foreign' is not defined",
@@ -324,6 +324,10 @@ CASES = [
          "leave out .tolist()"),
     Case("unknown attribute of a number", "return score.foo", "score.foo", "a number in a mod has no attribute foo",
          "use operators and mx functions on it"),
+    Case("attribute by number", "return getattr(score, 2)", "getattr(score, 2)",
+         "Python raised TypeError in attrgetter", "fix the expression"),
+    Case("asking for an attribute by number", "return hasattr(config, q_idx)", "hasattr(config, q_idx)",
+         "Python raised TypeError in attrgetter", "fix the expression"),
     Case("unknown attribute of an object", "return score + config.y", "config.y",
          "Python raised AttributeError in getattr", "fix the expression"),
     Case("setting an attribute", "config.x = score\nreturn score", "config.x = score",
@@ -606,7 +610,7 @@ def sites() -> Iterator[tuple[str, range]]:
                 yield path.name, range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 
-OTHER_TESTS = {"source.py"}  # test_source.py has files and texts for these
+OTHER_TESTS = {"source.py", "porting.py"}  # test_source.py and test_porting.py have the cases of these
 
 
 def test_every_error_has_a_case(monkeypatch: pytest.MonkeyPatch) -> None:

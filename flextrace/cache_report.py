@@ -1,0 +1,120 @@
+"""Store -> rows: what lies in the cache, for `flextrace cache` and for notebooks."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from flextrace.cache import Entry, Store
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+REMEDY = "`flextrace cache prune --damaged` removes what is damaged; the next use builds it again"
+_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+_AGES = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
+
+
+@dataclass(frozen=True)
+class CacheRow:
+    """One entry. Of a damaged one whose manifest cannot be read, the key and the damage are all that is known.
+
+    kernel: what was compiled ("attention", "matmul", ...); mods: the names of its mods; size: bytes of its files;
+    created: ISO 8601; used: seconds since the epoch; damage: what is wrong with it, "" if it is whole.
+    """
+
+    key: str
+    folder: str
+    backend: str = ""
+    kernel: str = ""
+    mods: tuple[str, ...] = field(default=())
+    expressions: tuple[str, ...] = field(default=())
+    size: int = 0
+    created: str = ""
+    used: float = 0.0
+    damage: str = ""
+
+
+def rows(store: Store | None = None) -> list[CacheRow]:
+    """Every entry, the most recently used first, each of its files checked; what cannot be read at all comes last.
+
+    Raises:
+        CacheError: others can write to the cache folder.
+        OSError: it cannot be read.
+    """
+    store = store or Store()
+    damaged = store.verify()
+    readable = [_row(entry, damaged.pop(entry.key, "")) for entry in store.entries()]
+    lost = [CacheRow(key, str(store.folder / "kernels" / key[:2] / key), damage=why) for key, why in damaged.items()]
+    return [*readable, *lost]
+
+
+def _row(entry: Entry, damage: str) -> CacheRow:
+    manifest = entry.manifest
+    mods = [manifest[kind] for kind in ("score_mod", "mask_mod") if isinstance(manifest.get(kind), dict)]
+    return CacheRow(
+        entry.key,
+        str(entry.folder),
+        str(manifest.get("backend", "")),
+        _kernel(manifest),
+        tuple(str(mod["name"]) for mod in mods),
+        tuple("\n".join(mod["expression"]) for mod in mods),
+        entry.size,
+        str(manifest["created"]),
+        entry.used,
+        damage,
+    )
+
+
+def _kernel(manifest: dict[str, Any]) -> str:
+    kernel, keys = kernel_title(str(manifest.get("kernel", ""))), str(manifest.get("keys", "PLAIN"))
+    return kernel if keys == "PLAIN" else f"{kernel}, keys {keys.lower()}"
+
+
+def kernel_title(name: str) -> str:
+    """The name of a Metal kernel without the hash of its text.
+
+    >>> kernel_title("flextrace_attention_76ec038052af9bbf_c_float32"), kernel_title("softmax")
+    ('attention', 'softmax')
+    """
+    return re.sub(r"^flextrace_(.*?)(_[0-9a-f]{16}.*)?$", r"\1", name)
+
+
+def cache_table(found: Sequence[CacheRow]) -> Table:
+    """The rows as a table."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("key", "backend", "kernel", "mods", "size", "used", "state"):
+        table.add_column(name, justify="right" if name in ("size", "used") else "left", no_wrap=name == "key")
+    for row in found:
+        state = Text("damaged: " + row.damage, style="bold red") if row.damage else Text("whole", style="green")
+        texts = (row.key[:12], row.backend, row.kernel, " + ".join(row.mods))
+        table.add_row(*(Text(text) for text in texts), human_size(row.size), _age(row.used), state)
+    return table
+
+
+def human_size(size: float) -> str:
+    """
+    >>> human_size(1_234_567), human_size(999)
+    ('1.2 MB', '999 B')
+    """
+    for unit, factor in _UNITS:
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def _age(used: float) -> str:
+    if not used:
+        return ""
+    seconds = max(0.0, time.time() - used)
+    if seconds > 30 * 86400:
+        return datetime.fromtimestamp(used).strftime("%Y-%m-%d")
+    return next((f"{seconds / length:.0f} {unit} ago" for length, unit in _AGES if seconds >= length), "now")

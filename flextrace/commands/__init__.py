@@ -1,0 +1,1 @@
+"""The commands of `flextrace`, one module each; exits.py has the exit codes that all of them follow."""

@@ -1,0 +1,38 @@
+"""Outcome of a command -> exit code and message: one table for all commands, which `flextrace --help` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+FOUND_WRONG, CANNOT = 1, 2
+TABLE = {
+    0: "all is well",
+    FOUND_WRONG: "found something wrong or missed a target",
+    CANNOT: "cannot run as asked (stderr names the remedy)",
+    130: "interrupted",
+}
+EPILOG = "Exit codes of all commands: " + "; ".join(f"{code} {meaning}" for code, meaning in TABLE.items()) + "."
+
+
+class CommandError(RuntimeError):
+    """A command cannot run as asked; the message names the remedy."""
+
+
+@contextmanager
+def expected_errors(command: str) -> Iterator[None]:
+    """Say what stops the command on stderr, without a traceback, and exit as the table has it."""
+    from flextrace import BackendUnavailable, CacheError, TraceError
+    from flextrace.kernels.cpu.toolchain import CompileError
+    from flextrace.resolve import ResolveError
+
+    try:
+        yield
+    except TraceError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(CANNOT) from error
+    except (CommandError, ResolveError, BackendUnavailable, CacheError, CompileError) as error:
+        typer.echo(f"flextrace {command}: {error}", err=True)
+        raise typer.Exit(CANNOT) from error

@@ -1,0 +1,69 @@
+"""Text -> terminal: with highlighting there, plain where the output goes to a file or a program."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INDENT = "    "
+WIDE = 160  # columns of tables in files
+
+
+def output() -> Console:
+    """The console of results: nothing is wrapped, cut or coloured by guess."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
+
+
+def print_heading(console: Console, text: str) -> None:
+    from rich.text import Text
+
+    console.print(Text(text, style="bold"))
+
+
+def print_code(console: Console, text: str, language: str, indent: str = INDENT) -> None:
+    """Source text as it is, highlighted on a terminal."""
+    shown = text.rstrip("\n")
+    if indent:
+        shown = "\n".join(indent + line if line.strip() else "" for line in shown.splitlines())
+    if not console.is_terminal:
+        print(shown, file=console.file)
+        return
+    from rich.syntax import Syntax
+
+    highlighted = Syntax("", language, theme="ansi_dark", background_color="default").highlight(shown)
+    highlighted.rstrip()
+    console.print(highlighted)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, allow_nan=False))
+
+
+@contextmanager
+def working(what: str, steps: int | None = None) -> Iterator[Callable[..., None]]:
+    """A spinner with the time, and a bar where the number of steps is known; on stderr, while the work lasts, and only
+    on a terminal. Gives `say(what, done=0)`, which says what is next and counts what is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    bar = () if steps is None else (BarColumn(), MofNCompleteColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), *bar, TimeElapsedColumn())
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet, redirect_stdout=False) as progress:
+        task = progress.add_task(what, total=steps)
+
+        def say(next_one: str, done: int = 0) -> None:
+            progress.update(task, description=next_one, advance=done)
+
+        yield say

@@ -1,0 +1,139 @@
+"""`flextrace show`: a mod's source, its expression, what it captures, and what it became in a kernel."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from .exits import CommandError, expected_errors
+from .printing import INDENT, output, print_code, print_heading, print_json
+
+if TYPE_CHECKING:
+    from flextrace import MaskMod, ScoreMod
+    from flextrace.tracer import Bound
+
+TARGET = "MODULE:NAME or FILE.py:NAME of a mod, or of two for one call as MODULE:SCORE+MASK."
+
+
+class KernelBackend(str, Enum):
+    """The backends that have kernels."""
+
+    metal = "metal"
+    simulator = "simulator"
+    cpu = "cpu"
+
+
+def default_backend() -> str:
+    """The backend that a call would take here, if it has kernels."""
+    from flextrace.kernels.registry import chosen_name, default_name
+
+    name = chosen_name(None) or default_name()
+    if name not in KernelBackend.__members__:
+        known = " or ".join(KernelBackend.__members__)
+        raise CommandError(f"FLEXTRACE_BACKEND is {name!r}, which has no kernels; add --backend {known}")
+    return name
+
+
+@expected_errors("show")
+def show(
+    target: Annotated[str, typer.Argument(metavar="MODULE:NAME", help=TARGET)],
+    backend: Annotated[
+        Optional[KernelBackend],  # noqa: UP045
+        typer.Option(help="Whose kernel; without, the one that runs here. Its device is not needed."),
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Print the complete kernel text, as it is compiled, and nothing else.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """Show a mod: your source, its expression, its captures, and its lines in the kernel.
+
+    With two mods, SCORE+MASK, the kernel is the one of a call with both.
+    """
+    from flextrace.hole import written_by
+    from flextrace.kernels import backend_for
+    from flextrace.resolve import find_mods
+
+    given = find_mods(target)
+    name = backend.value if backend is not None else default_backend()
+    mods = [mod for mod in given if mod is not None]
+    bounds = [bind(mod) for mod in mods]
+    try:
+        kernel = backend_for(name, to_run=False).source(*(None if mod is None else mod.trace() for mod in given))
+    except ValueError as error:  # more captures than a kernel has room for
+        raise CommandError(str(error)) from error
+    excerpts = written_by([mod.kind for mod in mods], kernel)
+    if json:
+        found = [{"first_line": excerpt.first, "lines": excerpt.lines} for excerpt in excerpts]
+        print_json({"mods": [_facts(b) for b in bounds], "backend": name, "lines": found, "kernel": kernel})
+        return
+    console = output()
+    if whole:
+        print_code(console, kernel, "cpp", indent="")
+        return
+    for bound in bounds:
+        _print_mod(console, bound)
+    total = kernel.count("\n")
+    print_heading(console, f"kernel on {name}, what it became: --whole prints all {total:,} lines")
+    if len(bounds) > 1 and (bounds[0].arrays or bounds[0].numbers):
+        console.print(f"{INDENT}// captures of the mask_mod are numbered on from those of the score_mod", style="dim")
+    for excerpt in excerpts:
+        console.print(f"{INDENT}// line {excerpt.first:,}", style="dim")
+        print_code(console, "\n".join(excerpt.lines), "cpp")
+        console.print()
+
+
+def bind(mod: ScoreMod | MaskMod) -> Bound:
+    """The mod's trace with what it captures now. Raises CommandError, TraceError."""
+    try:
+        return mod.bind()
+    except (OverflowError, ZeroDivisionError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _facts(bound: Bound) -> dict[str, Any]:
+    trace, arrays, numbers = bound
+    return {
+        "name": trace.name,
+        "kind": trace.kind,
+        "file": None if trace.code is None else trace.code.co_filename,
+        "line": None if trace.code is None else trace.code.co_firstlineno,
+        "source": trace.source(),
+        "expression": repr(trace.expr),
+        "arrays": [
+            {"slot": f"array{slot}", "name": capture.name, "dtype": capture.element, "shape": list(array.shape)}
+            for slot, (capture, array) in enumerate(zip(trace.arrays, arrays, strict=True))
+        ],
+        "numbers": [
+            {"slot": f"number{slot}", "name": capture.name, "dtype": capture.dtype, "value": _finite(number)}
+            for slot, (capture, number) in enumerate(zip(trace.numbers, numbers, strict=True))
+        ],
+        "traced_at_every_call": trace.volatile,
+    }
+
+
+def _finite(number: float) -> float | str:
+    return number if math.isfinite(number) else str(number)  # JSON has no inf and no nan
+
+
+def _print_mod(console: Any, bound: Bound) -> None:
+    facts = _facts(bound)
+    place = "" if facts["file"] is None else f", {facts['file']}:{facts['line']}"
+    print_heading(console, f"{facts['kind']} {facts['name']}{place}")
+    print_code(console, facts["source"], "python")
+    console.print()
+    print_heading(console, "expression")
+    print_code(console, facts["expression"], "python")
+    console.print()
+    rows = [(a["slot"], a["name"], f"{a['dtype']} {a['shape']}") for a in facts["arrays"]]
+    rows += [(n["slot"], n["name"], f"{n['dtype']} {n['value']}, read at every call") for n in facts["numbers"]]
+    if rows:
+        print_heading(console, "captures")
+        for slot, name, what in rows:
+            console.print(f"{INDENT}{slot} = {name}: {what}", markup=False)
+        console.print()
+    if facts["traced_at_every_call"]:
+        console.print("Traced anew at every call: it runs Python whose result may change.\n")

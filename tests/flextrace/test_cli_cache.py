@@ -1,0 +1,332 @@
+"""`flextrace cache` and `flextrace warm`, through typer's runner and in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_notes import NOTES, flextrace
+from typer.testing import CliRunner
+
+from flextrace.cache import Store, key_of
+from flextrace.cache_report import human_size, rows
+from flextrace.cli import app
+from flextrace.commands.cache import bytes_of
+from flextrace.commands.exits import CommandError
+
+CALL = """
+import json, sys
+import mlx.core as mx
+import flextrace as flex
+from flextrace.kernels import backend_for
+from notes import alibi, banded
+
+mx.random.seed(0)
+q = mx.random.normal((2, 2, 40, 32)).astype(mx.float16)
+options, with_blocks = json.loads(sys.argv[1])
+mask = flex.create_block_mask(banded, None, None, 40, 40) if with_blocks else banded
+flex.flex_attention(q, q, q, alibi, mask, kernel_options=options)
+backend = backend_for(options["BACKEND"])
+print(json.dumps(backend.compiled if backend.name == "cpu" else backend.generated))
+"""
+
+
+def run(*arguments: str, answer: str | None = None) -> Any:
+    return CliRunner().invoke(app, list(arguments), input=answer)
+
+
+@pytest.fixture
+def kept(fresh_cache: Path) -> list[str]:
+    """Three entries of 1, 2 and 3 kB, the first of them not used for longest; their keys."""
+
+    def build(folder: Path, kilobytes: int) -> dict[str, Any]:
+        (folder / "kernel.cpp").write_text("// text\n" * (125 * kilobytes))
+        mod = {"name": f"mod{kilobytes}", "source": ["def mod(): ..."], "expression": ["score"]}
+        mod |= {"arrays": ["slopes: float32, 1 dimensions"], "numbers": []}
+        return {"backend": "cpu", "kernel": "attention", "keys": "SMOOTHED", "score_mod": mod, "mask_mod": None}
+
+    store, keys = Store(), []
+    for kilobytes in (1, 2, 3):
+        key = key_of("test of the commands", str(kilobytes))
+        entry = store.get_or_build(key, lambda folder, size=kilobytes: build(folder, size))
+        os.utime(entry.folder / "manifest.json", (1e9 + kilobytes, 1e9 + kilobytes))
+        keys.append(key)
+    return keys
+
+
+def damage(key: str, file: str = "kernel.cpp") -> None:
+    (Store().folder / "kernels" / key[:2] / key / file).write_text("something else")
+
+
+# ---- ls, show, path -------------------------------------------------------------------------------------------------
+
+
+def test_ls(kept: list[str], fresh_cache: Path) -> None:
+    result = run("cache", "ls")
+    assert result.exit_code == 0
+    lines = [line for line in result.stdout.splitlines() if "mod" in line and "kB" in line]
+    assert [line.split()[0] for line in lines] == [key[:12] for key in reversed(kept)], "the last used first"
+    assert "attention, keys smoothed" in lines[0] and "3.0 kB" in lines[0] and lines[0].split()[-1] == "whole"
+    assert f"{fresh_cache}: 3 kernels, " in result.stdout
+
+
+def test_ls_json(kept: list[str], fresh_cache: Path) -> None:
+    damage(kept[1])
+    damage(kept[2], "manifest.json")
+    found = json.loads(run("cache", "ls", "--json").stdout)
+    assert found["folder"] == str(fresh_cache) and found["bytes"] == Store().size()
+    entries = {entry["key"]: entry for entry in found["entries"]}
+    assert entries[kept[0]]["mods"] == ["mod1"] and entries[kept[0]]["size"] == 1000 and not entries[kept[0]]["damage"]
+    assert entries[kept[1]]["damage"] == "kernel.cpp has 14 bytes, not 2000"
+    assert "manifest.json" in entries[kept[2]]["damage"] and entries[kept[2]]["mods"] == []
+
+
+def test_an_empty_cache(fresh_cache: Path) -> None:
+    assert run("cache", "ls").stdout == f"{fresh_cache}: 0 kernels, 0 B\n"
+    assert run("cache", "verify").exit_code == 0
+    assert run("cache", "path").stdout == f"{fresh_cache}\n"
+    assert rows() == []
+    assert not fresh_cache.exists(), "looking makes no folder"
+
+
+def test_show(kept: list[str]) -> None:
+    result = run("cache", "show", kept[0][:9])
+    assert result.exit_code == 0
+    for part in (
+        kept[0],
+        "score_mod mod1",
+        "def mod(): ...",
+        "captures slopes: float32",
+        "kernel.cpp  1.0 kB",
+        "whole",
+    ):
+        assert part in result.stdout
+    assert run("cache", "show", kept[0][:9].upper(), "--whole").stdout.startswith("// text\n// text\n")
+    found = json.loads(run("cache", "show", kept[0], "--json").stdout)
+    assert found["manifest"]["key"] == kept[0] and found["damage"] == ""
+
+
+def test_show_of_what_is_not_there(kept: list[str]) -> None:
+    result = run("cache", "show", "xyz")
+    assert result.exit_code == 2
+    assert result.stderr == "flextrace cache show: no key begins with 'xyz'; `flextrace cache ls` lists them\n"
+    result = run("cache", "show", "")
+    assert result.exit_code == 2 and "3 keys begin with ''" in result.stderr and "add digits" in result.stderr
+    damage(kept[0])
+    result = run("cache", "show", kept[0], "--whole")
+    assert result.exit_code == 2 and "has no kernel text to show: kernel.cpp has 14 bytes" in result.stderr
+    assert "damaged: kernel.cpp has 14 bytes" in run("cache", "show", kept[0]).stdout
+    damage(kept[1], "manifest.json")
+    assert "damaged: manifest.json" in run("cache", "show", kept[1]).stdout
+
+
+# ---- verify, prune, clear -------------------------------------------------------------------------------------------
+
+
+def test_verify_in_a_real_process_finds_the_damage(kept: list[str], fresh_cache: Path, tmp_path: Path) -> None:
+    damage(kept[2])
+    done = flextrace("cache", "verify", folder=tmp_path, cache=fresh_cache)
+    assert done.returncode == 1 and done.stderr == ""
+    assert f"damaged {kept[2][:12]}: kernel.cpp has 14 bytes, not 3000\n2 of 3 kernels are whole\n" in done.stdout
+    assert "`flextrace cache prune --damaged` removes what is damaged" in done.stdout
+    done = flextrace("cache", "prune", "--damaged", folder=tmp_path, cache=fresh_cache)
+    assert done.returncode == 0 and done.stdout.startswith("removed 1 kernel, "), done.stderr
+    done = flextrace("cache", "verify", "--json", folder=tmp_path, cache=fresh_cache)
+    assert done.returncode == 0 and json.loads(done.stdout) == {"ok": True, "entries": 2, "damaged": {}}
+
+
+def test_verify_json(kept: list[str]) -> None:
+    damage(kept[0])
+    result = run("cache", "verify", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["damaged"] == {kept[0]: "kernel.cpp has 14 bytes, not 1000"}
+
+
+def test_prune_removes_what_was_not_used_for_longest(kept: list[str]) -> None:
+    total = Store().size()
+    result = run("cache", "prune", "--max-size", str(total - 1))
+    assert result.exit_code == 0 and result.stdout.startswith("removed 1 kernel, ")
+    assert {entry.key for entry in Store().entries()} == set(kept[1:])
+    assert run("cache", "prune", "--max-size", "1GB").stdout.startswith("removed 0 kernels, 0 B; ")
+    assert run("cache", "prune", "--max-size", "0").stdout.endswith("0 B left\n")
+    assert Store().entries() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        *(("500MB", 500_000_000), ("500 mb", 500_000_000), ("1.5GiB", 1_610_612_736), ("2k", 2000), ("7", 7)),
+        *(("0", 0), ("12B", 12), (".5 kB", 500), ("1KiB", 1024), ("3T", 3 * 10**12)),
+    ],
+)
+def test_sizes_as_people_write_them(text: str, size: int) -> None:
+    assert bytes_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "five", "-1MB", "1.2.3GB", "1i", "1e9", "5 apples"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(CommandError, match=r"takes a size such as 500MB, 1\.5GiB or 0; got"):
+        bytes_of(text)
+    result = run("cache", "prune", f"--max-size={text}")
+    assert result.exit_code == 2 and result.stderr.startswith("flextrace cache prune: --max-size takes a size")
+
+
+def test_prune_of_nothing_in_particular(kept: list[str]) -> None:
+    result = run("cache", "prune")
+    assert result.exit_code == 2 and "say what to remove: --max-size 500MB, --damaged, or both" in result.stderr
+    assert len(Store().entries()) == 3
+
+
+def test_clear_asks(kept: list[str], fresh_cache: Path) -> None:
+    result = run("cache", "clear", answer="n\n")
+    assert result.exit_code == 0 and "nothing was removed" in result.stdout and len(Store().entries()) == 3
+    assert f"Remove 3 kernels, {human_size(Store().size())}, from {fresh_cache}?" in result.stdout
+    result = run("cache", "clear")
+    assert result.exit_code == 2 and "there is nobody to ask; add --yes" in result.stderr
+    assert len(Store().entries()) == 3
+    assert "removed 3 kernels, " in run("cache", "clear", answer="y\n").stdout
+    assert Store().entries() == []
+    assert run("cache", "clear", "--yes").stdout == "removed 0 kernels, 0 B; 0 B left\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["ls"], ["verify"], ["show", "a"], ["prune", "--max-size", "0"], ["clear", "--yes"]]
+)
+def test_a_cache_that_others_can_write_to(kept: list[str], fresh_cache: Path, arguments: list[str]) -> None:
+    fresh_cache.chmod(0o777)
+    result = run("cache", *arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith(f"flextrace cache {arguments[0]}: ") and "chmod go-w" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["ls"], ["verify"], ["prune", "--max-size", "0"], ["clear", "--yes"]])
+def test_a_cache_that_cannot_be_read(kept: list[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    def refuse(self: Store) -> Any:
+        raise PermissionError(13, "Permission denied", "kernels")
+
+    monkeypatch.setattr(Store, "_folders", refuse)
+    result = run("cache", *arguments)
+    assert result.exit_code == 2 and "Permission denied" in result.stderr
+    assert "set FLEXTRACE_CACHE_DIR to a folder of your own" in result.stderr
+
+
+# ---- warm -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "notes.py").write_text(NOTES)
+    (tmp_path / "call.py").write_text(CALL)
+    return tmp_path
+
+
+def call(folder: Path, options: dict[str, Any], with_blocks: bool) -> Any:
+    """What the later process compiles: how many kernels it made."""
+    environment = {**os.environ, "FLEXTRACE_CACHE_DIR": str(folder / "cache")}
+    command = [sys.executable, "call.py", json.dumps([options, with_blocks])]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def keys_in(folder: Path) -> set[str]:
+    return {entry.key for entry in Store(folder / "cache").entries()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "options", "kernel"),
+    [
+        ([], {}, "attention"),
+        (["--qk-quant", "int8"], {"QK_QUANT": "int8"}, "attention, keys quantised"),
+        (["--smooth-k"], {"SMOOTH_K": True}, "attention, keys smoothed"),
+    ],
+)
+def test_a_later_process_compiles_nothing(folder: Path, flags: list[str], options: dict[str, Any], kernel: str) -> None:
+    command = ["warm", "notes:alibi+banded", "--shape", "2,2,40,32", "--dtype", "float16", "--json", *flags]
+    done = flextrace(*command, folder=folder, cache=folder / "cache")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    (warmed,) = found["kernels"]
+    assert found["compiled"] == 1 and warmed["found"] == "compiled" and warmed["kernel"] == kernel
+    assert warmed["mods"] == "alibi + banded" and warmed["backend"] == "cpu"
+    before = keys_in(folder)
+    assert before == {warmed["key"]}, "exactly what is needed"
+    assert call(folder, {**options, "BACKEND": "cpu"}, with_blocks=bool(flags)) == 0
+    assert keys_in(folder) == before
+
+
+@pytest.mark.parametrize("flags", [[], ["--qk-quant", "int8", "--smooth-q", "--block-mask"]])
+def test_a_later_process_compiles_nothing_for_the_simulator(folder: Path, flags: list[str]) -> None:
+    command = ["warm", "notes:alibi+banded", "--shape", "2,2,40,32", "--dtype", "float16", "--backend", "simulator"]
+    done = flextrace(*command, "--json", *flags, folder=folder, cache=folder / "cache")
+    if "found no g++" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    warmed = json.loads(done.stdout)["kernels"]
+    before = keys_in(folder)
+    assert {each["key"] for each in warmed} <= before and all(each["found"] == "compiled" for each in warmed)
+    assert any(each["kernel"] == "attention, float16, head_dim 32" for each in warmed)
+    options: dict[str, Any] = {"QK_QUANT": "int8", "SMOOTH_Q": True} if flags else {}
+    assert call(folder, {**options, "BACKEND": "simulator"}, with_blocks=bool(flags)) == 0
+    new = [Store(folder / "cache").get(key) for key in keys_in(folder) - before]
+    assert not new, [None if entry is None else entry.manifest["kernel"] for entry in new]
+
+
+def test_warm_says_what_was_compiled_and_what_was_there(folder: Path, fresh_cache: Path) -> None:
+    notes = f"{folder / 'notes.py'}"
+    result = run("warm", f"{notes}:plain_score", "--backend", "cpu")
+    assert result.exit_code == 0, result.output
+    assert re.fullmatch(
+        r"compiled   [0-9a-f]{12}  cpu  plain_score: attention, \d+\.\d s\n1 compiled, 0 .*\n", result.stdout
+    )
+    several = [f"{notes}:plain_score", f"{notes}:plain_mask", "--dtype", "float32", "--dtype", "bfloat16"]
+    result = run("warm", *several, "--shape", "1,2,64,32", "--shape", "1,2,128,64", "--backend", "cpu", "--json")
+    found = json.loads(result.stdout)
+    assert [(k["mods"], k["found"]) for k in found["kernels"]] == [
+        ("plain_score", "on disk"),
+        ("plain_mask", "compiled"),
+    ]
+    assert found["compiled"] == 1, "all shapes and dtypes share a kernel of the cpu backend"
+
+
+def test_a_damaged_kernel_is_compiled_again(folder: Path, fresh_cache: Path) -> None:
+    target = f"{folder / 'notes.py'}:plain_score"
+    (warmed,) = json.loads(run("warm", target, "--backend", "cpu", "--json").stdout)["kernels"]
+    damage(warmed["key"])
+    (again,) = json.loads(run("warm", target, "--backend", "cpu", "--json").stdout)["kernels"]
+    assert (again["key"], again["found"]) == (warmed["key"], "compiled")
+    assert Store().verify() == {}
+
+
+def test_warm_on_metal_keeps_the_text(folder: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flextrace.kernels.metal import MetalBackend
+
+    target = f"{folder / 'notes.py'}:alibi"
+    result = run("warm", target, "--backend", "metal")
+    if result.exit_code:
+        assert result.exit_code == 2 and "run on a Mac with Apple silicon" in result.stderr
+    monkeypatch.setattr(MetalBackend, "unavailable", lambda self: None)
+    result = run("warm", target, "--backend", "metal", "--json")
+    (warmed,) = json.loads(result.stdout)["kernels"]
+    assert (warmed["backend"], warmed["kernel"], warmed["found"]) == ("metal", "text", "compiled")
+    (entry,) = Store().entries()
+    assert (entry.folder / "kernel.metal").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--smooth-q"], 'kernel option SMOOTH_Q smooths what is quantised; add "QK_QUANT": "int8"'),
+        (["--qk-quant", "int4"], "int4"),
+        (["--dtype", "float64"], "float64"),
+        (["--backend", "ops"], "ops"),
+    ],
+)
+def test_options_that_are_refused(folder: Path, flags: list[str], message: str) -> None:
+    result = run("warm", f"{folder / 'notes.py'}:alibi", *flags)
+    assert result.exit_code == 2 and message in result.stderr

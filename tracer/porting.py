@@ -1,0 +1,231 @@
+"""Calls of other libraries -> what to write in a mod instead, on the user's own arguments."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from . import functions
+from .errors import Untraceable
+from .paths import Path
+
+FOREIGN = frozenset({"torch", "jax", "jaxlib", "triton", "tensorflow", "cupy"})  # arrays that no kernel reads
+ALIASES = {  # how a module is called by its users, the longest name first
+    "torch.nn.functional": "F",
+    "torch._C._nn": "F",
+    "mlx.nn": "nn",
+    "mlx": "mx",
+    "numpy": "np",
+    "jax.lax": "jax.lax",
+    "jax._src.lax": "jax.lax",
+    "jax._src.nn": "jax.nn",
+    "jax": "jnp",
+    "triton": "tl",
+    "tensorflow": "tf",
+}
+
+
+class Row(NamedTuple):
+    """One signature of another library, and the expression over its parameters that a mod has for it."""
+
+    signature: str
+    write: str
+
+    @property
+    def shown(self) -> str:
+        """The signature without its literals."""
+        return re.sub(r": [^=,)]+", "", self.signature)
+
+    def rewritten(self, args: Sequence[ast.expr], keywords: Sequence[ast.keyword]) -> str | None:
+        """The replacement on the arguments of a call; None where the signature does not take them."""
+        given = {keyword.arg: keyword.value for keyword in keywords if keyword.arg is not None}
+        if len(given) < len(keywords) or any(isinstance(arg, ast.Starred) for arg in args):
+            return None
+        bound = _bound(_parameters(self.signature), args, given)
+        if bound is None:
+            return None
+        if "dtype" in bound:
+            dtype = _dtype(bound["dtype"])
+            if dtype is None:
+                return None
+            bound["dtype"] = dtype
+        return ast.unparse(_Substitute(bound).visit(ast.parse(self.write, mode="eval").body))
+
+
+class Ported(Untraceable):
+    """A call of `called` (a function, or the name of a method) that a kernel cannot make, with what replaces it."""
+
+    def __init__(self, called: Any, rows: Sequence[Row], reason: str, remedy: str) -> None:
+        super().__init__(reason, remedy)
+        self.called = called
+        self.rows = rows
+
+    def rewrite(self, written: str, args: Sequence[ast.expr], keywords: Sequence[ast.keyword]) -> None:
+        """Name the replacement on the arguments of the call as the user wrote it."""
+        for row in self.rows:
+            text = row.rewritten(args, keywords)
+            if text is not None:
+                if not isinstance(self.called, str):
+                    self.reason: str = f"{written} cannot run in a kernel"
+                self.remedy: str = f"write {text} instead"
+                return
+
+
+def is_foreign(function: Any) -> bool:
+    """Whether a callable computes with arrays that no kernel reads, so that it is refused for plain numbers too."""
+    if functions.package_of(function) not in FOREIGN:
+        return False
+    name = _name(function)
+    return bool(_rows_of(function)) or name in functions.REDUCTIONS or _sentence(name) is not None
+
+
+def advice(function: Any) -> Untraceable:
+    """Why `function` cannot be called on a symbolic number, and what to write instead."""
+    name, rows = _name(function), _rows_of(function)
+    package = functions.package_of(function)
+    alias = next((ALIASES[start] for start in ALIASES if functions.module_of(function).startswith(start)), package)
+    here = name if package in ("builtins", "__main__") else f"{alias}.{name}"
+    if name in functions.REDUCTIONS and package != "builtins":
+        return Ported(
+            function,
+            rows,
+            f"{here} reduces an array, and a mod sees one score at a time",
+            f"compute {here}(...) outside the mod and index the result inside it, for example row_{name}[q_idx]",
+        )
+    if rows:
+        remedy = f"write {rows[0].write} for {alias}.{rows[0].shown}"
+        return Ported(function, rows, f"{here} cannot run in a kernel", remedy)
+    sentence = _sentence(name)
+    if sentence is not None and package != "builtins":
+        return Untraceable(f"{here} cannot run in a kernel", sentence)
+    return Untraceable(
+        f"{here} is not a function that a kernel can compute from one symbolic number",
+        "use arithmetic, comparisons, elementwise functions of mx, math or numpy, or a helper written in Python",
+    )
+
+
+def method_advice(name: str) -> Untraceable:
+    """What to write for an attribute that numbers in a mod do not have."""
+    rows = _table("method").get(name, _table("method").get(name.removesuffix("_"), []))
+    if rows:
+        reason = f"a number in a mod has no .{name}(): its methods are those of an mlx array"
+        return Ported(name, rows, reason, f"write {rows[0].write} for x.{name}()")
+    if name in functions.REDUCTIONS:
+        return Untraceable(
+            f".{name}() reduces an array, and a mod sees one score at a time",
+            f"compute it outside the mod and index the result inside it, for example row_{name}[q_idx]",
+        )
+    return Untraceable(f"a number in a mod has no attribute {name}", "use operators and mx functions on it")
+
+
+def refuse_array(value: Any, path: Path) -> None:
+    """Raises Untraceable for an array of another library, which a kernel cannot read."""
+    kind = type(value)
+    library = kind.__module__.split(".")[0]
+    if library not in FOREIGN or isinstance(value, type) or not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        return
+    label = f"{'jax' if library == 'jaxlib' else library} {'tensor' if library in ('torch', 'tensorflow') else 'array'}"
+    if path.kind == "held":
+        raise Untraceable(f"this gives a {label}, which a kernel cannot read", "make an mx.array outside the mod")
+    raise Untraceable(
+        f"{path} is a {label}, which a kernel cannot read",
+        f"convert it outside the mod, mx.array({_to_numpy(value, library, str(path))}), and capture that",
+    )
+
+
+def _to_numpy(value: Any, library: str, name: str) -> str:
+    """The expression that makes a numpy array of an array of another library."""
+    half = "bfloat16" in str(value.dtype)  # numpy has no bfloat16
+    if library == "cupy":
+        return f"{name}.get()"
+    if library in ("jax", "jaxlib"):
+        return f"np.asarray({name}.astype('float32'))" if half else f"np.asarray({name})"
+    if library == "tensorflow":
+        return f"tf.cast({name}, tf.float32).numpy()" if half else f"{name}.numpy()"
+    steps = (
+        (getattr(value, "requires_grad", False), ".detach()"),
+        (getattr(getattr(value, "device", None), "type", "cpu") != "cpu", ".cpu()"),
+        (half, ".float()"),
+    )
+    return name + "".join(step for needed, step in steps if needed) + ".numpy()"
+
+
+# ---- the table ---------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _table(library: str) -> dict[str, list[Row]]:
+    """The rows of a library by the name of the function; read when a mod first needs them."""
+    from .foreign_names import LIBRARIES, METHODS
+
+    by_name: dict[str, list[Row]] = {}
+    for signature, write in (METHODS if library == "method" else LIBRARIES.get(library, {})).items():
+        by_name.setdefault(signature.partition("(")[0], []).append(Row(signature, write))
+    return by_name
+
+
+def _sentence(name: str) -> str | None:
+    """What to do instead of a function that no expression replaces."""
+    from .foreign_names import ADVICE
+
+    return ADVICE.get(name)
+
+
+def _rows_of(function: Any) -> list[Row]:
+    module = functions.module_of(function)
+    package = {"jaxlib": "jax", "scipy": "numpy"}.get(module.split(".")[0], module.split(".")[0])
+    library = "jax.lax" if package == "jax" and ".lax" in module else package
+    return _table(library).get(_name(function), [])
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__)).removeprefix("special_").lstrip("_")
+
+
+@functools.cache
+def _parameters(signature: str) -> ast.arguments:
+    made = ast.parse(f"def {signature}: ...").body[0]
+    assert isinstance(made, ast.FunctionDef)
+    return made.args
+
+
+def _bound(spec: ast.arguments, args: Sequence[ast.expr], keywords: dict[str, ast.expr]) -> dict[str, ast.expr] | None:
+    """The argument of each parameter, defaults included; None where they do not fit."""
+    names = [arg.arg for arg in spec.args]
+    bound: dict[str, ast.expr] = dict(zip(names[len(names) - len(spec.defaults) :], spec.defaults, strict=True))
+    bound.update(zip(names, args, strict=False))
+    extra = keywords.keys() - names
+    if (len(args) > len(names) and spec.vararg is None) or (extra and spec.kwarg is None):
+        return None
+    if any(name in keywords for name in names[: len(args)]):
+        return None
+    bound.update((name, value) for name, value in keywords.items() if name in names)
+    for arg in spec.args:
+        literal = arg.annotation
+        if literal is not None and arg.arg in bound and ast.dump(bound[arg.arg]) != ast.dump(literal):
+            return None
+    return bound if len(bound) == len(names) else None
+
+
+def _dtype(node: ast.expr) -> ast.expr | None:
+    """An array type as a mod writes it: `torch.float16` is mx.float32 there; `x.dtype` stays as it is."""
+    name = getattr(node, "attr", getattr(node, "id", getattr(node, "value", None)))
+    if name == "dtype":
+        return node
+    from .foreign_names import DTYPES
+
+    known = DTYPES.get(str(name))
+    return None if known is None else ast.parse(known, mode="eval").body
+
+
+class _Substitute(ast.NodeTransformer):
+    """Parameters -> the user's arguments."""
+
+    def __init__(self, bound: dict[str, ast.expr]) -> None:
+        self.bound = bound
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.bound.get(node.id, node)
