@@ -32,6 +32,10 @@ def bench(
             "With --accuracy: float16."
         ),
     ] = None,
+    batch: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="With --accuracy: 1."),
+    ] = None,
     heads: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="8. With --counts: 1. With --accuracy: 4."),
@@ -84,6 +88,8 @@ def bench(
             raise BenchError("--counts and --accuracy are two reports; ask for one of them")
         if backend is not None and not accuracy:
             raise BenchError("--backend chooses whose accuracy is measured; add --accuracy, or leave it out")
+        if batch is not None and not accuracy:
+            raise BenchError("--batch is of --accuracy, times and counts are of one; add --accuracy, or leave it out")
         if jobs is not None and not counts:
             raise BenchError("--jobs is about simulations; add --counts, or leave it out")
         if plot is not None and (counts or accuracy):
@@ -92,6 +98,7 @@ def bench(
             from flextrace.bench.accuracy import main as compare
 
             asked |= {"backend": backend} if backend is not None else {}
+            asked |= {"batch": batch} if batch is not None else {}
             if not compare(**asked, mods=names, as_json=json):
                 raise typer.Exit(FOUND_WRONG)
             return

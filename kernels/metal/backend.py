@@ -10,10 +10,10 @@ from typing import Any
 import mlx.core as mx
 
 from flextrace.cache import Store, key_of
-from flextrace.tracer import Expr, Trace
+from flextrace.tracer import Trace
 
 from ..call import AttentionCall, Result
-from ..mods import describe, expressions, state_in_memory
+from ..mods import Mods, describe, expressions, state_in_memory
 from ..stage_types import Stages
 from .generate import KernelText, kernel_source, kernel_text, looked_up
 from .launch import Factory, Launch, capture_kinds, make, run, slots_by_blocks
@@ -24,7 +24,6 @@ from .scoring import PLAIN, Scoring, scoring_of
 from .stages import MetalStages
 
 SOURCE = "kernel.metal"
-Mods = tuple[Expr | None, Expr | None]
 # And whether tiles are copied by the intrinsic, which arrays tile_state reads by blocks, and how scores are computed.
 Key = tuple[Mods, bool, tuple[int, ...], Scoring]
 

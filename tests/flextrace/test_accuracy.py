@@ -163,7 +163,14 @@ def test_errors(arguments: list[str], message: str) -> None:
     assert message in result.output
 
 
-def test_backend_belongs_to_accuracy() -> None:
-    result = CliRunner().invoke(app, ["bench", "--backend", "cpu"])
+@pytest.mark.parametrize("option", [["--backend", "cpu"], ["--batch", "2"]], ids=" ".join)
+def test_options_of_accuracy_alone(option: list[str]) -> None:
+    result = CliRunner().invoke(app, ["bench", *option])
     assert result.exit_code == 2
     assert "add --accuracy" in result.output
+
+
+def test_batch() -> None:
+    options = ["--accuracy", "--batch", "2", "--heads", "1", "--lengths", "64", "--mods", "none", "--json"]
+    result = CliRunner().invoke(app, ["bench", *options])
+    assert json.loads(result.output)["tables"][0]["shape"] == [2, 1, 64, 128]

@@ -1,0 +1,39 @@
+"""The README and the pages it leads to: the example runs, links lead somewhere, and it stays short."""
+
+from __future__ import annotations
+
+import linecache
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "measured.md", ROOT / "CHANGELOG.md"]
+LINK = re.compile(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)")
+
+
+def test_the_example_runs() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    filename = "<example of README.md>"
+    linecache.cache[filename] = (len(example), None, example.splitlines(True), filename)
+    exec(compile(example, filename, "exec"), names)
+    assert names["out"].shape == (1, 4, 1024, 64)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = LINK.findall(page.read_text(encoding="utf-8"))
+    assert links
+    for target, heading in links:
+        file = (page.parent / target) if target else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings]
+
+
+def test_the_readme_is_one_screen() -> None:
+    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 100
