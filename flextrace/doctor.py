@@ -23,6 +23,7 @@ from flextrace.cache import CacheError, Store, key_of
 from flextrace.cache_report import REMEDY as CACHE_REMEDY
 from flextrace.kernels import BACKENDS
 from flextrace.kernels.cpu.toolchain import REMEDY, find_compiler
+from flextrace.kernels.registry import chosen_name, default_name
 
 from .selftest import FAILED, NOT_AVAILABLE, OK, Check, check_backend
 
@@ -86,6 +87,16 @@ def environment() -> Iterator[Check]:
         yield Check("mlx", name, OK if found else NOT_AVAILABLE, "" if found else "MLX finds no such device here")
     yield _compiler("C++ compiler", _cpu_compiler)
     yield _compiler("g++ of the simulator", _simulator_compiler)
+    yield _chosen_backend()
+
+
+def _chosen_backend() -> Check:
+    """The backend of a call that asks for none."""
+    wanted = chosen_name(None)
+    if wanted is not None and wanted not in BACKENDS:
+        remedy = f"unset FLEXTRACE_BACKEND, or choose one of {', '.join(BACKENDS)}"
+        return Check("system", "backend", FAILED, f"FLEXTRACE_BACKEND is {wanted!r}: {remedy}")
+    return Check("system", "backend", OK, f"{wanted or default_name()}{', by FLEXTRACE_BACKEND' if wanted else ''}")
 
 
 def _mlx_build() -> Check:

@@ -29,6 +29,7 @@ def expected_errors(command: str) -> Iterator[None]:
     from flextrace.resolve import ResolveError
 
     try:
+        _check_environment()
         yield
     except TraceError as error:
         typer.echo(str(error), err=True)
@@ -36,3 +37,11 @@ def expected_errors(command: str) -> Iterator[None]:
     except (CommandError, ResolveError, BackendUnavailable, CacheError, CompileError) as error:
         typer.echo(f"flextrace {command}: {error}", err=True)
         raise typer.Exit(CANNOT) from error
+
+
+def _check_environment() -> None:
+    from flextrace.kernels.registry import BACKENDS, chosen_name
+
+    wanted = chosen_name(None)
+    if wanted is not None and wanted not in BACKENDS:
+        raise CommandError(f"FLEXTRACE_BACKEND is {wanted!r}; unset it, or choose one of {', '.join(BACKENDS)}")

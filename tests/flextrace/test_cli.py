@@ -200,3 +200,11 @@ def test_bench_compares_like_with_like(name: str) -> None:
     mlx = cases.mlx_run(p, name)
     assert mlx is not None
     np.testing.assert_allclose(np.array(cases.flextrace_run(p, name)()), np.array(mlx()), atol=1e-4)
+
+
+@pytest.mark.parametrize("command", [["bench"], ["demo"], ["show", "flextrace.mods:causal"]], ids=" ".join)
+def test_a_backend_that_is_not_one(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXTRACE_BACKEND", "gpu")
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert "FLEXTRACE_BACKEND is 'gpu'; unset it, or choose one of metal, simulator, cpu, ops" in result.output

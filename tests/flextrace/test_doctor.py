@@ -276,3 +276,16 @@ def test_which_build_of_mlx(
     monkeypatch.setattr(importlib.metadata, "version", version)
     check = doctor._mlx_build()
     assert (check.status, check.detail) == (status, detail)
+
+
+def test_a_backend_that_is_not_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXTRACE_BACKEND", "gpu")
+    (check,) = [check for check in doctor.environment() if check.name == "backend"]
+    assert check.status == selftest.FAILED
+    assert (
+        check.detail
+        == "FLEXTRACE_BACKEND is 'gpu': unset FLEXTRACE_BACKEND, or choose one of metal, simulator, cpu, ops"
+    )
+    monkeypatch.setenv("FLEXTRACE_BACKEND", "ops")
+    (check,) = [check for check in doctor.environment() if check.name == "backend"]
+    assert (check.status, check.detail) == (selftest.OK, "ops, by FLEXTRACE_BACKEND")
