@@ -124,7 +124,7 @@ def method_advice(name: str) -> Untraceable:
 def refuse_array(value: Any, path: Path) -> None:
     """Raises Untraceable for an array of another library, which a kernel cannot read."""
     kind = type(value)
-    library = kind.__module__.split(".")[0]
+    library = str(kind.__module__).split(".")[0]  # of compiled types it may be no text
     if library not in FOREIGN or isinstance(value, type) or not (hasattr(value, "shape") and hasattr(value, "dtype")):
         return
     label = f"{'jax' if library == 'jaxlib' else library} {'tensor' if library in ('torch', 'tensorflow') else 'array'}"

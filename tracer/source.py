@@ -65,12 +65,15 @@ def _source_of(code: types.CodeType, filename: str) -> Source:
         raise Untraceable(f"{name} is {kind}", "write a plain function that returns one value")
     linecache.checkcache(filename)
     lines = linecache.getlines(filename)
+    unavailable = Untraceable(f'the source of {name} is not available (file "{filename}")', _HELP)
     if not lines:
-        raise Untraceable(f'the source of {name} is not available (file "{filename}")', _HELP)
+        raise unavailable
     node = _find(_parse_block(lines, code.co_firstlineno), code)
     node = node or _find(_parse(filename, "".join(lines)), code, whole=True)
     if node is not None:
         return Source(filename, name, node)
+    if filename == "<string>":  # the program of `python -c`, from Python 3.13 on; this code is of another exec
+        raise unavailable
     raise Untraceable(
         f'line {code.co_firstlineno} of "{filename}" no longer holds the source of {name}',
         "reload the module (or restart the notebook kernel) after editing it",

@@ -7,6 +7,7 @@ import functools
 import importlib
 import linecache
 import re
+import subprocess
 import sys
 import textwrap
 import time
@@ -285,3 +286,15 @@ def test_finding_a_function_is_quick_in_a_long_file(tmp_path: Path) -> None:
     start = time.perf_counter()
     tracer.trace(module.mod, "score_mod")
     assert time.perf_counter() - start < 0.02  # parsing the file takes longer
+
+
+def test_exec_inside_a_program_of_the_command_line() -> None:
+    """From Python 3.13 on, linecache holds the program of `python -c` under the name that exec gives its text too."""
+    program = (
+        "from flextrace import tracer\n"
+        "names = {}\n"
+        "exec('def mod(b, h, q_idx, kv_idx):\\n    return q_idx > kv_idx', names)\n"
+        "tracer.trace(names['mod'], 'mask_mod')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert 'the source of mod is not available (file "<string>")' in done.stderr

@@ -126,7 +126,7 @@ def test_every_form_traces() -> None:
     for name, (form, _) in vocabulary.FORMS.items():
         if form in ("break", "continue"):
             form = f"for i in range(3):\n    if q_idx > i: {form}\n    score += i"
-        elif isinstance(getattr(ast, name)(), ast.expr):
+        elif issubclass(getattr(ast, name), ast.expr):
             form = f"value = {form}"
         trace(f"{PRELUDE.strip()}\n{form}\nreturn score")
 
