@@ -91,6 +91,27 @@ class Int8KV:
             self._parts[name][:, :, self._length : self._length + key.shape[2]] = array
         self._length += key.shape[2]
 
+    def trim(self, tokens: int) -> None:
+        """Forget the last tokens, as rejected drafts of speculative decoding. Their memory stays for those to come;
+        where none are left, the cache is as new.
+
+        Raises:
+            ValueError: there are not so many.
+
+        Example:
+            >>> import mlx.core as mx, flextrace as flex
+            >>> cache = flex.Int8KV()
+            >>> cache.update(mx.ones((1, 2, 10, 64)), mx.ones((1, 2, 10, 64)))
+            >>> cache.trim(3)
+            >>> len(cache)
+            7
+        """
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens <= self._length:
+            raise ValueError(f"cannot trim {tokens!r} tokens of {self._length}; expected a whole number from 0 to that")
+        self._length -= tokens
+        if not self._length:
+            self._parts, self._means = {}, {"key": None, "value": None}
+
     def _rounded(self, name: str, rows: mx.array) -> dict[str, mx.array]:
         means = self._means[name]
         values, scales = quantised(rows.astype(mx.float32) if means is None else rows.astype(mx.float32) - means)

@@ -223,6 +223,39 @@ def test_dtypes_that_do_not_fit() -> None:
             cache.update(tokens(1, key), tokens(1, value, columns=48))
 
 
+@pytest.mark.parametrize("quantise_value", [False, True])
+def test_what_is_trimmed_is_written_over(quantise_value: bool) -> None:
+    cache, k, v = filled([20], quantise_value=quantise_value, step=16)
+    held = cache.nbytes
+    cache.trim(7)
+    cache.update(k[:, :, 13:16], v[:, :, 13:16])
+    assert (len(cache), cache.nbytes) == (16, held)
+    whole = flex.Int8KV(quantise_value=quantise_value)
+    whole.update(k, v)
+    for got, want in zip(cache.dequantised(), whole.dequantised(), strict=True):
+        np.testing.assert_array_equal(got, want[:, :, :16])
+
+
+def test_a_cache_that_is_trimmed_whole_is_as_new() -> None:
+    cache, _, _ = filled([5], mx.float16)
+    cache.trim(0)
+    cache.trim(5)
+    assert cache.nbytes == len(cache) == 0
+    other = mx.array(RNG.normal(size=(1, 1, 3, 8)) + 4)
+    cache.update(other, other)
+    mean = cache.key.means
+    assert mean is not None
+    np.testing.assert_allclose(mean, np.array(other).mean(axis=2, keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [-1, 6, 1.0, True])
+def test_trimming_what_is_not_there(count: Any) -> None:
+    cache, _, _ = filled([5])
+    with pytest.raises(ValueError, match=f"cannot trim {count} tokens of 5; expected a whole number from 0"):
+        cache.trim(count)
+    assert len(cache) == 5
+
+
 def test_an_empty_cache() -> None:
     for ask in (lambda c: c.key, lambda c: c.value, lambda c: c.dequantised()):
         with pytest.raises(ValueError, match=r"the cache is empty; update\(\) it"):
