@@ -115,8 +115,9 @@ class DocumentIds(NamedTuple):
 def document_ids(mask: Expr) -> DocumentIds | None:
     """The conjunct of a mask that keeps packed documents apart, or None.
 
-    Recognised: eq(f(b, q_idx), g(b, kv_idx)), whatever f and g, those that read captured arrays first; and
-    start[.., q_idx] <= kv_idx and kv_idx <= q_idx.
+    Recognised: eq(f(b, q_idx), g(b, kv_idx)), whatever f and g are of ints and bools, those that read captured arrays
+    first; and start[.., q_idx] <= kv_idx and kv_idx <= q_idx. Not through floats: a kernel's may differ in the last
+    bit from those of whoever sorts the keys by document, and an id that was rounded the other way is another one.
 
     Example:
         >>> from flextrace.tracer.expr import KV_IDX, Q_IDX, apply
@@ -137,7 +138,7 @@ def _conjuncts(mask: Expr) -> list[Expr]:
 
 
 def _equality(node: Expr) -> DocumentIds | None:
-    if node.op != "eq" or node.args[0].dtype != "int":
+    if node.op != "eq" or any(part.dtype == "float" for part in walk(*node.args)):
         return None
     for row, key in (node.args, node.args[::-1]):
         if _depends(row, "q_idx") and _depends(key, "kv_idx"):

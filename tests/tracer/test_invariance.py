@@ -285,6 +285,9 @@ def test_arrays_before_arithmetic() -> None:
         lambda b, h, q, k: IDS[q] <= k,
         lambda b, h, q, k: IDS[q + 1] <= k and k <= q,
         lambda b, h, q, k: not (IDS[q] == IDS[k] and q >= k),
+        lambda b, h, q, k: int(4 * math.cos(q / 6)) == int(4 * math.cos(k / 6)),
+        lambda b, h, q, k: IDS[int(q * 0.1)] == IDS[int(k * 0.1)],
+        lambda b, h, q, k: (1 if q / 3 > 2.0 else 0) == (1 if k / 3 > 2.0 else 0),
     ],
 )
 def test_what_keeps_documents_together(mask: Callable[..., Any]) -> None:
