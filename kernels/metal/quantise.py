@@ -5,6 +5,7 @@ As the CPU backend rounds, with one difference: a row or key that holds an infin
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -42,6 +43,7 @@ def operands(call: AttentionCall, rounding: Rounding, stages: Stages) -> Operand
     if quant is None:
         if smoothing is None:
             return Operands(call.q, call.k)
+        smoothing = _within_range(smoothing, call.k)
         terms = rounding.row_terms(call.q, smoothing, call.scale)
         return Operands(call.q, rounding.smoothed_keys(call.k, smoothing), row_terms=terms)
     q_block, k_block = (quant.q_block, quant.k_block) if quant.granularity == "block" else (None, None)
@@ -57,6 +59,16 @@ def operands(call: AttentionCall, rounding: Rounding, stages: Stages) -> Operand
     return whole._replace(
         mean_rows=_numbers(own, *call.q.shape[:2]), mean_scores=_mean_scores(q.own_means, call.k, smoothing, stages)
     )
+
+
+def _within_range(smoothing: Smoothing, k: mx.array) -> Smoothing:
+    """Other means, any being exact, less which no finite float16 key becomes infinite."""
+    if k.dtype != mx.float16:
+        return smoothing
+    magnitude = mx.abs(k)
+    largest = mx.where(magnitude < mx.inf, magnitude, 0.0).max(axis=2, keepdims=True)
+    room = mx.finfo(mx.float16).max - largest.astype(mx.float32)
+    return replace(smoothing, means=mx.clip(smoothing.means, -room, room))
 
 
 def _numbers(runs: Runs, batch: int, heads: int) -> mx.array:

@@ -13,6 +13,7 @@ import zoo
 from metal.quantised import SCALE, biased, compare, floats, relative_l1, run, smoothing
 from metal.simulated import DTYPES, ORDERS, SHAPES, Shape, backend, inputs
 
+import flextrace as flex
 from flextrace.kernels import AttentionCall, QKQuant
 
 QUANTS = {
@@ -88,6 +89,18 @@ def test_smoothing_helps_where_keys_are_biased(dtype: str) -> None:
     assert 5 * with_smoothing < without
     alone = relative_l1(run(tensors, None, smoothing(tensors[1])).out, exact)
     assert alone < 0.01
+
+
+@pytest.mark.parametrize("score", [None, lambda score, b, h, q_idx, kv_idx: 3 * mx.tanh(score / 3)])
+def test_no_float16_key_becomes_infinite_without_its_mean(score: Any) -> None:
+    signs = mx.array([1.0] + [-1.0] * 7)[None, None, :, None]
+    q, k, v = inputs((1, 2, 5, 8, 1, 2, 8, 8), "float32")
+    tensors = [x.astype(mx.float16) for x in (q * 1e-4, (40000 + k) * signs, v)]
+    plain, smooth = (
+        flex.flex_attention(*tensors, score, kernel_options={"BACKEND": "simulator", "SMOOTH_K": smooth})
+        for smooth in (False, True)
+    )
+    reference.assert_close(smooth, np.array(plain.astype(mx.float32)), 4e-3, 4e-3, "out")
 
 
 @pytest.mark.parametrize("quant", [None, "block", "odd_blocks", "row", "odd_smooth_q"])
