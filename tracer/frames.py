@@ -46,7 +46,7 @@ class Frame:
         return inner
 
     def mangled(self, name: str) -> str:
-        """An attribute's real name: inside a class, `__name` stands for `_Class__name`."""
+        """The real name of an attribute or outside variable: inside a class, `__name` stands for `_Class__name`."""
         if not name.startswith("__") or name.endswith("__"):
             return name
         *scopes, _ = self.outermost()[0].__qualname__.split(".")

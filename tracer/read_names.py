@@ -51,7 +51,7 @@ class NameReader:
             if name in scope.names:
                 raise Untraceable(f"{name} has no value here", f"give {name} a value on every path that leads here")
             scope = scope.parent
-        return self._outside(name, frame)
+        return self._outside(frame.mangled(name), frame)
 
     def _outside(self, name: str, frame: Frame) -> Any:
         function, path = frame.outermost()

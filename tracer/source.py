@@ -12,7 +12,7 @@ import sys
 import types
 from dataclasses import dataclass
 
-from .errors import Place, Untraceable
+from .errors import Place, Untraceable, shown_file
 
 FunctionNode = ast.FunctionDef | ast.Lambda
 NOT_PLAIN = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -74,8 +74,9 @@ def _source_of(code: types.CodeType, filename: str) -> Source:
         return Source(filename, name, node)
     if filename == "<string>":  # the program of `python -c`, from Python 3.13 on; this code is of another exec
         raise unavailable
+    file = shown_file(filename).removeprefix("File ")
     raise Untraceable(
-        f'line {code.co_firstlineno} of "{filename}" no longer holds the source of {name}',
+        f"line {code.co_firstlineno} of {file} no longer holds the source of {name}",
         "reload the module (or restart the notebook kernel) after editing it",
     )
 
@@ -164,8 +165,11 @@ def _compiles_to(node: FunctionNode, code: types.CodeType, imported: set[str]) -
 
     imported: global names that an import binds; methods of those are called by other instructions.
     """
-    # Free variables must stay free: wrap in a function that owns them.
-    owned = "".join(f"    {name} = None\n" for name in code.co_freevars)
+    # Free variables must stay free: wrap in a function that owns them. It owns no other name, not that of the node.
+    free = [_written(name) for name in code.co_freevars]
+    owned = "".join(f"    {name} = None\n" for name in free)
+    if isinstance(node, ast.FunctionDef) and node.name not in free:
+        owned = f"    global {node.name}\n{owned}"
     imports = "".join(f"import {name}\n" for name in sorted(imported & set(code.co_names)))
     tree = ast.parse(f"{imports}def outer():\n{owned}    return None")
     outer = tree.body[-1]
@@ -220,8 +224,13 @@ def _constant(value: object) -> str:
 
 
 def _names(code: types.CodeType) -> list[str]:
-    """Names of globals, attributes and variables; private ones as they are written, not mangled."""
-    return [re.sub(r"^_\w*?(__\w+)$", r"\1", name) for name in (*code.co_names, *code.co_varnames)]
+    """Names of globals, attributes and variables, as they are written."""
+    return [_written(name) for name in (*code.co_names, *code.co_varnames)]
+
+
+def _written(name: str) -> str:
+    """A name as it stands in the source: a private one not mangled."""
+    return re.sub(r"^_\w*?(__\w+)$", r"\1", name)
 
 
 def _same(a: types.CodeType, b: types.CodeType) -> bool:

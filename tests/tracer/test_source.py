@@ -107,8 +107,27 @@ def decorated_thrice(
     # and one after the end
 
 
+def summed(x, n):
+    return x if n == 0 else summed(x + 1, n - 1) * summed.factor
+
+
+summed.factor = 2.0
+
+
+def recursive(score, b, h, q_idx, kv_idx):
+    return summed(score, 2)
+
+
 class Outer:
     class Inner:
+        def recursive(self):
+            __step = 1
+
+            def __again(x, n):
+                return x if n == 0 else __again(x + __step, n - 1)
+
+            return lambda score, b, h, q_idx, kv_idx: __again(score, 2)
+
         def make(self):
             window = 3
 
@@ -130,6 +149,11 @@ def test_functions_in_a_file() -> None:
     agrees(decorated_thrice)
     agrees(Outer.Inner().make())
     agrees(indented)
+
+
+def test_functions_that_name_themselves() -> None:
+    agrees(recursive)
+    agrees(Outer.Inner().recursive())
 
 
 def test_functions_of_another_module(tmp_path: Path) -> None:
@@ -271,6 +295,14 @@ def test_a_file_edited_after_the_import(tmp_path: Path, edited: str) -> None:
         assert "Remedy: reload the module (or restart the notebook kernel) after editing it" in str(caught.value)
     else:  # by Python version
         assert re.search("is not available|no longer holds", str(caught.value))
+
+
+def test_an_edited_cell_is_named_as_ipython_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flextrace.tracer.source.shown_file", lambda filename: "Cell In[3]")
+    mod = run_text("def mod(b, h, q_idx, kv_idx): return q_idx > 5", "<edited cell>")["mod"]
+    linecache.cache["<edited cell>"] = (1, None, ["x = 1\n"], "<edited cell>")
+    with pytest.raises(tracer.TraceError, match=r"line 1 of Cell In\[3\] no longer holds the source of mod"):
+        tracer.trace(mod, "mask_mod")
 
 
 def test_functions_without_python_source() -> None:
