@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,10 @@ import mlx.core as mx
 
 from flextrace.kernels import BACKENDS, Int8Rows, QKQuant
 
+from .kv_cache import Int8KV
+
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
+LARGEST = float(mx.finfo(mx.float32).max)
 OPTIONS: dict[str, tuple[type, ...]] = {
     "BACKEND": (str,),
     "NUM_THREADS": (int,),
@@ -56,6 +58,8 @@ def check_tensors(query: mx.array, key: Rows, value: Rows, scale: float | None, 
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if isinstance(tensor, Int8Rows) and name != "query":
             _check_int8(name, tensor)
+        elif isinstance(tensor, Int8KV):
+            raise TypeError(f"{name} is an Int8KV; pass its rows: flex_attention(query, cache.key, cache.value)")
         elif not isinstance(tensor, mx.array):
             raise TypeError(f"{name} is a {type(tensor).__name__}; convert it with mx.array(...)")
         if len(tensor.shape) != 4:
@@ -63,10 +67,12 @@ def check_tensors(query: mx.array, key: Rows, value: Rows, scale: float | None, 
     if isinstance(value, Int8Rows) and not isinstance(key, Int8Rows):
         raise TypeError("value is in int8, key is not; give both as flex.Int8KV keeps them, or value.float32()")
     if query.dtype not in DTYPES or any(isinstance(x, mx.array) and x.dtype != query.dtype for x in (key, value)):
-        raise TypeError(
-            f"query, key and value are {_name(query)}, {_name(key)} and {_name(value)}; make all three float32, "
-            "float16 or bfloat16 with .astype(...)"
-        )
+        remedy = "make all three float32, float16 or bfloat16 with .astype(...)"
+        if isinstance(key, Int8Rows):
+            remedy = "beside a key in int8 make query (and a value that is not) all float32, float16 or bfloat16"
+        elif mx.int8 in (key.dtype, value.dtype):
+            remedy = "int8 needs its scales: pass flex.Int8Rows, or what flex.Int8KV keeps"
+        raise TypeError(f"query, key and value are {_name(query)}, {_name(key)} and {_name(value)}; {remedy}")
     (b, hq, _, d), (bk, hkv, s, dk), (bv, hv, sv, _) = query.shape, key.shape, value.shape
     if d != dk:
         raise ValueError(f"head_dim of query is {d}, of key {dk}; they must be equal")
@@ -81,8 +87,8 @@ def check_tensors(query: mx.array, key: Rows, value: Rows, scale: float | None, 
             )
         if hkv == 0 or hq % hkv:
             raise ValueError(f"with enable_gqa the {hq} query heads must be a multiple of the {hkv} key heads")
-    if scale is not None and (not isinstance(scale, (int, float)) or not math.isfinite(scale)):
-        raise ValueError(f"scale is {scale!r}; expected a finite number, or None for 1 / sqrt(head_dim)")
+    if scale is not None and (not isinstance(scale, (int, float)) or not abs(scale) <= LARGEST):
+        raise ValueError(f"scale is {scale!r}; expected a finite number of float32, or None for 1 / sqrt(head_dim)")
 
 
 def _check_int8(name: str, rows: Int8Rows) -> None:
@@ -115,7 +121,9 @@ def check_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
             raise ValueError(_unknown_option(key))
         types = OPTIONS[key]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            raise ValueError(f"kernel option {key} takes a {' or a '.join(t.__name__ for t in types)}, not {value!r}")
+            taken = " or a ".join(t.__name__ for t in types)
+            call = f"; write {value.__name__}()" if value is QKQuant else ""
+            raise ValueError(f"kernel option {key} takes a {taken}, not {value!r}{call}")
         if isinstance(value, str) and value not in CHOICES.get(key, (value,)):
             choices = CHOICES[key]
             raise ValueError(

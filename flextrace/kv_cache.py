@@ -6,7 +6,8 @@ import mlx.core as mx
 
 from flextrace.kernels.quant_types import LEVELS, SMALLEST, Int8Rows
 
-DTYPES = (mx.float32, mx.float16, mx.bfloat16)
+DTYPES = ("float32", "float16", "bfloat16")
+ENOUGH = 64  # tokens for a mean
 
 
 class Int8KV:
@@ -15,11 +16,13 @@ class Int8KV:
     Every token has its own scale, as with `QKQuant("row")`: it is rounded once, when it comes, and no block has to be
     rounded again as it fills. Keys, and values in int8, are smoothed by their mean over the first update (the prompt),
     which stays: any mean is exact as long as all rows share it (arXiv 2410.02367; the weights of a row add up to 1, so
-    what the values lack is added to the output). `flex_attention(q, cache.key, cache.value)` reads the int8 as it lies.
+    what the values lack is added to the output). A mean of few tokens would serve the rest badly: up to 64 tokens are
+    also kept as they came, and rounded anew with each update. `flex_attention(q, cache.key, cache.value)` reads the
+    int8 as it lies. `copy.copy` forks a cache; both go on by themselves.
 
     Args:
         quantise_value: keep values in int8 too; else in the dtype they come in.
-        smooth_k, smooth_v: subtract the mean of the first update from keys, from values in int8, before rounding.
+        smooth_k, smooth_v: subtract a mean from keys, from values in int8, before rounding.
         step: tokens by which the memory grows.
 
     Raises:
@@ -47,49 +50,64 @@ class Int8KV:
         self.smooth_v: bool = smooth_v
         self.step: int = step
         self._length = 0
-        self._dtype = mx.float32
+        self._dtype = "float32"
         self._shape: tuple[int, ...] = ()  # batch, kv_heads, head_dim, value_dim
         self._means: dict[str, mx.array | None] = {"key": None, "value": None}
         self._parts: dict[str, mx.array] = {}  # by name, [batch, kv_heads, capacity, ..]
+        self._early: dict[str, mx.array] = {}  # keys and values as they came, while there are not enough for a mean
 
     def __len__(self) -> int:
         """How many tokens there are."""
         return self._length
 
+    def __bool__(self) -> bool:
+        """An empty cache is one too."""
+        return True
+
+    def __copy__(self) -> Int8KV:
+        """Memory is shared until one of both is updated."""
+        other = object.__new__(type(self))
+        other.__dict__ |= self.__dict__
+        other._parts = {name: part[...] for name, part in self._parts.items()}
+        mx.eval(other._parts)
+        return other
+
     @property
     def nbytes(self) -> int:
         """Bytes held, also for tokens to come."""
-        held = [*self._parts.values(), *self._means.values()]
+        held = [*self._parts.values(), *self._means.values(), *self._early.values()]
         return sum(array.nbytes for array in held if array is not None)
 
     def update(self, key: mx.array, value: mx.array) -> None:
-        """Append tokens.
+        """Append tokens, and begin to compute what is kept of them.
 
         Args:
             key: [batch, kv_heads, new, head_dim], float32, float16 or bfloat16.
             value: [batch, kv_heads, new, value_dim], dtype of key.
 
         Raises:
-            TypeError, ValueError: they do not fit each other, or what the cache holds.
+            TypeError, ValueError: they do not fit each other, or what the cache holds; or mx.compile, mx.vmap or
+                mx.grad has something without a value in their place. The cache is as before.
         """
         self._check(key, value)
         if not key.shape[2]:
             return
-        if not self._length:
-            self._dtype, self._shape = key.dtype, (*key.shape[:2], key.shape[3], value.shape[3])
-            if self.smooth_k:
-                self._means["key"] = _mean(key)
-            if self.smooth_v and self.quantise_value:
-                self._means["value"] = _mean(value)
-        new = self._rounded("key", key)
-        if self.quantise_value:
-            new |= self._rounded("value", value)
-        else:
-            new["value"] = value
-        self._grow(new, self._length + key.shape[2])
+        length = self._length + key.shape[2]
+        rows, means, first = {"key": key[...], "value": value[...]}, self._means, self._length
+        if self._early or not first:
+            rows = {name: mx.concatenate([self._early[name], x], axis=2) if first else x for name, x in rows.items()}
+            smooth = {"key": self.smooth_k, "value": self.smooth_v and self.quantise_value}
+            means, first = {name: _mean(x) if smooth[name] else None for name, x in rows.items()}, 0
+        new = _rounded("key", rows["key"], means["key"])
+        new |= _rounded("value", rows["value"], means["value"]) if self.quantise_value else {"value": rows["value"]}
+        _begin(*new.values(), *rows.values(), *(mean for mean in means.values() if mean is not None))
+        self._dtype, self._shape = _name(key.dtype), (*key.shape[:2], key.shape[3], value.shape[3])
+        self._means, self._early = means, rows if not first and length < ENOUGH else {}
+        self._grow(new, length)
         for name, array in new.items():
-            self._parts[name][:, :, self._length : self._length + key.shape[2]] = array
-        self._length += key.shape[2]
+            self._parts[name][:, :, first:length] = array
+        self._length = length
+        mx.async_eval(self._parts)
 
     def trim(self, tokens: int) -> None:
         """Forget the last tokens, as rejected drafts of speculative decoding. Their memory stays for those to come;
@@ -109,24 +127,25 @@ class Int8KV:
         if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens <= self._length:
             raise ValueError(f"cannot trim {tokens!r} tokens of {self._length}; expected a whole number from 0 to that")
         self._length -= tokens
+        self._early = {name: rows[:, :, : self._length] for name, rows in self._early.items()}
         if not self._length:
-            self._parts, self._means = {}, {"key": None, "value": None}
-
-    def _rounded(self, name: str, rows: mx.array) -> dict[str, mx.array]:
-        means = self._means[name]
-        values, scales = quantised(rows.astype(mx.float32) if means is None else rows.astype(mx.float32) - means)
-        return {name: values, f"{name} scales": scales}
+            self._parts, self._means, self._early = {}, {"key": None, "value": None}, {}
 
     def _check(self, key: mx.array, value: mx.array) -> None:
-        if key.ndim != 4 or value.ndim != 4 or key.shape[:3] != value.shape[:3]:
+        for name, rows in (("key", key), ("value", value)):
+            if not isinstance(rows, mx.array):
+                raise TypeError(f"{name} is a {type(rows).__name__}; convert it with mx.array(...)")
+        if key.ndim != 4 or value.ndim != 4 or key.shape[:3] != value.shape[:3] or 0 in (key.shape[3], value.shape[3]):
             raise ValueError(
                 f"key has shape {key.shape}, value {value.shape}; expected [batch, kv_heads, new, head_dim] and "
                 "[batch, kv_heads, new, value_dim]"
             )
-        if key.dtype not in DTYPES or key.dtype != value.dtype or (self._length and key.dtype != self._dtype):
-            held = f", the cache {self._dtype}" if self._length else ""
+        dtypes = _name(key.dtype), _name(value.dtype)
+        held = self._dtype if self._length else dtypes[0]
+        if held not in DTYPES or set(dtypes) != {held}:
+            cache = f", the cache {held}" if self._length else ""
             raise TypeError(
-                f"key is {key.dtype}, value {value.dtype}{held}; make them one of float32, float16 and bfloat16"
+                f"key is {dtypes[0]}, value {dtypes[1]}{cache}; make them one of float32, float16 and bfloat16"
             )
         shape = (*key.shape[:2], key.shape[3], value.shape[3])
         if self._length and shape != self._shape:
@@ -168,10 +187,10 @@ class Int8KV:
         Raises:
             ValueError: the cache is empty.
         """
-        value = self.value
+        value, dtype = self.value, getattr(mx, self._dtype)
         if isinstance(value, Int8Rows):
-            value = value.float32().astype(self._dtype)
-        return self.key.float32().astype(self._dtype), value
+            value = value.float32().astype(dtype)
+        return self.key.float32().astype(dtype), value
 
     def _rows(self, name: str) -> Int8Rows:
         return Int8Rows(self._part(name), self._part(f"{name} scales"), self._means[name])
@@ -180,6 +199,28 @@ class Int8KV:
         if not self._length:
             raise ValueError("the cache is empty; update() it with the keys and values of the prompt first")
         return self._parts[name][:, :, : self._length]
+
+
+def _name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
+
+
+def _begin(*arrays: mx.array) -> None:
+    """Begin to compute them: for other threads too, and so that what MLX's transformations give is refused."""
+    try:
+        mx.async_eval(*arrays)
+    except ValueError as error:
+        if "graph transformation" not in str(error):
+            raise
+        raise ValueError(
+            "Int8KV.update has no values to keep inside mx.compile, mx.vmap or mx.grad; call it outside, and give "
+            "cache.key and cache.value to what is inside"
+        ) from None
+
+
+def _rounded(name: str, rows: mx.array, mean: mx.array | None) -> dict[str, mx.array]:
+    values, scales = quantised(rows.astype(mx.float32) if mean is None else rows.astype(mx.float32) - mean)
+    return {name: values, f"{name} scales": scales}
 
 
 def _mean(rows: mx.array) -> mx.array:

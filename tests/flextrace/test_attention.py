@@ -243,6 +243,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "4 query heads must be a multiple of the 3",
     ),
     "scale": ({"scale": float("nan")}, ValueError, "scale is nan; expected a finite number"),
+    "scale beyond float32": ({"scale": -1e39}, ValueError, r"scale is -1e\+39; expected a finite number of float32"),
     "unknown option": (
         {"kernel_options": {"BACKENDS": "cpu"}},
         ValueError,

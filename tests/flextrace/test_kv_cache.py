@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import threading
 from typing import Any
 
 import mlx.core as mx
@@ -65,11 +68,85 @@ def test_integers_are_those_of_the_kernels() -> None:
     np.testing.assert_allclose(np.array(scales), want.scale, rtol=1e-6)
 
 
-def test_the_mean_is_that_of_the_first_update() -> None:
-    cache, k, _ = filled([12, 5])
-    assert cache.key.means is not None
-    np.testing.assert_allclose(np.array(cache.key.means), np.array(k[:, :, :12].mean(axis=2, keepdims=True)), atol=1e-5)
-    assert filled([12], smooth_k=False)[0].key.means is None
+@pytest.mark.parametrize(("sizes", "of_mean"), [([12], 12), ([70, 5], 70), ([12, 5], 17), ([1, 62, 8, 9], 71)], ids=str)
+def test_the_mean_is_that_of_the_first_update_or_of_enough_tokens(sizes: list[int], of_mean: int) -> None:
+    cache, k, v = filled(sizes, quantise_value=True)
+    for rows, x in ((cache.key, k), (cache.value, v)):
+        assert isinstance(rows, flex.Int8Rows) and rows.means is not None
+        np.testing.assert_allclose(rows.means, x[:, :, :of_mean].mean(axis=2, keepdims=True), atol=1e-5)
+    plain = filled(sizes, quantise_value=True, smooth_k=False, smooth_v=False)[0]
+    assert plain.key.means is None and plain.value.means is None
+
+
+def test_the_first_token_does_not_shape_all_others() -> None:
+    """A first token with outliers of its own, as models have it, given alone and with the rest."""
+    k = np.array(tokens(300, columns=64))
+    k[:, :, 0, 5], k[:, :, 0, 20] = 60, -40
+    whole, stepwise = flex.Int8KV(), flex.Int8KV()
+    whole.update(mx.array(k), mx.array(k))
+    for first, end in ((0, 1), (1, 30), (30, 300)):
+        stepwise.update(mx.array(k[:, :, first:end]), mx.array(k[:, :, first:end]))
+    for got, want in zip(stepwise.key, whole.key, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_inputs_may_change_after_an_update() -> None:
+    k, more = tokens(5), tokens(2)
+    cache, want = flex.Int8KV(), flex.Int8KV()
+    want.update(mx.concatenate([k, more], axis=2), mx.concatenate([k, more], axis=2))
+    cache.update(k, k)
+    k[...] = 7.0
+    cache.update(more, more)
+    np.testing.assert_array_equal(cache.dequantised()[0], want.dequantised()[0])
+
+
+@pytest.mark.parametrize("transform", [mx.compile, mx.vmap, lambda f: mx.grad(lambda k: f(k).sum())])
+@pytest.mark.parametrize("size", [2, 70])
+def test_inside_a_transformation_nothing_is_kept(size: int, transform: Any) -> None:
+    cache, _, _ = filled([size])
+    before = [np.array(x) for x in cache.dequantised()]
+
+    def step(k: mx.array) -> mx.array:
+        cache.update(k, k[..., :48])
+        return cache.dequantised()[0]
+
+    with pytest.raises(ValueError, match=r"no values to keep inside mx.compile, mx.vmap or mx.grad; call it outside"):
+        mx.eval(transform(step)(tokens(1)[None] if transform is mx.vmap else tokens(1)))
+    assert len(cache) == size
+    for got, want in zip(cache.dequantised(), before, strict=True):
+        np.testing.assert_array_equal(got, want)
+    cache.update(tokens(1), tokens(1, columns=48))
+    assert cache.key.float32().shape[2] == size + 1
+
+
+def test_forks_go_on_by_themselves() -> None:
+    for fork in (copy.copy, copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))):
+        for size in (5, 70):
+            first, _, _ = filled([size], mx.bfloat16, quantise_value=True)
+            second = fork(first)
+            before = np.array(first.dequantised()[1].astype(mx.float32))
+            ones = tokens(1, mx.bfloat16), tokens(1, mx.bfloat16, columns=48)
+            second.update(*ones)
+            first.update(*(9 * x for x in ones))
+            assert len(first) == len(second) == size + 1
+            for cache, factor in ((first, 9), (second, 1)):
+                got = np.array(cache.dequantised()[1].astype(mx.float32))
+                np.testing.assert_allclose(
+                    got[:, :, -1], factor * np.array(ones[1].astype(mx.float32))[:, :, 0], atol=0.5
+                )
+                np.testing.assert_allclose(got[:, :, :-1], before, atol=0.1)
+
+
+def test_filled_in_one_thread_and_read_in_another() -> None:
+    cache = flex.Int8KV(quantise_value=True)
+    k = tokens(70)
+    mx.eval(k)
+    worker = threading.Thread(target=lambda: [cache.update(k + 1, k + 1) for _ in range(2)])
+    worker.start()
+    worker.join()
+    assert flex.flex_attention(tokens(2), cache.key, cache.value).shape == (2, 3, 2, 64)
+    cache.update(k, k)
+    assert len(cache) == 210 and np.isfinite(np.array(cache.dequantised()[0])).all()
 
 
 def test_smoothing_keeps_outlier_channels_from_coarsening_the_rest() -> None:
@@ -177,7 +254,23 @@ Q = mx.zeros((1, 2, 4, 16))
         (GOOD, GOOD._replace(means=mx.zeros((1, 2, 16))), {}, ValueError, r"value.means is float32 \(1, 2, 16\)"),
         (GOOD, Rows(VALUES[0], SCALES[0]), {}, ValueError, "expected 4 axes"),
         (mx.zeros((1, 2, 8, 16)), GOOD, {}, TypeError, r"value is in int8, key is not"),
-        (GOOD, VALUES, {}, TypeError, "query, key and value are float32, int8 and int8"),
+        (
+            GOOD,
+            VALUES,
+            {},
+            TypeError,
+            "are float32, int8 and int8; beside a key in int8 make query",
+        ),
+        (
+            GOOD,
+            Q.astype(mx.float16),
+            {},
+            TypeError,
+            "int8 and float16; beside a key .* all float32",
+        ),
+        (VALUES, VALUES, {}, TypeError, "int8 needs its scales: pass flex.Int8Rows, or what flex.Int8KV keeps"),
+        (flex.Int8KV(), GOOD, {}, TypeError, r"key is an Int8KV; pass its rows: .*\(query, cache.key, cache.value\)"),
+        (GOOD, flex.Int8KV(), {}, TypeError, "value is an Int8KV; pass its rows"),
         (Rows(VALUES[..., :8], SCALES), GOOD, {}, ValueError, "head_dim of query is 16, of key 8"),
         (GOOD, GOOD, {"SMOOTH_K": True}, ValueError, "SMOOTH_K=True does not go with a key in int8"),
         (GOOD, GOOD, {"QK_QUANT": flex.QKQuant("block")}, ValueError, "does not go with a key in int8"),
@@ -205,6 +298,7 @@ def test_what_goes_with_rows_in_int8() -> None:
     ("key", "value", "error", "message"),
     [
         ((2, 3, 4), (2, 3, 4), ValueError, "expected"),
+        ((2, 3, 4, 64), (2, 3, 4, 0), ValueError, "expected"),
         ((2, 3, 4, 64), (2, 3, 5, 48), ValueError, "expected"),
         ((2, 3, 4, 32), (2, 3, 4, 48), ValueError, "those of the cache"),
         ((1, 3, 4, 64), (1, 3, 4, 48), ValueError, "start another"),
@@ -218,6 +312,8 @@ def test_shapes_that_do_not_fit(key: Any, value: Any, error: Any, message: str) 
 
 def test_dtypes_that_do_not_fit() -> None:
     cache, _, _ = filled([4], mx.float16)
+    with pytest.raises(TypeError, match=r"key is a ndarray; convert it with mx.array\(...\)"):
+        cache.update(np.zeros((1, 1, 1, 8), np.float32), tokens(1))  # type: ignore[arg-type]
     for key, value in ((mx.float32, mx.float32), (mx.float16, mx.float32), (mx.int32, mx.int32)):
         with pytest.raises(TypeError, match="make them one of float32, float16 and bfloat16"):
             cache.update(tokens(1, key), tokens(1, value, columns=48))
@@ -225,15 +321,15 @@ def test_dtypes_that_do_not_fit() -> None:
 
 @pytest.mark.parametrize("quantise_value", [False, True])
 def test_what_is_trimmed_is_written_over(quantise_value: bool) -> None:
-    cache, k, v = filled([20], quantise_value=quantise_value, step=16)
-    held = cache.nbytes
-    cache.trim(7)
-    cache.update(k[:, :, 13:16], v[:, :, 13:16])
-    assert (len(cache), cache.nbytes) == (16, held)
-    whole = flex.Int8KV(quantise_value=quantise_value)
-    whole.update(k, v)
-    for got, want in zip(cache.dequantised(), whole.dequantised(), strict=True):
-        np.testing.assert_array_equal(got, want[:, :, :16])
+    for size in (20, 80):
+        cache, k, v = filled([size], quantise_value=quantise_value, step=16)
+        cache.trim(7)
+        cache.update(k[:, :, size - 7 : size - 4], v[:, :, size - 7 : size - 4])
+        whole = flex.Int8KV(quantise_value=quantise_value)
+        few = size < 64  # then the mean is that of what is there
+        whole.update(*(x[:, :, : size - 4] if few else x for x in (k, v)))
+        for got, want in zip(cache.dequantised(), whole.dequantised(), strict=True):
+            np.testing.assert_array_equal(got, want[:, :, : size - 4])
 
 
 def test_a_cache_that_is_trimmed_whole_is_as_new() -> None:
@@ -260,5 +356,7 @@ def test_an_empty_cache() -> None:
     for ask in (lambda c: c.key, lambda c: c.value, lambda c: c.dequantised()):
         with pytest.raises(ValueError, match=r"the cache is empty; update\(\) it"):
             ask(flex.Int8KV())
+    cache = flex.Int8KV()
+    assert (cache or flex.Int8KV()) is cache
     with pytest.raises(ValueError, match="step is 0; expected a positive whole number"):
         flex.Int8KV(step=0)

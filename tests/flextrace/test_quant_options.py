@@ -53,6 +53,7 @@ def test_options_together(options: dict[str, Any], quant: QKQuant | None, smooth
         ({"QK_QUANT": "int4"}, "QK_QUANT is one of int8; got 'int4'"),
         ({"QK_QUANT": 8}, "QK_QUANT takes a str or a QKQuant, not 8"),
         ({"QK_QUANT": True}, "QK_QUANT takes a str or a QKQuant, not True"),
+        ({"QK_QUANT": QKQuant}, r"not <class .*QKQuant'>; write QKQuant\(\)"),
         ({"SMOOTH_K": 1}, "SMOOTH_K takes a bool, not 1"),
         ({"NUM_THREADS": True}, "NUM_THREADS takes a int, not True"),
         ({"SMOOTH_Q": True}, 'add "QK_QUANT": "int8", or leave it out'),
