@@ -45,7 +45,7 @@ class Calls(Running):
         rule = functions.rule_for(function)
         if rule is not None:
             return self._call_rule(function, rule, args, kwargs)
-        if porting.is_foreign(function):
+        if porting.is_foreign(function, args):
             raise porting.advice(function)
         python = self._python_function(function, args, kwargs)
         if python is not None:

@@ -2,7 +2,8 @@
 
 A row is `signature: replacement`, both in Python. The parameters of the signature stand for the user's arguments, in
 the replacement too; an annotated one must be just that literal. Names say what a parameter takes: x, y, z a number;
-i, j an int; condition a bool; dtype a type; array a captured array; the rest are options of the library's own names.
+i, j an int; condition a bool; dtype a type, annotated as mx has it; device a place; array a captured array; the rest
+are options of the library's own names.
 Several rows may share a name: the first that takes the call's arguments holds.
 """
 
@@ -43,8 +44,8 @@ ELEMENTWISE: dict[str, str] = {
     "fmax(x, y)": "y if mx.isnan(x) or x < y else x",
     "fmin(x, y)": "y if mx.isnan(x) or y < x else x",
     "logical_xor(x, y)": "bool(x) != bool(y)",
-    "bitwise_not(i)": "~i",
-    "invert(i)": "~i",
+    "bitwise_not(i)": "mx.bitwise_invert(i)",
+    "invert(i)": "mx.bitwise_invert(i)",
     "round(x)": "mx.round(x)",
     "around(x)": "mx.round(x)",
     "rint(x)": "mx.round(x)",
@@ -107,12 +108,28 @@ TYPES: dict[str, str] = {  # array types called like functions
     "bool(x)": "bool(x)",
     "bool_(x)": "bool(x)",
 }
+
+
+def _by_dtype(name: str, parameters: str, number: str, otherwise: str) -> dict[str, str]:
+    """The rows of a function that fills an array with a number."""
+    return {
+        f"{name}({parameters}, dtype: mx.bool_, **options)": str(bool(int(number))),
+        f"{name}({parameters}, dtype: mx.int32, **options)": number,
+        f"{name}({parameters}, dtype: mx.float32, **options)": f"{number}.0",
+        f"{name}({parameters}, **options)": otherwise,
+    }
+
+
 MAKERS: dict[str, str] = {  # a mod has numbers where these make arrays
     **{f"{name}(x, **options)": "x" for name in "tensor as_tensor asarray array scalar_tensor constant".split()},
     "full_like(x, fill_value, **options)": "fill_value",
     "full(shape, fill_value, *options, **more)": "fill_value",
-    "zeros(*shape, **options)": "0.0",
-    "ones(*shape, **options)": "1.0",
+    **_by_dtype("zeros", "shape", "0", "0.0"),
+    **_by_dtype("ones", "shape", "1", "1.0"),
+    **_by_dtype("zeros_like", "x", "0", "mx.zeros_like(x)"),
+    **_by_dtype("ones_like", "x", "1", "mx.ones_like(x)"),
+    "finfo(dtype)": "mx.finfo(dtype)",
+    "iinfo(dtype)": "mx.iinfo(dtype)",
 }
 SHARED = {**ELEMENTWISE, **ACTIVATIONS, **TYPES, **MAKERS}
 
@@ -134,6 +151,18 @@ TORCH = {
     "div(x, y, rounding_mode: None)": "mx.divide(x, y)",
     "div(x, y, rounding_mode: 'floor')": "mx.floor_divide(x, y)",
     "div(x, y, rounding_mode: 'trunc')": "np.trunc(x / y)",
+    "masked_fill(x, condition, value)": "mx.where(condition, value, x)",
+    **_by_dtype("zeros", "*shape", "0", "0.0"),
+    **_by_dtype("ones", "*shape", "1", "1.0"),
+}
+SYNONYMS: dict[str, tuple[str, ...]] = {  # parameters of torch's functions -> of the rows
+    "input": ("x", "i"),
+    "other": ("y", "j"),
+    "exponent": ("y",),
+    "end": ("y",),
+    "values": ("y",),
+    "mask": ("condition",),
+    "size": ("shape",),
 }
 LIBRARIES: dict[str, dict[str, str]] = {
     "torch": _with(TORCH),
@@ -181,13 +210,23 @@ METHODS: dict[str, str] = _with(  # of tensors, with the number itself as the fi
         **{f"{name}(x)": "int(x)" for name in "int long short".split()},
         **{f"{name}(x)": "x" for name in "contiguous detach clone cpu cuda numpy requires_grad_ squeeze".split()},
         **{f"{name}(x, *shape)": "x" for name in "expand expand_as view view_as reshape unsqueeze flatten".split()},
-        "to(x, dtype)": "x.astype(dtype)",
+        "to(x, dtype, **options)": "x.astype(dtype)",
+        "to(x, device, dtype, **options)": "x.astype(dtype)",
+        "to(x, device, **options)": "x",
+        "to(x, y, **options)": "x.astype(y.dtype)",
         "type(x, dtype)": "x.astype(dtype)",
         "type_as(x, y)": "x.astype(y.dtype)",
         "where(x, condition, y)": "mx.where(condition, x, y)",
-        "masked_fill(x, condition, value)": "mx.where(condition, value, x)",
+        "new_tensor(x, data, **options)": "data",
+        "new_full(x, shape, fill_value, **options)": "fill_value",
+        **_by_dtype("new_zeros", "x, *shape", "0", "mx.zeros_like(x)"),
+        **_by_dtype("new_ones", "x, *shape", "1", "mx.ones_like(x)"),
     }
 )
+ATTRIBUTES: dict[str, str] = {  # of tensors -> what to do without them
+    **dict.fromkeys("device is_cuda is_cpu is_mps".split(), "leave device= out: a number is on no device"),
+    **dict.fromkeys("data T mT H mH real grad requires_grad".split(), "use the number itself"),
+}
 _POSITIONS = "a mod is called for one pair: use b, h, q_idx and kv_idx"
 _ELEMENT = "index the captured array with numbers: array[h, q_idx]"
 _LOOP = "write a Python `for` over a fixed range, and `if` for what stops it"

@@ -25,6 +25,11 @@ def logaddexp(a: Any, b: Any) -> Any:
     return build.arithmetic("add", top, build.unary("log1p", build.unary("exp", spread)))
 
 
+def inverted(a: Any) -> Any:
+    """What arrays mean by `~`: the other bits of an int, the other truth value of a bool."""
+    return build.logical_not(a) if build.lift(a).dtype == "bool" else build.invert(a)
+
+
 def is_infinite(a: Any) -> Any:
     return build.compare("eq", build.absolute(build.cast(a, "float")), math.inf)
 

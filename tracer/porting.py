@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import types
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+import mlx.core as mx
 
 from . import functions
 from .errors import Untraceable
@@ -26,6 +29,9 @@ ALIASES = {  # how a module is called by its users, the longest name first
     "triton": "tl",
     "tensorflow": "tf",
 }
+# Expressions that need parentheses where they replace a call inside another expression.
+OPEN = (ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Lambda)
+BITWISE = (ast.BitAnd, ast.BitOr, ast.BitXor)
 
 
 class Row(NamedTuple):
@@ -39,20 +45,21 @@ class Row(NamedTuple):
         """The signature without its literals."""
         return re.sub(r": [^=,)]+", "", self.signature)
 
-    def rewritten(self, args: Sequence[ast.expr], keywords: Sequence[ast.keyword]) -> str | None:
-        """The replacement on the arguments of a call; None where the signature does not take them."""
+    def rewritten(self, args: Sequence[ast.expr], keywords: Sequence[ast.keyword], alone: bool = True) -> str | None:
+        """The replacement on the arguments of a call; None where the signature does not take them.
+
+        alone: no operator stands beside the call, so that the replacement needs no parentheses.
+        """
         given = {keyword.arg: keyword.value for keyword in keywords if keyword.arg is not None}
         if len(given) < len(keywords) or any(isinstance(arg, ast.Starred) for arg in args):
             return None
         bound = _bound(_parameters(self.signature), args, given)
         if bound is None:
             return None
-        if "dtype" in bound:
-            dtype = _dtype(bound["dtype"])
-            if dtype is None:
-                return None
-            bound["dtype"] = dtype
-        return ast.unparse(_Substitute(bound).visit(ast.parse(self.write, mode="eval").body))
+        if "condition" in bound:
+            bound["condition"] = _condition(bound["condition"])
+        made = _Substitute(bound).visit(ast.parse(self.write, mode="eval").body)
+        return ast.unparse(made) if alone or not isinstance(made, OPEN) else f"({ast.unparse(made)})"
 
 
 class Ported(Untraceable):
@@ -63,22 +70,24 @@ class Ported(Untraceable):
         self.called = called
         self.rows = rows
 
-    def rewrite(self, written: str, args: Sequence[ast.expr], keywords: Sequence[ast.keyword]) -> None:
-        """Name the replacement on the arguments of the call as the user wrote it."""
+    def rewrite(self, call: ast.Call, args: Sequence[ast.expr], alone: bool) -> None:
+        """Name the replacement on the arguments of the call as the user wrote it; a method's first is its object."""
         for row in self.rows:
-            text = row.rewritten(args, keywords)
+            text = row.rewritten(args, call.keywords, alone)
             if text is not None:
                 if not isinstance(self.called, str):
-                    self.reason: str = f"{written} cannot run in a kernel"
+                    self.reason: str = f"{ast.unparse(call.func)} cannot run in a kernel"
                 self.remedy: str = f"write {text} instead"
                 return
 
 
-def is_foreign(function: Any) -> bool:
+def is_foreign(function: Any, args: Sequence[Any] = ()) -> bool:
     """Whether a callable computes with arrays that no kernel reads, so that it is refused for plain numbers too."""
     if functions.package_of(function) not in FOREIGN:
         return False
     name = _name(function)
+    if name in ("finfo", "iinfo"):  # of its own types plain Python, of `score.dtype` none
+        return any(isinstance(arg, mx.Dtype) for arg in args)
     return bool(_rows_of(function)) or name in functions.REDUCTIONS or _sentence(name) is not None
 
 
@@ -96,7 +105,8 @@ def advice(function: Any) -> Untraceable:
             f"compute {here}(...) outside the mod and index the result inside it, for example row_{name}[q_idx]",
         )
     if rows:
-        remedy = f"write {rows[0].write} for {alias}.{rows[0].shown}"
+        row = _general(rows)
+        remedy = f"write {row.write} for {alias}.{row.shown}"
         return Ported(function, rows, f"{here} cannot run in a kernel", remedy)
     sentence = _sentence(name)
     if sentence is not None and package != "builtins":
@@ -112,20 +122,25 @@ def method_advice(name: str) -> Untraceable:
     rows = _table("method").get(name, _table("method").get(name.removesuffix("_"), []))
     if rows:
         reason = f"a number in a mod has no .{name}(): its methods are those of an mlx array"
-        return Ported(name, rows, reason, f"write {rows[0].write} for x.{name}()")
+        return Ported(name, rows, reason, f"write {_general(rows).write} for x.{name}()")
     if name in functions.REDUCTIONS:
         return Untraceable(
             f".{name}() reduces an array, and a mod sees one score at a time",
             f"compute it outside the mod and index the result inside it, for example row_{name}[q_idx]",
         )
-    return Untraceable(f"a number in a mod has no attribute {name}", "use operators and mx functions on it")
+    from .foreign_names import ATTRIBUTES
+
+    remedy = ATTRIBUTES.get(name, "use operators and mx functions on it")
+    return Untraceable(f"a number in a mod has no attribute {name}", remedy)
 
 
 def refuse_array(value: Any, path: Path) -> None:
     """Raises Untraceable for an array of another library, which a kernel cannot read."""
     kind = type(value)
     library = str(kind.__module__).split(".")[0]  # of compiled types it may be no text
-    if library not in FOREIGN or isinstance(value, type) or not (hasattr(value, "shape") and hasattr(value, "dtype")):
+    if library not in FOREIGN or isinstance(value, (type, types.ModuleType)):  # torch.ops is said to have everything
+        return
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
         return
     label = f"{'jax' if library == 'jaxlib' else library} {'tensor' if library in ('torch', 'tensorflow') else 'array'}"
     if path.kind == "held":
@@ -181,8 +196,14 @@ def _rows_of(function: Any) -> list[Row]:
     return _table(library).get(_name(function), [])
 
 
+def _general(rows: Sequence[Row]) -> Row:
+    """The first row that takes any argument, where there is one."""
+    return next((row for row in rows if ":" not in row.signature), rows[0])
+
+
 def _name(function: Any) -> str:
-    return str(getattr(function, "__name__", type(function).__name__)).removeprefix("special_").lstrip("_")
+    name = str(getattr(function, "__name__", type(function).__name__))
+    return name.removeprefix("special_").lstrip("_").partition(".")[0]  # torch.ops.aten has "add.Tensor"
 
 
 @functools.cache
@@ -194,20 +215,35 @@ def _parameters(signature: str) -> ast.arguments:
 
 def _bound(spec: ast.arguments, args: Sequence[ast.expr], keywords: dict[str, ast.expr]) -> dict[str, ast.expr] | None:
     """The argument of each parameter, defaults included; None where they do not fit."""
-    names = [arg.arg for arg in spec.args]
+    names, only_named = [arg.arg for arg in spec.args], [arg.arg for arg in spec.kwonlyargs]
+    keywords = {_synonym(name, names): value for name, value in keywords.items()}
     bound: dict[str, ast.expr] = dict(zip(names[len(names) - len(spec.defaults) :], spec.defaults, strict=True))
     bound.update(zip(names, args, strict=False))
-    extra = keywords.keys() - names
+    extra = keywords.keys() - {*names, *only_named}
     if (len(args) > len(names) and spec.vararg is None) or (extra and spec.kwarg is None):
         return None
     if any(name in keywords for name in names[: len(args)]):
         return None
-    bound.update((name, value) for name, value in keywords.items() if name in names)
-    for arg in spec.args:
+    bound.update((name, value) for name, value in keywords.items() if name not in extra)
+    if "dtype" in bound:
+        dtype = _dtype(bound["dtype"])
+        if dtype is None:
+            return None
+        bound["dtype"] = dtype
+    if "device" in bound and not _is_device(bound["device"]):
+        return None
+    for arg in (*spec.args, *spec.kwonlyargs):
         literal = arg.annotation
         if literal is not None and arg.arg in bound and ast.dump(bound[arg.arg]) != ast.dump(literal):
             return None
-    return bound if len(bound) == len(names) else None
+    return bound if len(bound) == len(names) + len(only_named) else None
+
+
+def _synonym(keyword: str, names: Sequence[str]) -> str:
+    """The row's own name for a parameter of torch."""
+    from .foreign_names import SYNONYMS
+
+    return next((name for name in SYNONYMS.get(keyword, ()) if name in names and keyword not in names), keyword)
 
 
 def _dtype(node: ast.expr) -> ast.expr | None:
@@ -219,6 +255,23 @@ def _dtype(node: ast.expr) -> ast.expr | None:
 
     known = DTYPES.get(str(name))
     return None if known is None else ast.parse(known, mode="eval").body
+
+
+def _is_device(node: ast.expr) -> bool:
+    """Whether an expression says where a tensor is: `"cuda"`, `0`, `score.device`, `torch.device("cuda")`, `device`."""
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, (str, int)) and not isinstance(node.value, bool)
+    named = node.func if isinstance(node, ast.Call) else node
+    return "dev" in str(getattr(named, "attr", getattr(named, "id", ""))).lower()
+
+
+def _condition(node: ast.expr) -> ast.expr:
+    """A condition with mx.logical_not for the `~` of bool tensors."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
+        return ast.Call(ast.parse("mx.logical_not", mode="eval").body, [_condition(node.operand)], [])
+    if isinstance(node, ast.BinOp) and isinstance(node.op, BITWISE):
+        return ast.BinOp(_condition(node.left), node.op, _condition(node.right))
+    return node
 
 
 class _Substitute(ast.NodeTransformer):

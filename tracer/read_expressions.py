@@ -174,7 +174,7 @@ class ExpressionReader(ContainerReader):
             if error.places and not frame.source.holds(error.places[0]):
                 error.places.insert(0, frame.source.place(node))
             if isinstance(error, Ported) and error.called is function:
-                error.rewrite(ast.unparse(node.func), node.args, node.keywords)
+                error.rewrite(node, node.args, _stands_alone(node, frame))
             raise
 
     def _called(self, node: ast.Call, frame: Frame) -> Any:
@@ -184,7 +184,7 @@ class ExpressionReader(ContainerReader):
         except Ported as error:
             if isinstance(node.func, ast.Attribute) and error.places == [frame.source.place(node.func)]:
                 error.places = [frame.source.place(node)]
-                error.rewrite(ast.unparse(node.func), [node.func.value, *node.args], node.keywords)
+                error.rewrite(node, [node.func.value, *node.args], _stands_alone(node, frame))
             raise
 
     def eval_Lambda(self, node: ast.Lambda, frame: Frame) -> Closure:
@@ -205,3 +205,12 @@ class ExpressionReader(ContainerReader):
 
     def call_closure(self, closure: Closure, args: list[Any], kwargs: dict[str, Any]) -> Any:
         raise NotImplementedError("StatementReader traces calls")
+
+
+def _stands_alone(node: ast.Call, frame: Frame) -> bool:
+    """Whether a call is the whole value of its statement or lambda, where any expression can replace it."""
+    owners = (ast.Return, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr)
+    return any(
+        (isinstance(owner, owners) and owner.value is node) or (isinstance(owner, ast.Lambda) and owner.body is node)
+        for owner in ast.walk(frame.source.node)
+    )

@@ -12,6 +12,9 @@ import operator
 import types
 from typing import Any
 
+import mlx.core as mx
+import numpy as np
+
 from . import functions, porting
 from .errors import Untraceable
 from .expr import IN_KERNEL, Expr
@@ -22,6 +25,7 @@ from .values import PYTHON_TYPES, ArrayView, Callback, is_record
 # Concrete callables whose result depends on nothing but their arguments ...
 PURE: frozenset[Any] = frozenset(
     {range, set, frozenset, sorted, slice, callable, format, ord, chr, hash, complex, bytes, issubclass, bin, hex}
+    | {mx.finfo, mx.iinfo, np.finfo, np.iinfo}
     | {value for value in vars(math).values() if callable(value)}
     | {known for known, _ in functions.TABLE.values() if functions.package_of(known) != "mlx"}
 )

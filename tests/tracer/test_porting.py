@@ -48,8 +48,18 @@ def plain(module: str, name: str) -> Any:
     return scope[name]
 
 
+class Operators(types.ModuleType):
+    """torch.ops and torch.ops.aten: modules that make what they are asked for, an operator of any name last."""
+
+    __module__ = "torch._ops"
+
+    def __getattr__(self, name: str) -> Any:
+        return Operators(name) if name == "aten" else Native("torch.ops.aten", {"add": "add.Tensor"}.get(name, name))
+
+
 TORCH = (
-    "div tanh where clamp sigmoid bitwise_and exp2 remainder tensor zeros_like log2 max sum arange atan2 softplus add"
+    "div tanh where clamp sigmoid bitwise_and exp2 remainder tensor zeros_like log2 max sum arange atan2 softplus add "
+    "bitwise_not masked_fill zeros ones full finfo lerp exp"
 )
 NAMES: dict[str, Any] = {
     "mx": mx,
@@ -61,11 +71,12 @@ NAMES: dict[str, Any] = {
         softplus=Native("torch._C._nn", "softplus"),
         logsigmoid=Native("torch._C._nn", "log_sigmoid"),
         gelu=Native("torch._C._nn", "gelu"),
+        silu=Native("torch._C._nn", "silu"),
         relu=plain("torch.nn.functional", "relu"),
         threshold=plain("torch.nn.functional", "_threshold"),
     ),
     "special": library("torch._C._special", "special_expit"),
-    "jnp": library("jax.numpy", "where clip exp maximum float32 arange"),
+    "jnp": library("jax.numpy", "where clip exp maximum float32 arange zeros ones_like bool_"),
     "jax": types.SimpleNamespace(
         nn=library("jax._src.nn.functions", "sigmoid gelu"),
         lax=library("jax._src.lax.lax", "select select_n clamp cond fori_loop max"),
@@ -74,12 +85,13 @@ NAMES: dict[str, Any] = {
     "a1": mx.array([1.0, 2.0, 3.0]),
     "n": 3,
 }
-for _dtype in ("float32", "int32", "float16", "long"):
+for _dtype in ("float32", "int32", "float16", "long", "bool"):
     setattr(NAMES["torch"], _dtype, types.SimpleNamespace(name=_dtype))
+NAMES["torch"].ops = Operators("ops")
 
 
-def define(body: str, names: dict[str, Any] | None = None) -> Any:
-    text = MARKS + textwrap.indent(textwrap.dedent(body).strip("\n"), "    ")
+def define(body: str, names: dict[str, Any] | None = None, head: str = MARKS) -> Any:
+    text = head + textwrap.indent(textwrap.dedent(body).strip("\n"), "    ")
     filename = f"<porting {abs(hash(text))}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     scope = {**NAMES, **(names or {}), "__name__": "user_module"}
@@ -128,6 +140,8 @@ CALLS = [  # the user's expression, the replacement
     ("jnp.clip(score, a_min=0, a_max=1)", "mx.clip(score, 0, 1)"),
     ("jnp.maximum(score, 1)", "mx.maximum(score, 1)"),
     ("jnp.float32(q_idx)", "float(q_idx)"),
+    ("jnp.zeros((), jnp.bool_)", "False"),
+    ("jnp.ones_like(q_idx, jnp.bool_)", "True"),
     ("jax.nn.sigmoid(score)", "mx.sigmoid(score)"),
     ("jax.nn.gelu(score)", TANH_GELU),
     ("jax.nn.gelu(score, True)", TANH_GELU),
@@ -164,6 +178,38 @@ CALLS = [  # the user's expression, the replacement
     ("score.detach()", "score"),
     ("a1[h].tanh()", "mx.tanh(a1[h])"),
     ("q_idx.lt(kv_idx)", "mx.less(q_idx, kv_idx)"),
+    ("torch.bitwise_not(q_idx > kv_idx)", "mx.bitwise_invert(q_idx > kv_idx)"),
+    ("(q_idx > kv_idx).bitwise_not()", "mx.bitwise_invert(q_idx > kv_idx)"),
+    ("torch.bitwise_not(q_idx)", "mx.bitwise_invert(q_idx)"),
+    ("score.masked_fill(~(q_idx >= kv_idx), -1e9)",
+     "mx.where(mx.logical_not(q_idx >= kv_idx), -1000000000.0, score)"),
+    ("score.masked_fill(~(h > 1) & (q_idx < 3), 0.0)", "mx.where(mx.logical_not(h > 1) & (q_idx < 3), 0.0, score)"),
+    ("torch.masked_fill(score, h > 1, 0.0)", "mx.where(h > 1, 0.0, score)"),
+    ("torch.masked_fill(input=score, mask=h > 1, value=0.0)", "mx.where(h > 1, 0.0, score)"),
+    ("torch.where(condition=h > 1, input=score, other=0.0)", "mx.where(h > 1, score, 0.0)"),
+    ("torch.tanh(input=score)", "mx.tanh(score)"),
+    ("torch.zeros((), dtype=torch.bool)", "False"),
+    ("torch.ones(1, dtype=torch.bool, requires_grad=False)", "True"),
+    ("torch.zeros((), dtype=torch.long)", "0"),
+    ("torch.ones((), dtype=torch.float16)", "1.0"),
+    ("torch.zeros((), dtype=score.dtype)", "0.0"),
+    ("torch.zeros(1)", "0.0"),
+    ("torch.full((), -1e9, dtype=score.dtype)", "-1000000000.0"),
+    ("torch.full(size=(), fill_value=2.0)", "2.0"),
+    ("torch.zeros_like(q_idx, dtype=torch.bool)", "False"),
+    ("q_idx.new_ones((), dtype=torch.bool)", "True"),
+    ("q_idx.new_ones(())", "mx.ones_like(q_idx)"),
+    ("score.new_zeros(1)", "mx.zeros_like(score)"),
+    ("score.new_full((), -1e9)", "-1000000000.0"),
+    ("score.new_tensor(0.5, dtype=torch.float32)", "0.5"),
+    ("score.to('cuda')", "score"),
+    ("score.to(score.device)", "score"),
+    ("score.to(torch.device('cuda'))", "score"),
+    ("q_idx.to(score)", "q_idx.astype(score.dtype)"),
+    ("q_idx.to('cuda', torch.float32)", "q_idx.astype(mx.float32)"),
+    ("q_idx.to(device='cuda', dtype=torch.float32)", "q_idx.astype(mx.float32)"),
+    ("torch.ops.aten.tanh(score)", "mx.tanh(score)"),
+    ("torch.ops.aten.add(score, 1)", "mx.add(score, 1)"),
 ]
 # fmt: on
 
@@ -191,6 +237,47 @@ def test_the_whole_message() -> None:
     ]
 
 
+# fmt: off
+LINES = [  # the user's expression, what it means in Python
+    ("2 * torch.add(score, q_idx, alpha=3)", "2 * (score + 3 * q_idx)"),
+    ("score - torch.lerp(score, 1.0 * kv_idx, 0.25)", "score - (0.75 * score + 0.25 * kv_idx)"),
+    ("score - torch.lerp(score, end=1.0 * kv_idx, weight=0.25)", "score - (0.75 * score + 0.25 * kv_idx)"),
+    ("1 / F.silu(score)", "(1 + mx.exp(-score)) / score"),
+    ("2 ** F.softplus(score, 2.0)", "2 ** (mx.log(1 + mx.exp(2 * score)) / 2)"),
+    ("1 + jax.lax.cond(q_idx > 1, lambda: 2.0, lambda: score)", "3.0 if q_idx > 1 else 1 + score"),
+    ("torch.add(score, 1, alpha=2).abs()", "abs(score + 2)"),
+    ("score * (lambda x: torch.add(x, 1, alpha=2))(h)", "score * (h + 2)"),
+    ("score + torch.bitwise_not(q_idx > kv_idx)", "score + (q_idx <= kv_idx)"),
+    ("score.masked_fill(~(q_idx >= kv_idx), -5.0)", "score if q_idx >= kv_idx else -5.0"),
+    ("score + torch.finfo(score.dtype).min", "score - 3.4028235e38"),
+    ("torch.tensor(-0.5) ** 2 + score", "score + 0.25"),
+    ("score + torch.zeros((), dtype=torch.bool)", "score"),
+    ("q_idx.to(score) / 2 + score.to('cuda')", "q_idx / 2 + score"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("line", "meaning"), LINES)
+def test_what_the_caret_marks_is_replaced_as_it_stands(line: str, meaning: str) -> None:
+    wanted = tracer.trace(define(f"return {meaning}"), "score_mod").expr
+    text = f"    return {line}"
+    while "torch." in text or "F." in text or "jax." in text or ".masked_fill" in text or ".to(" in text:
+        error = failure(text)
+        place, write = error.places[-1], error.remedy.removeprefix("write ").removesuffix(" instead")
+        text = text[: place.column] + write + text[place.end_column :]
+    got = tracer.trace(define(text), "score_mod").expr
+    grid = {"score": np.array([-1.5, 0.25, 2.0, 7.0]), "b": 0, "h": 1, "q_idx": np.array([0, 3, 2, 1]), "kv_idx": 2}
+    values = [np.broadcast_to(tracer.evaluate(expr, grid, numbers=[], arrays=[]), 4) for expr in (got, wanted)]
+    np.testing.assert_allclose(*values, rtol=1e-5, err_msg=text)
+
+
+def test_masks_without_bounds_as_torch_makes_them() -> None:
+    for call in ("q_idx.new_ones((), dtype=torch.bool)", "torch.ones((), dtype=torch.bool)", "h.new_ones(())"):
+        write = failure(f"return {call}").remedy.removeprefix("write ").removesuffix(" instead")
+        mask = define(f"return {write}", head="def mod(b, h, q_idx, kv_idx):\n")
+        assert repr(tracer.trace(mask, "mask_mod").expr) == "True"
+
+
 @pytest.mark.parametrize(
     ("body", "reason", "remedy"),
     [
@@ -199,7 +286,14 @@ def test_the_whole_message() -> None:
         ("return F.gelu(score, approximate=n)", "F.gelu cannot run", "for F.gelu(x, approximate='none')"),
         ("return list(map(torch.tanh, [score]))[0]", "torch.tanh cannot run", "write mx.tanh(x) for torch.tanh(x)"),
         ("f = score.tanh\nreturn f()", "a number in a mod has no .tanh()", "write mx.tanh(x) for x.tanh()"),
-        ("return q_idx.to('cuda')", "a number in a mod has no .to()", "write x.astype(dtype) for x.to()"),
+        ("return q_idx.to(*[1])", "a number in a mod has no .to()", "write x.astype(dtype) for x.to()"),
+        ("return torch.zeros(*[1])", "torch.zeros cannot run", "write 0.0 for torch.zeros(*shape, **options)"),
+        (
+            "return torch.tensor(-1e9, device=score.device, dtype=score.dtype)",
+            "a number in a mod has no attribute device",
+            "leave device= out: a number is on no device",
+        ),
+        ("return score.data", "a number in a mod has no attribute data", "use the number itself"),
         ("return score.sum()", ".sum() reduces an array", "row_sum[q_idx]"),
         ("return torch.sum(score)", "torch.sum reduces an array", "row_sum[q_idx]"),
         ("return score + torch.arange(4)[h]", "torch.arange cannot run in a kernel", "use b, h, q_idx and kv_idx"),
@@ -312,6 +406,8 @@ def test_every_replacement_traces() -> None:
         arguments = porting._parameters(row.signature)
         options = [arg.arg for arg in arguments.args if arg.arg not in GIVEN]
         body = "\n".join([STAND_INS.strip(), *(f"{name} = 1.5" for name in options), f"return {row.write}"])
+        body += ".min" if "info(" in body else ""
+        body = body.replace("mx.float32", "mx.int32") if "iinfo(" in body else body
         try:
             tracer.trace(define(body), "score_mod")
         except TraceError as error:

@@ -600,7 +600,8 @@ def array_functions(score, b, h, q_idx, kv_idx):
 def numpy_functions(score, b, h, q_idx, kv_idx):
     y = np.rint(score) + np.tanh(score) + np.exp2(score) + np.float32(0.25) + np.where(q_idx > 2, h, score)
     y += np.trunc(score) + np.mod(q_idx, 3) + np.true_divide(h, 2) + np.hypot(score, 1) + np.fmod(score, 0.75)
-    return y + np.logical_xor(h, b) + np.invert(q_idx) + np.float32(h) + np.int32(score) + np.sign(score) + np.pi
+    y += np.logical_xor(h, b) + np.invert(q_idx) + np.invert(h > b) + np.sign(score)
+    return y + np.float32(h) + np.int32(score) + np.pi
 
 
 @mod
