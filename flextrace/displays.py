@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import linecache
 import re
-import textwrap
 from collections.abc import Sequence
 from html import escape
 
@@ -94,16 +91,9 @@ def user_source(mod: Mod) -> str:
     """The mod's source as its author wrote it; empty where there is none to be found."""
     python = underlying(mod.__flextrace_function__)
     try:
-        node = source_of(python.__code__).node if python is not None else None
+        return "" if python is None else source_of(python.__code__).text
     except Untraceable:
-        node = None
-    if python is None or node is None:
         return ""
-    lines = linecache.getlines(python.__code__.co_filename)
-    if isinstance(node, ast.Lambda):
-        return ast.get_source_segment("".join(lines), node) or ""
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    return textwrap.dedent("".join(lines[first - 1 : node.end_lineno]))
 
 
 # ---- parts of a mod's display ----------------------------------------------------------------------------------------

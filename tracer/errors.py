@@ -9,16 +9,21 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Place:
-    """A span of the user's source: 1-based line, 0-based columns."""
+    """A span of the user's source: 1-based line, 0-based columns.
+
+    text: the line as it was when the function was read; None for what the file has now.
+    """
 
     filename: str
     function: str
     line: int
     column: int = 0
     end_column: int | None = None
+    text: str | None = None
 
     def excerpt(self) -> str:
-        text = linecache.getline(self.filename, self.line).rstrip("\n")
+        text = linecache.getline(self.filename, self.line) if self.text is None else self.text
+        text = text.rstrip("\n")
         if not text.strip():
             return ""
         # ast columns count UTF-8 bytes; the caret counts characters.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import dataclasses
 import importlib.util
 import types
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from .joins import Semantics
 from .lanes import Exit, Loop, Variables, all_left, ending, join
 from .paths import Path
 from .read_expressions import BINARY_SYMBOLS, ExpressionReader
-from .source import FunctionNode, Source, source_of
+from .source import FunctionNode, source_of
 from .values import Conflict
 
 MAX_DEPTH = 200
@@ -62,7 +63,7 @@ class StatementReader(ExpressionReader):
         return self._call(frame, source.node, args, kwargs, defaults)
 
     def call_closure(self, closure: Closure, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        source = Source(closure.frame.source.filename, closure.name, closure.node)
+        source = dataclasses.replace(closure.frame.source, function=closure.name, node=closure.node)
         frame = Frame(source, local_names(closure.node), parent=closure.frame)
         return self._call(frame, closure.node, args, kwargs, closure.defaults)
 

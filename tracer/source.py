@@ -9,6 +9,7 @@ import inspect
 import linecache
 import re
 import sys
+import textwrap
 import types
 from dataclasses import dataclass
 
@@ -24,11 +25,26 @@ _HELP = (
 
 @dataclass(frozen=True)
 class Source:
-    """A function's node at its place in the whole file or cell, so that line numbers are the user's own."""
+    """A function's node at its place in the whole file or cell, so that line numbers are the user's own.
+
+    lines: of the file, from line `first` on, as they were read: the file may change.
+    """
 
     filename: str
     function: str
     node: FunctionNode
+    first: int
+    lines: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The function as its author wrote it, with its decorators."""
+        if isinstance(self.node, ast.Lambda):
+            *lines, last = self.lines
+            lines.append(last.encode()[: self.node.end_col_offset].decode())
+            lines[0] = lines[0].encode()[self.node.col_offset :].decode()
+            return "".join(lines)
+        return textwrap.dedent("".join(self.lines))
 
     def holds(self, place: Place) -> bool:
         """Whether a place lies in this function (or in one of the same name inside it)."""
@@ -45,6 +61,7 @@ class Source:
             line,
             getattr(node, "col_offset", 0),
             getattr(node, "end_col_offset", None) if one_line else None,
+            self.lines[line - self.first],
         )
 
 
@@ -69,9 +86,11 @@ def _source_of(code: types.CodeType, filename: str) -> Source:
     if not lines:
         raise unavailable
     node = _find(_parse_block(lines, code.co_firstlineno), code)
-    node = node or _find(_parse(filename, "".join(lines)), code, whole=True)
+    tree = None if node is not None else _parse(filename, "".join(lines))
+    node = node or _find(tree, code, whole=True) or _find(tree, code, whole=True, moved=True)
     if node is not None:
-        return Source(filename, name, node)
+        first = _first_line(node)
+        return Source(filename, name, node, first, tuple(lines[first - 1 : node.end_lineno]))
     if filename == "<string>":  # the program of `python -c`, from Python 3.13 on; this code is of another exec
         raise unavailable
     file = shown_file(filename).removeprefix("File ")
@@ -81,22 +100,35 @@ def _source_of(code: types.CodeType, filename: str) -> Source:
     )
 
 
-def _find(tree: ast.Module | None, code: types.CodeType, whole: bool = False) -> FunctionNode | None:
-    """The node in a whole file, or in a part of it, that compiles to `code`."""
-    for node in () if tree is None else ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.Lambda)) and _starts_at(node, code.co_name, code.co_firstlineno):
-            assert tree is not None
-            imported = _imported(tree) if whole else {base.id for base in _attribute_bases(node)}
+def _find(
+    tree: ast.Module | None, code: types.CodeType, whole: bool = False, moved: bool = False
+) -> FunctionNode | None:
+    """The node in a whole file, or in a part of it, that compiles to `code`.
+
+    moved: it may be on any line, as after an edit above it; IPython's autoreload compiles functions one by one, all
+        from line 1.
+    """
+    if tree is None:
+        return None
+    by_module = _imported(tree) if whole else None
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)) and _is_named(node, code.co_name):
+            if not moved and _first_line(node) != code.co_firstlineno:
+                continue
+            imported = {base.id for base in _attribute_bases(node)} if by_module is None else by_module
             # IPython compiles the statements of a cell one by one: then none of them sees another's imports.
-            if _compiles_to(node, code, imported) or (imported and _compiles_to(node, code, set())):
+            if _compiles_to(node, code, imported, moved) or (imported and _compiles_to(node, code, set(), moved)):
                 return node
     return None
 
 
-def _starts_at(node: FunctionNode, name: str, line: int) -> bool:
-    if isinstance(node, ast.Lambda):
-        return name == "<lambda>" and node.lineno == line
-    return node.name == name and min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) == line
+def _is_named(node: FunctionNode, name: str) -> bool:
+    return name == (node.name if isinstance(node, ast.FunctionDef) else "<lambda>")
+
+
+def _first_line(node: FunctionNode) -> int:
+    decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 
 def _attribute_bases(node: ast.AST) -> list[ast.Name]:
@@ -160,10 +192,11 @@ _FUTURES = functools.reduce(
 )
 
 
-def _compiles_to(node: FunctionNode, code: types.CodeType, imported: set[str]) -> bool:
+def _compiles_to(node: FunctionNode, code: types.CodeType, imported: set[str], exactly: bool) -> bool:
     """Whether compiling the node gives the code: the same instructions on the same constants and names.
 
     imported: global names that an import binds; methods of those are called by other instructions.
+    exactly: also where test frameworks may have rewritten its assert statements.
     """
     # Free variables must stay free: wrap in a function that owns them. It owns no other name, not that of the node.
     free = [_written(name) for name in code.co_freevars]
@@ -186,8 +219,8 @@ def _compiles_to(node: FunctionNode, code: types.CodeType, imported: set[str]) -
     except SyntaxError:
         return False
     made = _codes(_codes(module)[0])[0]
-    if any(isinstance(inner, ast.Assert) for inner in ast.walk(node)):
-        return _within(made, code)  # test frameworks rewrite assert statements
+    if not exactly and any(isinstance(inner, ast.Assert) for inner in ast.walk(node)):
+        return _within(made, code)
     return _same(made, code)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import linecache
 import os
 import re
 import subprocess
@@ -115,6 +117,28 @@ def test_a_mod_shows_its_source_as_written_beside_its_tree_and_captures() -> Non
         *("cap", "number0", "float", "30.0"),
     ]
     assert "score_mod capped" in shown.text
+
+
+def test_a_mod_of_an_edited_file_shows_the_source_it_was_traced_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "import flextrace as flex\n@flex.mask_mod\ndef near(b, h, q_idx, kv_idx):\n    return q_idx - kv_idx < 4\n"
+    text += "far = flex.mask_mod(lambda b, h, q_idx, kv_idx: (q_idx - kv_idx\n    > 4))  # é\n"
+    file = tmp_path / "edited_and_reloaded.py"
+    file.write_text(text)
+    module = importlib.import_module("edited_and_reloaded")
+    near, far = module.near, module.far
+    sources = [page(mod).pres[0] for mod in (near, far)]
+    assert sources == [
+        "@flex.mask_mod\ndef near(b, h, q_idx, kv_idx):\n    return q_idx - kv_idx < 4\n",
+        "lambda b, h, q_idx, kv_idx: (q_idx - kv_idx\n    > 4)\n",
+    ]
+    file.write_text("# more\n# lines\n" + text.replace("4", "16"))
+    linecache.checkcache()
+    module = importlib.reload(module)
+    assert [page(mod).pres[0] for mod in (near, far)] == sources
+    assert [page(mod).pres[0] for mod in (module.near, module.far)] == [text.replace("4", "16") for text in sources]
 
 
 def test_captures_are_those_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:

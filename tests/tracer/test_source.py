@@ -278,7 +278,6 @@ def test_the_remedy_for_exec_works() -> None:
         "def mod(b, h, q_idx, kv_idx):\n    return q_idx > 4\n",  # another constant
         "def mod(b, h, q_idx, kv_idx):\n    return q_idx < 3\n",  # another operator
         "def mod(b, h, q_idx, kv_idx):\n    return h > 3\n",  # another name
-        "\n\ndef mod(b, h, q_idx, kv_idx):\n    return q_idx > 3\n",  # moved
         "def mod(b, h, q_idx, kv_idx):\n    return q_idx >\n",  # broken
         "",
     ],
@@ -295,6 +294,37 @@ def test_a_file_edited_after_the_import(tmp_path: Path, edited: str) -> None:
         assert "Remedy: reload the module (or restart the notebook kernel) after editing it" in str(caught.value)
     else:  # by Python version
         assert re.search("is not available|no longer holds", str(caught.value))
+
+
+def test_a_function_that_an_edit_moved_is_found(tmp_path: Path) -> None:
+    text = "def mod(b, h, q_idx, kv_idx):\n    assert h > 3\n    return q_idx.x\n"
+    module = import_text(tmp_path, "moved_by_an_edit", text)
+    (tmp_path / "moved_by_an_edit.py").write_text("x = 1\n" + text.replace("h > 3", "True"))
+    with pytest.raises(tracer.TraceError, match="no longer holds the source of mod"):
+        tracer.trace(module.mod, "mask_mod")  # another function of that name
+    (tmp_path / "moved_by_an_edit.py").write_text("x = 1\n\n" + text)
+    with pytest.raises(tracer.TraceError, match=r"line 4, in mod\n    assert h > 3\n"):
+        tracer.trace(module.mod, "mask_mod")
+
+
+def test_functions_that_are_compiled_by_themselves_are_found_in_their_file(tmp_path: Path) -> None:
+    """As IPython's autoreload does with those that an edit changed: every one starts at line 1."""
+    text = "import math\n\n\ndef mod(score, b, h, q_idx, kv_idx):\n    return score + math.exp(h) * 2\n"
+    module = import_text(tmp_path, "compiled_alone", text)
+    edited = text.replace("* 2", "* 3")
+    (tmp_path / "compiled_alone.py").write_text(edited)
+    exec(compile(edited[edited.index("def") :], module.__file__ or "", "exec"), vars(module))
+    agrees(module.mod)
+
+
+def test_an_error_shows_the_line_that_was_read(tmp_path: Path) -> None:
+    module = import_text(tmp_path, "edited_after_the_trace", "def mod(b, h, q_idx, kv_idx):\n    return q_idx.x\n")
+    for text in (None, "def mod(b, h, q_idx, kv_idx):\n    return q_idx.y\n"):
+        if text:
+            (tmp_path / "edited_after_the_trace.py").write_text(text)
+            linecache.checkcache()
+        with pytest.raises(tracer.TraceError, match=r"return q_idx\.x\n"):
+            tracer.trace(module.mod, "mask_mod")
 
 
 def test_an_edited_cell_is_named_as_ipython_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
