@@ -49,6 +49,13 @@ def check_parameters(function: Any, kind: Kind) -> None:
     if python.__code__.co_flags & NOT_PLAIN:
         source_of(python.__code__)  # says which, and what to write
     count = count_parameters(function)
+    owner, _, name = python.__qualname__.rpartition("<locals>.")[2].rpartition(".")
+    first = python.__code__.co_varnames[:1]
+    if owner and function is python and count == len(wanted) + 1 and first in (("self",), ("cls",)):
+        raise Untraceable(
+            f"{name} is a method and belongs to an instance: its first argument is {first[0]}",
+            f"take that of an instance: {owner}(...).{name}",
+        )
     if count is not None and count != len(wanted):
         raise Untraceable(
             f"a {kind} takes {len(wanted)} arguments ({', '.join(wanted)}), {name_of(function)} takes {count}",

@@ -173,6 +173,13 @@ def test_a_mod_of_the_wrong_kind_says_so() -> None:
         flex.mask_mod(plain_score).trace()
 
 
+def test_a_method_without_its_instance_says_so() -> None:
+    with pytest.raises(flex.TraceError) as caught:
+        Model.bias.trace()
+    assert caught.value.reason == "bias is a method and belongs to an instance: its first argument is self"
+    assert caught.value.remedy == "take that of an instance: Model(...).bias"
+
+
 # ---- arguments of the public calls ---------------------------------------------------------------------------
 
 
