@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from flextrace.kernels import BACKENDS, AttentionCall, Backend, Int8Rows, QKQuant, Smoothing, backend_for
-from flextrace.kernels.smoothing import needs_row_term, smoothing
+from flextrace.kernels.smoothing import needs_row_term
 
 
 def quant_options(options: Mapping[str, Any]) -> tuple[QKQuant | None, bool]:
@@ -82,7 +82,3 @@ def refuse_unless_quantising(backend: Backend, call: AttentionCall, smooth_k: bo
         )
 
 
-def smoothed(backend: Backend, call: AttentionCall, smooth_k: bool) -> None:
-    """Give the call its means, if k is to be smoothed. Raises as MLX where a backend that is not lazy needs values."""
-    if smooth_k:
-        call.smoothing = smoothing(call, lazy=backend.lazy)

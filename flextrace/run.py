@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from flextrace.kernels import AttentionCall, Backend, BackendUnavailable, Result, backend_for
 from flextrace.kernels.registry import default_name, needs_values
+from flextrace.kernels.smoothing import smoothing
 from flextrace.kernels.staged import attend
 
 from .gradient import forward_only
 from .notices import notice
-from .quantise import refuse_unless_quantising, smoothed
+from .quantise import refuse_unless_quantising
 
 
 def run(call: AttentionCall, wanted: str | None, smooth_k: bool = False) -> Result:
@@ -29,7 +30,8 @@ def run(call: AttentionCall, wanted: str | None, smooth_k: bool = False) -> Resu
     if backend.name == "ops":
         return attend(backend, call)
     try:
-        smoothed(backend, call, smooth_k)
+        if smooth_k:
+            call.smoothing = smoothing(call)
         result = forward_only(backend, call)
         if result.notice is not None:
             notice("kernel option", result.notice)

@@ -177,7 +177,7 @@ def _attend(backend: Backend, case: Case, dtype: str) -> str | None:
     call.mask_mod = None if mask is None else mask.bind()
     call.quant = case.quant
     if case.smooth_k or (case.quant is not None and case.quant.smooth_k):
-        call.smoothing = smoothing(call, lazy=backend.lazy)
+        call.smoothing = smoothing(call)
     result = attend(backend, call)
     scores = scale * (exact(q) @ exact(k).swapaxes(-1, -2))
     weights, highest, total = softmax(after_mods(scores, case.score, case.mask))

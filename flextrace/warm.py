@@ -20,13 +20,14 @@ from flextrace.cache import Store
 from flextrace.kernels import AttentionCall, Backend, backend_for
 from flextrace.kernels.cpu import CpuBackend
 from flextrace.kernels.cpu.launch import keys_of
+from flextrace.kernels.smoothing import smoothing
 from flextrace.kernels.staged import mask_shape
 
 from .build_mask import create_block_mask
 from .cache_report import kernel_title
 from .checks import check_options
 from .mod import MaskMod, ScoreMod
-from .quantise import quant_options, refuse_unless_quantising, smoothed
+from .quantise import quant_options, refuse_unless_quantising
 from .resolve import title_of
 
 Shape = tuple[int, int, int, int]
@@ -120,7 +121,8 @@ def _call(
         batch, heads = mask_shape(mask, q.shape[0], q.shape[1])
         call.blocks = create_block_mask(pair[1], batch, heads, q.shape[2], k.shape[2]).blocks
     refuse_unless_quantising(backend, call, smooth_k)
-    smoothed(backend, call, smooth_k)
+    if smooth_k:
+        call.smoothing = smoothing(call)
     return call
 
 

@@ -25,10 +25,9 @@ from .quant_types import Smoothing
 REMEMBERED = 16  # maps of documents
 
 
-def smoothing(call: AttentionCall, lazy: bool = False) -> Smoothing:
-    """What to subtract from the keys of a call, and whether the mod needs the row term back.
-
-    lazy: nothing of q, k and v is evaluated, as a lazy backend needs it; a little slower on a CPU.
+def smoothing(call: AttentionCall) -> Smoothing:
+    """What to subtract from the keys of a call, and whether the mod needs the row term back. Nothing of q, k and v is
+    evaluated.
 
     Elements that are infinite or nan count as 0 in a mean. Where MLX hides the ids of documents (arrays that
     mx.compile or mx.vmap replaces), and where a BlockMask's full blocks connect documents, all keys share one mean.
@@ -36,13 +35,10 @@ def smoothing(call: AttentionCall, lazy: bool = False) -> Smoothing:
     groups = _groups_of(call)
     k, count = call.k, 1 if groups is None else groups.number
     segments = None if groups is None else groups.segments
-    means = _means(k, segments, count, clean=lazy)
-    if not lazy and means.size and not mx.isfinite(means).all().item():
-        means = _means(k, segments, count, clean=True)
-    add_back = needs_row_term(call.score_mod)
+    means, add_back = _means(k, segments, count), needs_row_term(call.score_mod)
     if groups is None:
-        return Smoothing(means, add_back=add_back)
-    return Smoothing(means, groups.keys, groups.rows, add_back)
+        return Smoothing(means, add_back=add_back, averages=True)
+    return Smoothing(means, groups.keys, groups.rows, add_back, averages=True)
 
 
 def needs_row_term(mod: Bound | None) -> bool:
@@ -177,16 +173,15 @@ def _numbered(rows: Array, keys: Array) -> Groups:
 # -- means -------------------------------------------------------------------------------------------------------
 
 
-def _means(k: mx.array, segments: list[Segments] | None, count: int, clean: bool) -> mx.array:
-    """float32 [kv_batches, kv_heads, count, head_dim]. clean: without what is infinite or nan, and without overflow."""
+def _means(k: mx.array, segments: list[Segments] | None, count: int) -> mx.array:
+    """float32 [kv_batches, kv_heads, count, head_dim], without what is infinite or nan, and without overflow."""
     batch, heads, length, head_dim = k.shape
     if not k.size:
         return mx.zeros((batch, heads, count, head_dim))
     x = k.astype(mx.float32)
-    if clean:
-        x = mx.where(mx.abs(x) < mx.inf, x, 0.0) * (1 / length)
+    x = mx.where(mx.abs(x) < mx.inf, x, 0.0) * (1 / length)
     if segments is None:
-        return x.sum(axis=2, keepdims=True) if clean else x.mean(axis=2, keepdims=True)
+        return x.sum(axis=2, keepdims=True)
     means = []
     ones = mx.ones((1, length))
     for b in range(batch):
@@ -194,6 +189,6 @@ def _means(k: mx.array, segments: list[Segments] | None, count: int, clean: bool
         rows = x[b].swapaxes(0, 1).reshape(length, heads * head_dim)
         sums = mx.segmented_mm(ones, rows if order is None else rows[order], ranges)
         sizes = (ranges[:, 1] - ranges[:, 0]).astype(mx.float32)
-        share = (length if clean else 1.0) / mx.maximum(sizes, 1.0)
+        share = length / mx.maximum(sizes, 1.0)
         means.append((sums[:, 0] * share[:, None]).reshape(count, heads, head_dim).swapaxes(0, 1))
     return mx.stack(means)

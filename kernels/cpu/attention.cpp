@@ -160,7 +160,7 @@ static void run_attend_job(const Attention& a, const Round& round, int64_t job, 
 
 static void run_job(Jobs& jobs, int64_t job, int thread) {
   const Attention& a = *(const Attention*)jobs.state;
-  if (job < a.extremes.jobs) return a.extremes.run_job(a.in, job);
+  if (job < a.first_jobs) return a.run_first_job(job);
   Round round = a.round_of(job);
   int64_t done = round.first_job + round.pack_jobs;
   if (job < done) {

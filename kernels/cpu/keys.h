@@ -25,11 +25,12 @@ inline int64_t floats_of_key_tile(const Params& p) {
   return KEYS != QUANTISED ? keys : smooths_queries(p) ? words + keys : words;
 }
 
-// The means of the groups of keys of one head.
+// The means of the groups of keys of one head. Those that this call makes itself (means.h) are whole registers wide.
+inline int64_t width_of_means(const Params& p) { return p.average_keys ? round_up(p.head_dim, VL) : p.head_dim; }
 inline Matrix means_of(const Params& p, int64_t b, int64_t kv_head) {
   if (!p.means) return {};
-  int64_t head = (p.means_batch == 1 ? 0 : b) * p.kv_heads + kv_head;
-  return {p.means + head * p.groups * p.head_dim, p.groups, p.head_dim, p.head_dim, 1, FLOAT32};
+  int64_t head = (p.means_batch == 1 ? 0 : b) * p.kv_heads + kv_head, width = width_of_means(p);
+  return {p.means + head * p.groups * width, p.groups, p.head_dim, width, 1, FLOAT32};
 }
 
 // All keys of one head, less their means.

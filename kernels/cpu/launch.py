@@ -8,6 +8,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,13 @@ PARAMS = struct.Struct(
     "2Q q Q"  # arrays, numbers, max_threads, tile_counts
     "3Q"  # means, key_groups, row_groups
     "4q"  # groups, means_batch, key_groups_batch, row_groups_batch
-    "4q"  # add_back, q_mean_rows, q_scale_rows, k_scale_rows
+    "5q"  # average_keys, add_back, q_mean_rows, q_scale_rows, k_scale_rows
     "3Q 3q 3q 4q"  # k_scales, v_scales, v_means, and the strides of each
 )
 ARRAY = struct.Struct(f"=Q {MAX_NDIM}q {MAX_NDIM}q q")  # data, shape, strides, ndim
 NUMBER = {"float": struct.Struct("=f"), "int": struct.Struct("=i"), "bool": struct.Struct("=i")}
 NO_BLOCKS = (0,) * 10
-NO_SMOOTHING = (0, 0, 0, 1, 1, 1, 1, 0)
+NO_SMOOTHING = (0, 0, 0, 1, 1, 1, 1, 0, 0)
 NO_INT8 = (0,) * 13
 
 
@@ -134,19 +135,21 @@ def keys_of(call: AttentionCall) -> Keys:
 
 
 def contiguous(smoothing: Smoothing) -> Smoothing:
-    """The same, evaluated and laid out as the kernel reads it."""
+    """The same, laid out as the kernel reads it; evaluated, but for means that it makes itself."""
     given = (smoothing.means, smoothing.key_groups, smoothing.row_groups)
     means, key_groups, row_groups = (None if array is None else mx.contiguous(array) for array in given)
     assert means is not None
-    mx.eval(means, key_groups, row_groups)
-    return Smoothing(means, key_groups, row_groups, smoothing.add_back)
+    mx.eval(None if smoothing.averages else means, key_groups, row_groups)
+    return replace(smoothing, means=means, key_groups=key_groups, row_groups=row_groups)
 
 
 def _smoothing(smoothing: Smoothing) -> tuple[int, ...]:
     arrays = (smoothing.means, smoothing.key_groups, smoothing.row_groups)
-    addresses = (0 if array is None else locate(array)[0] for array in arrays)
+    read = (None if smoothing.averages else smoothing.means, *arrays[1:])
+    addresses = (0 if array is None else locate(array)[0] for array in read)
     batches = (1 if array is None else array.shape[0] for array in arrays)
-    return (*addresses, smoothing.means.shape[2], *batches, int(smoothing.add_back))
+    flags = (int(smoothing.averages), int(smoothing.add_back))
+    return (*addresses, smoothing.means.shape[2], *batches, *flags)
 
 
 def _quant(quant: QKQuant) -> tuple[int, int, int]:

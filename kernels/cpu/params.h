@@ -86,13 +86,14 @@ struct Params {
   int64_t* tile_counts;
 
   // Only of SMOOTHED and QUANTISED keys. Row and key of a pair that the mask keeps are of one group.
-  const float* means;         // [means_batch, kv_heads, groups, head_dim], or null: nothing is subtracted
+  const float* means;         // [means_batch, kv_heads, groups, head_dim], or null: see average_keys
   const int32_t* key_groups;  // [key_groups_batch, kv_len], or null: all keys are of group 0
   const int32_t* row_groups;  // [row_groups_batch, q_len], or null; -1: of a row that attends to nothing
   int64_t groups;
   int64_t means_batch;  // batch, or 1 to broadcast
   int64_t key_groups_batch;
   int64_t row_groups_batch;
+  int64_t average_keys;  // 1: what is subtracted is the mean of each group; 0: `means`, or nothing where there are none
   int64_t add_back;      // what the mean takes from the scores of a row goes into them again, or else into lse and max
   int64_t q_mean_rows;   // rows of q that share a mean, which is subtracted too; 0: none is
   int64_t q_scale_rows;  // rows that share a scale

@@ -5,6 +5,7 @@
 
 #include "extremes.h"
 #include "keys.h"
+#include "means.h"
 #include "params.h"
 #include "threads.h"
 #include "tiles.h"
@@ -101,11 +102,13 @@ struct Carver {
 };
 
 struct Attention {
-  const Params& p;
+  Params p;  // with means, once there is memory for them
   Inputs in;
   int32_t overflow = 0;
   BlockRuns mask;
   ArrayExtremes extremes;
+  KeyMeans key_means;
+  int64_t first_jobs;  // extremes and means, which come before all others
   int64_t kv_tiles;
   int64_t q_block, q_tile, q_tiles_per_block, q_tiles;  // query tiles do not cross the rows of the block mask
   int64_t units;             // heads of keys and values; one batch of them is enough where it is broadcast
@@ -119,7 +122,7 @@ struct Attention {
   Scratch* scratch;
   void* memory = nullptr;
 
-  explicit Attention(const Params& params) : p(params) {
+  explicit Attention(const Params& params) : p(params), key_means(p) {
     in = {p.arrays, p.numbers, &overflow, nullptr};
     kv_tiles = (p.kv_len + KV_TILE - 1) / KV_TILE;
     mask = {ONE_RUN, &FIRST_BLOCK, &END_BLOCK, &PARTIAL, 1, 1, 1, p.kv_len};
@@ -157,7 +160,8 @@ struct Attention {
     if (units_per_round < 1) units_per_round = 1;
     jobs_per_round = units_per_round * (pack_jobs_per_unit + q_tiles * queries_per_unit);
     if (q_tiles > 1) extremes.plan(p.arrays, p.batch * MOST_EXTREMES * (p.q_len + p.kv_len));
-    total_jobs = extremes.jobs + units * (pack_jobs_per_unit + q_tiles * queries_per_unit);
+    first_jobs = extremes.jobs + key_means.jobs;
+    total_jobs = first_jobs + units * (pack_jobs_per_unit + q_tiles * queries_per_unit);
     threads = smaller(threads, total_jobs);
   }
 
@@ -170,6 +174,8 @@ struct Attention {
     Carver carver = {base};
     carver.cut(packed, pack_ahead ? units_per_round * kv_tiles * (key_floats + value_floats) : 0);
     carver.cut(of_arrays, extremes.bytes);
+    carver.cut(key_means.means, key_means.jobs * p.groups * key_means.width);
+    carver.cut(key_means.counts, key_means.jobs * p.groups);
     carver.cut(scratch, threads);
     for (int64_t t = 0; t < threads; t++) {
       Scratch unused, &s = base ? scratch[t] : unused;
@@ -206,6 +212,7 @@ struct Attention {
 #endif
     lay_out(base);
     in.extremes = extremes.in(of_arrays);
+    if (key_means.jobs) p.means = key_means.means;
     return true;
   }
   void finish() {
@@ -216,11 +223,14 @@ struct Attention {
 
   // -- packing ---------------------------------------------------------------------------------------------------
 
-  // After the extremes, which come first.
+  void run_first_job(int64_t job) const {
+    if (job < extremes.jobs) return extremes.run_job(in, job);
+    key_means.run_job(job - extremes.jobs);
+  }
   Round round_of(int64_t job) const {
-    int64_t number = (job - extremes.jobs) / jobs_per_round, first = number * units_per_round;
+    int64_t number = (job - first_jobs) / jobs_per_round, first = number * units_per_round;
     int64_t count = smaller(units_per_round, units - first);
-    return {extremes.jobs + number * jobs_per_round, first, count, count * pack_jobs_per_unit};
+    return {first_jobs + number * jobs_per_round, first, count, count * pack_jobs_per_unit};
   }
   float* packed_tile(int64_t unit, int64_t tile) const {
     return packed + (unit % units_per_round * kv_tiles + tile) * (key_floats + value_floats);

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -271,6 +272,48 @@ QUANTS = {
     "long_blocks": QKQuant(q_block=100000, k_block=100000),
     "no_smoothing": QKQuant(smooth_k=False, smooth_q=True),
 }
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("quant", ["block", "row_smooth_q"])
+@pytest.mark.parametrize("documents", [None, "shared", "per batch"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_kernel_averages_keys_itself(shape: str, documents: str | None, quant: str, dtype: mx.Dtype) -> None:
+    """Means that it is given and need not read are wrong here; any would leave the scores, but not what is rounded."""
+    sizes = SHAPES[shape]
+    inputs = Inputs.random(sizes, dtype, 9.0)
+    key_ids = row_ids = None
+    if documents is not None:
+        batches, rng = sizes.Bkv if documents == "per batch" else 1, np.random.default_rng(1)
+        key_ids = rng.permuted(np.arange(batches * sizes.Lkv).reshape(batches, -1) % 3, axis=1)
+        row_ids = rng.integers(0, 3, size=(batches, sizes.Lq))
+    given = smoothing(inputs.k, key_ids, row_ids)
+    mask = None
+    if key_ids is not None and row_ids is not None:
+        of_rows, of_keys = (np.broadcast_to(ids, (sizes.B, ids.shape[1])) for ids in (row_ids, key_ids))
+        rows, keys = mx.array(of_rows), mx.array(of_keys)
+        mask = lambda b, h, q_idx, kv_idx: rows[b, q_idx] == keys[b, kv_idx]  # noqa: E731
+    own = replace(given, means=given.means + 1000.0, averages=True)
+    for chosen in (QUANTS[quant], None):
+        expected, got = (run(inputs, chosen, smooth, mask_mod=mask) for smooth in (given, own))
+        for name in ("out", "lse"):
+            one, other = (np.array(getattr(result, name).astype(mx.float32)) for result in (got, expected))
+            np.testing.assert_array_equal(np.isinf(one), np.isinf(other))
+            assert relative_l1(mx.array(np.nan_to_num(one, neginf=0.0)), np.nan_to_num(other, neginf=0.0)) < 2e-3
+
+
+def test_the_kernel_s_averages_leave_out_what_is_not_finite() -> None:
+    inputs = Inputs.random(SHAPES["gqa"], mx.float32, 9.0)
+    k = np.array(inputs.k)
+    clean = k.copy()
+    clean[0, 0, 7, 3] = clean[1, 1, 9, 4] = 0
+    given = smoothing(mx.array(clean))
+    k[0, 0, 7, 3], k[1, 1, 9, 4] = np.inf, np.nan
+    bad = mx.array(np.isfinite(k).all(axis=(1, 3)))
+    mask = lambda b, h, q_idx, kv_idx: bad[b, kv_idx]  # noqa: E731
+    own = replace(given, means=given.means * 0, averages=True)
+    one, other = (run(inputs._replace(k=mx.array(k)), QUANTS["row"], smooth, mask_mod=mask) for smooth in (own, given))
+    np.testing.assert_allclose(np.array(one.out), np.array(other.out), atol=2e-3)
 
 
 # ---- attention -----------------------------------------------------------------------------------------------------

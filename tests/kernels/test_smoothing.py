@@ -31,9 +31,9 @@ def make_call(
     return AttentionCall(q, k, v, 0.3, None if score is None else flex.ScoreMod(score).bind(), bound, **more)
 
 
-def check_means(call: AttentionCall, ids: np.ndarray | None, lazy: bool) -> None:
+def check_means(call: AttentionCall, ids: np.ndarray | None) -> None:
     """Each key's mean is that of its document; rows find the same one."""
-    made = smoothing(call, lazy)
+    made = smoothing(call)
     k = np.array(call.k.astype(mx.float32))
     ids = np.zeros((1, L), int) if ids is None else np.atleast_2d(ids)
     means = np.array(made.means)
@@ -57,29 +57,27 @@ def mask_of(ids: np.ndarray) -> Callable[..., Any]:
     return lambda b, h, q, k: array[q] == array[k] and q >= k
 
 
-@pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
 @pytest.mark.parametrize("name", IDS)
-def test_means_of_documents(name: str, dtype: mx.Dtype, lazy: bool) -> None:
+def test_means_of_documents(name: str, dtype: mx.Dtype) -> None:
     call = make_call(mask_of(IDS[name]), dtype=dtype)
-    check_means(call, IDS[name], lazy)
-    made = smoothing(call, lazy)
+    check_means(call, IDS[name])
+    made = smoothing(call)
     assert made.key_groups is not None and made.row_groups is not None
     assert made.key_groups.dtype == made.row_groups.dtype == mx.int32
     np.testing.assert_array_equal(np.array(made.key_groups), np.array(made.row_groups))
     assert made.means.shape[2] == len(np.unique(IDS[name]))
 
 
-@pytest.mark.parametrize("lazy", [False, True])
-def test_one_mean(lazy: bool) -> None:
+def test_one_mean() -> None:
     for call in (make_call(), make_call(mods.causal), make_call(mods.causal, kv_batch=1, dtype=mx.bfloat16)):
-        made = smoothing(call, lazy)
+        made = smoothing(call)
         assert made.key_groups is None and made.row_groups is None and made.means.shape[2] == 1
-        check_means(call, None, lazy)
+        check_means(call, None)
 
 
 def test_starts_of_documents() -> None:
-    check_means(make_call(mods.causal_document(OFFSETS)), DOCUMENTS, False)
+    check_means(make_call(mods.causal_document(OFFSETS)), DOCUMENTS)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +97,7 @@ def test_what_only_looks_like_starts(start: np.ndarray) -> None:
 
 
 def test_masks_without_arrays() -> None:
-    check_means(make_call(mods.batchify(mods.causal, 12)), np.arange(L) // 12, False)
+    check_means(make_call(mods.batchify(mods.causal, 12)), np.arange(L) // 12)
 
 
 def test_rows_of_documents_without_keys() -> None:
@@ -130,22 +128,20 @@ def test_block_masks() -> None:
     assert smoothing(make_call(by_batch, blocks=swapped)).key_groups is None
 
 
-@pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("mask", [None, mask_of(DOCUMENTS)], ids=["no mask", "documents"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_counts_as_zero(bad: float, mask: Any, lazy: bool) -> None:
+def test_what_is_not_finite_counts_as_zero(bad: float, mask: Any) -> None:
     call = make_call(mask)
     k = np.array(call.k)
     k[0, 1, 5] = bad
     call.k = mx.array(k)
-    check_means(call, None if mask is None else DOCUMENTS, lazy)
+    check_means(call, None if mask is None else DOCUMENTS)
 
 
-@pytest.mark.parametrize("lazy", [False, True])
-def test_sums_beyond_float32(lazy: bool) -> None:
+def test_sums_beyond_float32() -> None:
     call = make_call()
     call.k = mx.full(call.k.shape, 3e38)
-    np.testing.assert_allclose(np.array(smoothing(call, lazy).means), 3e38, rtol=1e-5)
+    np.testing.assert_allclose(np.array(smoothing(call).means), 3e38, rtol=1e-5)
 
 
 def test_nothing_to_smooth() -> None:
@@ -178,7 +174,7 @@ def test_inside_compile() -> None:
     def means(k: mx.array, ids: mx.array | None = None) -> mx.array:
         mask = mask_of(DOCUMENTS) if ids is None else lambda b, h, q, kv: ids[q] == ids[kv]
         inner = AttentionCall(call.q, k, call.v, 0.3, None, flex.MaskMod(mask).bind())
-        made = smoothing(inner, lazy=True)
+        made = smoothing(inner)
         seen.append(made.key_groups is not None)
         return made.means
 

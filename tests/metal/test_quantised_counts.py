@@ -119,7 +119,7 @@ def test_the_launch_is_lazy_and_works_inside_compile(quant: QKQuant | None) -> N
     @mx.compile
     def compiled(q: mx.array) -> mx.array:
         call = AttentionCall(q, q, q, 1.0, mask_mod=mask.bind(), quant=quant, want_lse=True)
-        call.smoothing = smoothing_of(call, lazy=True)
+        call.smoothing = smoothing_of(call)
         result = lazy.attention(call)
         assert result.lse is not None
         return result.out.sum() + result.lse.sum()
