@@ -24,6 +24,7 @@ from flextrace.cache_report import REMEDY as CACHE_REMEDY
 from flextrace.kernels import BACKENDS
 from flextrace.kernels.cpu.toolchain import REMEDY, find_compiler
 from flextrace.kernels.registry import chosen_name, default_name
+from flextrace.printing import output
 
 from .selftest import FAILED, NOT_AVAILABLE, OK, Check, check_backend
 
@@ -32,7 +33,7 @@ STYLES = {OK: "green", NOT_AVAILABLE: "yellow", FAILED: "bold red"}
 
 def examine(*, as_json: bool = False) -> bool:
     """Make all checks and print one line each; whether all that can run here passed."""
-    console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+    console = output(stderr=as_json)
     made = []
     with console.status("looking") as status:
         for check in all_checks(lambda what: status.update(f"checking {what}")):

@@ -16,13 +16,13 @@ import mlx.core as mx
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 import flextrace as flex
 from flextrace import MaskMod, QKQuant, ScoreMod, mods
 from flextrace.kernels import BACKENDS, AttentionCall
 from flextrace.kernels.smoothing import smoothing
+from flextrace.printing import output, print_table, working
 
 from .errors import BenchError
 from .quantised import exact_attention, quantised_attention
@@ -166,20 +166,19 @@ def main(
         for name in given:
             if name not in known:
                 raise BenchError(f"unknown {what} {name!r}; known: {', '.join(known)}")
-    console = Console(stderr=as_json)
+    console = output(stderr=as_json)
     shapes = [(batch, heads, length, head_dim) for length in lengths for head_dim in head_dims]
     cases = [(s, d, inputs, mod) for s in shapes for d in dtypes for inputs in INPUTS for mod in (mods or NAMES)]
     found: dict[tuple[tuple[int, int, int, int], str], list[Row]] = {}
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("accuracy", total=len(cases))
+    with working("accuracy", steps=len(cases)) as say:
         for shape, dtype, inputs, mod in cases:
-            progress.update(task, description=f"{inputs} {mod}")
+            say(f"{inputs} {mod}")
             try:
                 rows = measure(inputs, mod, shape, dtype, backend)
             except (ValueError, flex.BackendUnavailable) as error:
                 raise BenchError(f"{error} (without kernels: --backend reference)") from error
             found.setdefault((shape, dtype), []).extend(rows)
-            progress.advance(task)
+            say(f"{inputs} {mod}", done=1)
     if as_json:
         tables = [
             {"shape": shape, "dtype": dtype, "rows": [{**asdict(row), "met": row.met} for row in rows]}
@@ -196,10 +195,14 @@ def show(rows: Sequence[Row], about: str, console: Console) -> None:
     """A table: both granularities beside each other, smoothed and not, and the papers' figures below."""
     note = "; the algorithm in numpy, no kernel ran" if about.startswith("reference") else ""
     table = Table(
-        title=f"quantised attention beside float64 ({about}{note})", box=box.SIMPLE_HEAD, title_justify="left"
+        title=f"quantised attention beside float64 ({about}{note})",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        title_justify="left",
     )
-    for name in ("inputs, mod", "int8 per", "row term", "cosine", "relative L1", "RMSE", "max error"):
-        table.add_column(name, justify="left" if name in ("inputs, mod", "int8 per", "row term") else "right")
+    for name in ("inputs, mod", "int8 per", "row term", "cosine", "relative\nL1", "RMSE", "max\nerror"):
+        words = name in ("inputs, mod", "int8 per", "row term")
+        table.add_column(name, justify="left" if words else "right", no_wrap=name != "inputs, mod")
     before = ""
     for row in rows:
         name = f"{row.inputs}, {row.mod}"
@@ -210,7 +213,7 @@ def show(rows: Sequence[Row], about: str, console: Console) -> None:
     table.add_section()
     for paper, *claimed in PAPERS:
         table.add_row(paper, "block", "dropped", *claimed, "")
-    console.print(table)
+    print_table(console, table)
     for quant in ("block", "row"):
         judged = [row for row in rows if row.quant == quant]
         met = sum(bool(row.met) for row in judged)

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from flextrace.printing import output, print_table
+
 from .counts import DTYPES, MASKS, SHOWN, Counts, Run, Target, measure, plan_runs, ratio, rows, targets
 
 HEADS, HEAD_DIMS = 1, (64, 128)
@@ -47,9 +49,10 @@ def main(
         BenchError: an unknown mask, dtype or head dim, or a machine without the simulator.
     """
     runs = plan_runs(masks, lengths, heads, head_dims, dtypes)
-    console = Console(stderr=as_json)
+    console, screen = output(stderr=as_json), output(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+    quiet = not screen.is_terminal
+    with Progress(*columns, TimeElapsedColumn(), console=screen, transient=True, disable=quiet) as progress:
         task = progress.add_task("simulating", total=sum(run.work() for run in {*runs, *(r.dense for r in runs)}))
 
         def done(run: Run) -> None:
@@ -77,9 +80,9 @@ def show(found: Mapping[Run, Counts], runs: Sequence[Run], judged: Sequence[Targ
             table.add_column(heading, justify="right", no_wrap=True)
         for mask, length in dict.fromkeys((run.mask, run.length) for run in chosen):
             _section(table, found, [run for run in chosen if (run.mask, run.length) == (mask, length)], judged)
-        console.print(table)
+        print_table(console, table)
     missed = [target for target in judged if not target.met]
-    console.print(LEGEND, highlight=False)
+    console.print(LEGEND)
     console.print(f"targets: {len(judged) - len(missed)} of {len(judged)} met")
     for target in missed:
         console.print(Text(f"missed: {target}", style="red"))

@@ -81,7 +81,7 @@ def int8_table(rows: Sequence[Int8Row]) -> Table:
     """The rows as a table."""
     table = Table(title="int8 (cpu backend, no mod)")
     for name in ("what, B x H x kv L x D", "kept as", "ms", "speed", "MB of K and V"):
-        table.add_column(name, justify="left" if name[0] in "wk" else "right")
+        table.add_column(name, justify="left" if name[0] in "wk" else "right", no_wrap=True)
     before = ""
     for row in rows:
         what = "" if row.what == before else row.what

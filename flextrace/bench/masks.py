@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from rich import box
 from rich.table import Table
 
 import flextrace as flex
@@ -128,10 +129,10 @@ def mask_calls() -> dict[str, Callable[[], Any] | None]:
 
 def mask_table(rows: Sequence[MaskRow]) -> Table:
     """The rows as a table; torch's and the dense evaluation's times are beside those that have one."""
-    table = Table(title="create_block_mask, blocks of 128")
-    table.add_column("mask")
+    table = Table(title="create_block_mask, blocks of 128", box=box.SIMPLE_HEAD, padding=0, title_justify="left")
+    table.add_column("mask", no_wrap=True)
     for name in ("tokens", "ms", "peak MB", "mask MB", "sparsity %", "beside it"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         peer = "-" if row.peer_ms is None else f"{row.peer} {row.peer_ms:.1f} ms"
         size = (f"{row.peak_bytes / 1e6:.1f}", f"{row.mask_bytes / 1e6:.3f}", f"{row.sparsity:.2f}")

@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from flextrace.kernels.cpu.launch import thread_count
+from flextrace.printing import output, print_table, working
 
 from .cases import NAMES, flextrace_run, mlx_run, problem, torch_run
 from .errors import BenchError
@@ -84,7 +85,7 @@ def main(
     if plot is not None:
         check_plot(plot)
     torch = peers and importlib.util.find_spec("torch") is not None
-    console = Console(stderr=as_json)
+    console = output(stderr=as_json)
     report = Report(machine(torch))
     if "attention" in sections:
         try:
@@ -92,26 +93,25 @@ def main(
         except RuntimeError as error:  # no compiler, or one that fails
             raise BenchError(str(error)) from error
         cases = [(d, w, n, m) for d in dtypes for w in head_dims for n in lengths for m in (mods or NAMES)]
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task("attention", total=len(cases))
+        with working("attention", steps=len(cases)) as say:
             for dtype, head_dim, length, mod in cases:
-                progress.update(task, description=f"{mod} {dtype} {length}")
+                say(f"{mod} {dtype} {length}")
                 report.rows.append(measure(mod, dtype, (1, heads, length, head_dim), peers, torch))
-                progress.advance(task)
-    with console.status("cold and warm starts, in new processes"):
-        if "start" in sections:
+                say(f"{mod} {dtype} {length}", done=1)
+    if "start" in sections:
+        with working("cold and warm starts, in new processes"):
             cold, warm = start_ms()
             call, kernel = overhead_us()
-            report.start = {"cold_ms": cold, "warm_ms": warm, "call_us": call, "kernel_us": kernel}
-    with console.status("1x1x131072x64, in new processes"):
-        if "memory" in sections:
+        report.start = {"cold_ms": cold, "warm_ms": warm, "call_us": call, "kernel_us": kernel}
+    if "memory" in sections:
+        with working("1x1x131072x64, in new processes"):
             report.memory = {mask: long_call(mask) for mask in ("none", "causal", "window")}
-    with console.status("create_block_mask, each in a new process"):
-        if "masks" in sections:
+    if "masks" in sections:
+        with working("create_block_mask, each in a new process"):
             report.masks = [measure_mask(mask, tokens, torch) for mask, tokens in CASES]
             report.mask_calls = medians_ms(mask_calls())
-    with console.status("int8 beside bfloat16 and float16"):
-        if "int8" in sections:
+    if "int8" in sections:
+        with working("int8 beside bfloat16 and float16"):
             report.int8 = measure_int8()
     if as_json:
         print(json.dumps(asdict(report), indent=1))
@@ -149,17 +149,17 @@ def show(report: Report, console: Console) -> None:
     """The tables."""
     about = ", ".join(f"{name} {value}" for name, value in report.machine.items())
     if report.rows:
-        table = Table(title=f"attention forward ({about})")
-        for name in ("mod", "dtype", "B x H x L x D", "flextrace ms", "MLX ms", "ratio", "torch ms", "ratio"):
-            table.add_column(name, justify="left" if name in ("mod", "dtype") else "right")
-        table.add_column("GFLOP/s", justify="right")
+        table = Table(title=f"attention forward ({about})", box=box.SIMPLE_HEAD, padding=0, title_justify="left")
+        for name in ("mod", "dtype", "B x H x\nL x D", "flextrace\nms", "MLX\nms", "\nratio", "torch\nms", "\nratio"):
+            table.add_column(name, justify="left" if name in ("mod", "dtype") else "right", no_wrap=True)
+        table.add_column("GFLOP\n/s", justify="right", no_wrap=True)
         for row in report.rows:
             shape = "x".join(map(str, row.shape))
             speed = f"{row.dense_gflops:.0f}" if row.mod in ("none", "alibi", "softcap") else "-"
             cells = (row.mlx, row.ratio(row.mlx), row.torch, row.ratio(row.torch))
             texts = [_ms(cells[0]), _ratio(cells[1]), _ms(cells[2]), _ratio(cells[3])]
             table.add_row(row.mod, row.dtype, shape, f"{row.flextrace:.2f}", *texts, speed)
-        console.print(table)
+        print_table(console, table)
         plain = [r for r in report.rows if r.mod == "none" and r.dtype == "float32"]
         shares = ", ".join(f"{100 * r.dense_gflops / report.peak_gflops:.0f} % at L {r.shape[2]}" for r in plain)
         share = f"; no mod, float32: {shares}" if plain else ""
@@ -168,28 +168,28 @@ def show(report: Report, console: Console) -> None:
         s = report.start
         table = Table(title="start and overhead")
         table.add_column("what")
-        table.add_column("time", justify="right")
+        table.add_column("time", justify="right", no_wrap=True)
         table.add_row("first call in a new process, nothing on disk", f"{s['cold_ms']:.0f} ms")
         table.add_row("first call in a new process, kernel on disk", f"{s['warm_ms']:.1f} ms")
         table.add_row("warm call on 1x1x1x64, score_mod and mask", f"{s['call_us']:.1f} us")
         table.add_row("  of it inside the kernel", f"{s['kernel_us']:.1f} us")
         table.add_row("  overhead", f"{s['call_us'] - s['kernel_us']:.1f} us")
-        console.print(table)
+        print_table(console, table)
     if report.masks:
-        console.print(mask_table(report.masks))
+        print_table(console, mask_table(report.masks))
         calls = ", ".join(f"{name} {_ms(milliseconds)} ms" for name, milliseconds in report.mask_calls.items())
         console.print(f"causal 1x8x4096x64 float32: {calls}")
     if report.int8:
-        console.print(int8_table(report.int8))
+        print_table(console, int8_table(report.int8))
     if report.memory:
         dense = report.memory["none"]["seconds"]
         table = Table(title="1x1x131072x64 float32, masks as mask_mods")
         for name in ("mask", "seconds", "MB above inputs and output", "dense / this"):
-            table.add_column(name, justify="left" if name == "mask" else "right")
+            table.add_column(name, justify="left" if name == "mask" else "right", no_wrap=True)
         for mask, m in report.memory.items():
             figures = (f"{m['seconds']:.2f}", f"{m['bytes'] / 1e6:.0f}", f"{dense / m['seconds']:.1f}x")
             table.add_row(mask, *figures)
-        console.print(table)
+        print_table(console, table)
 
 
 def _ms(value: float | None) -> str:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from flextrace.printing import INDENT, output, print_code, print_heading, print_json, working
+
 from .exits import FOUND_WRONG, CommandError, expected_errors
-from .printing import INDENT, output, print_code, print_heading, print_json, working
 
 if TYPE_CHECKING:
     from flextrace.cache_report import CacheRow

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from flextrace.printing import INDENT, output, print_code, print_heading, print_json
+
 from .exits import CommandError, expected_errors
-from .printing import INDENT, output, print_code, print_heading, print_json
 
 if TYPE_CHECKING:
     from flextrace import MaskMod, ScoreMod

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from flextrace.printing import output, print_json, working
+
 from .exits import FOUND_WRONG, CommandError, expected_errors
-from .printing import output, print_json, working
 from .problem import DType, problem_of
 from .show import TARGET
 

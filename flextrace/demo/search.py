@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 import flextrace as flex
+from flextrace.printing import output, print_table
 
 from .corpus import Document
 from .corpus import documents as standard_library
@@ -43,7 +44,7 @@ def run(queries: Sequence[str] = (), documents: int | None = None, console: Cons
     Raises DemoError, whose message names the remedy, when the weights or the tokenizer are missing or damaged.
     """
     started = perf_counter()
-    console = console or Console()
+    console = console or output()
     if documents is not None and documents < 1:
         raise DemoError(f"--documents must be at least 1, got {documents}")
     folder = model_folder()
@@ -169,7 +170,7 @@ def compare(console: Console, packs: Sequence[Pack], ours: Sequence[float], thei
     table.add_row("flextrace, mask_mod", duration(ours[0]), duration(sum(ours)), style="green")
     table.add_row("mx.fast SDPA, boolean mask", duration(theirs.seconds), "not run")
     table.add_row("ratio", f"{theirs.seconds / ours[0]:,.0f} x", "")
-    console.print(table)
+    print_table(console, table)
     console.print(f"Not in the table: flextrace's first call (trace, compile or load), {duration(first_call)}.")
 
 
@@ -195,4 +196,4 @@ def answer(console: Console, queries: Sequence[str], scores: FloatRows, corpus: 
         for score, document in best:
             opening = Text(document.opening, no_wrap=True, overflow="ellipsis")
             table.add_row(f"{score:.2f}", document.name, opening)
-        console.print(Text(f"? {query}", style="bold cyan"), table, "", sep="\n")
+        console.print(Text(f"? {query}", style="bold cyan"), table, "", sep="\n", soft_wrap=False)

@@ -16,8 +16,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import flextrace as flex
+from flextrace import printing
 from flextrace.cli import app
-from flextrace.commands import printing
 from flextrace.hole import written_by
 from flextrace.kernels.metal import SimulatorBackend
 from flextrace.kernels.simulator import metal_kernel

@@ -1,4 +1,4 @@
-"""Text -> terminal: with highlighting there, plain where the output goes to a file or a program."""
+"""Text, tables -> terminal: with highlighting there, plain where the output goes to a file or a program."""
 
 from __future__ import annotations
 
@@ -9,19 +9,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 INDENT = "    "
 WIDE = 160  # columns of tables in files
 
 
-def output() -> Console:
+def output(stderr: bool = False) -> Console:
     """The console of results: nothing is wrapped, cut or coloured by guess."""
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = WIDE
     return console
+
+
+def print_table(console: Console, table: Table) -> None:
+    """A table of which nothing is cut: a terminal that is too narrow for it wraps its lines."""
+    _, right, _, left = table.padding
+    needed = len(table.columns) * (left + 1 + right) + 1
+    for column in table.columns:
+        sizes = [console.measure(cell) for cell in (column.header, *column.cells)]
+        needed += max(size.maximum if column.no_wrap else size.minimum for size in sizes)
+    if needed > console.width:
+        table.width = needed
+    console.print(table, soft_wrap=False, crop=False)
 
 
 def print_heading(console: Console, text: str) -> None:
