@@ -126,7 +126,8 @@ INLINE vint dot(vint sum, vint keys, vint queries) {
   return sum;
 }
 
-// scores[N][PANEL of KV_TILE] = q @ k^T times both scales, all sums in registers.
+// scores[N][PANEL of KV_TILE] = q @ k^T times both scales, all sums in registers. One scale after the other: their
+// product may overflow where the score, a sum of 0, does not.
 template <int N>
 inline void multiply_words(float* scores, const word* q, const word* k, int64_t steps, const int32_t* start,
                            const float* q_scale, const float* k_scale) {
@@ -149,7 +150,7 @@ inline void multiply_words(float* scores, const word* q, const word* k, int64_t 
 #pragma GCC unroll 2
     for (int j = 0; j < 2; j++)
       store_vector(scores + r * KV_TILE + j * VL,
-                   int_to_float(sum[r][j]) * (load_vector<vfloat>(k_scale + j * VL) * q_scale[r]));
+                   int_to_float(sum[r][j]) * load_vector<vfloat>(k_scale + j * VL) * q_scale[r]);
 }
 #else
 template <int N>
@@ -159,7 +160,7 @@ inline void multiply_words(float* scores, const word* q, const word* k, int64_t 
   for (int r = 0; r < N; r++)
     for (int j = 0; j < PANEL; j += VL) {
       float* at = scores + r * KV_TILE + j;
-      store_vector(at, load_vector<vfloat>(at) * (load_vector<vfloat>(k_scale + j) * q_scale[r]));
+      store_vector(at, load_vector<vfloat>(at) * load_vector<vfloat>(k_scale + j) * q_scale[r]);
     }
 }
 #endif

@@ -70,7 +70,7 @@ inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P:
       float unit = metal::simd_shuffle(key_scale, ushort(i));
       UNROLL
       for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
-        float score = elements(scores[r][j])[e] * (unit * factors.scale[r]);
+        float score = elements(scores[r][j])[e] * unit * factors.scale[r];
         if (SMOOTHED_Q) score += mods.mean_score(factors.mean_scores[r] + kv_idx);
         elements(scores[r][j])[e] = score;
       }

@@ -191,6 +191,16 @@ def test_calls(quant: QKQuant, name: str, dtype: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", QUANTISING)
+@pytest.mark.parametrize("quant", [QKQuant("row"), QKQuant("block", smooth_k=False)], ids=["smoothed", "as it is"])
+def test_scales_whose_product_overflows(quant: QKQuant, backend: str) -> None:
+    """Of orthogonal rows: their score is 0."""
+    q, v = mx.array([[[[1e30, 0.0]]]]), mx.array([[[[1.0, 2.0], [3.0, 6.0]]]])
+    k = mx.array([[[[0.0, 1e30], [0.0, -1e30]]]])
+    got = flex.flex_attention(q, k, v, kernel_options={"BACKEND": backend, "QK_QUANT": quant})
+    np.testing.assert_array_equal(got, [[[[2, 4]]]])
+
+
+@pytest.mark.parametrize("backend", QUANTISING)
 @pytest.mark.parametrize("name", CALLS)
 def test_smoothing_alone_is_exact(name: str, backend: str) -> None:
     score_mod, mask_mod, _, _ = CALLS[name]

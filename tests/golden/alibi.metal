@@ -913,7 +913,7 @@ inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P:
       float unit = metal::simd_shuffle(key_scale, ushort(i));
       UNROLL
       for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
-        float score = elements(scores[r][j])[e] * (unit * factors.scale[r]);
+        float score = elements(scores[r][j])[e] * unit * factors.scale[r];
         if (SMOOTHED_Q) score += mods.mean_score(factors.mean_scores[r] + kv_idx);
         elements(scores[r][j])[e] = score;
       }
@@ -1144,7 +1144,7 @@ inline void attention_forward(
   }
 }
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int BLOCKS>
-[[kernel]] void flextrace_attention_9219e7e78747ab05(
+[[kernel]] void flextrace_attention_653e329e48a954a1(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],
