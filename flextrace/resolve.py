@@ -7,10 +7,11 @@ import importlib
 import importlib.util
 import inspect
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from flextrace.tracer import name_of
@@ -43,13 +44,21 @@ def find_mod(target: str) -> ScoreMod | MaskMod:
     place, _, name = target.partition(":")
     if not place or not name:
         raise ResolveError(f"{target!r} names no mod: {FORM}")
+    owner: Any = None
     found: Any = _module(place)
     for depth, part in enumerate(name.split(".")):
         try:
-            found = getattr(found, part)
+            owner, found = found, getattr(found, part)
         except AttributeError:
-            owner = ".".join([place, *name.split(".")[:depth]])
-            raise ResolveError(f"{owner} has no {part!r}; {_offer(found, part)}") from None
+            whole = ".".join([place, *name.split(".")[:depth]])
+            raise ResolveError(f"{whole} has no {part!r}; {_offer(found, part)}") from None
+    if inspect.isclass(owner) and isinstance(found, FunctionType):
+        first = found.__code__.co_varnames[:1]
+        if first in (("self",), ("cls",)):
+            raise ResolveError(
+                f"{target} is a method and belongs to an instance, its first argument is {first[0]}; make one, "
+                f"as in a = {owner.__name__}(...) at module level, and name {place}:a.{found.__name__}"
+            )
     return _as_mod(found, target)
 
 
@@ -83,12 +92,16 @@ def title_of(score_mod: ScoreMod | None, mask_mod: MaskMod | None) -> str:
 
 def _module(place: str) -> ModuleType:
     """The module, or the file as a module."""
-    is_file = place.endswith(".py") or "/" in place
-    folder = str(Path(place).resolve().parent) if is_file else str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    if is_file:
-        return _from_file(Path(place).resolve(), place)
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise ResolveError("the current folder was deleted; cd to one that exists") from None
+    path = (here / place).resolve() if place.endswith(".py") or "/" in place else None
+    for folder in map(str, (here, path.parent) if path else (here,)):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    if path is not None:
+        return _from_file(path, place)
     try:
         module: ModuleType = _imported(place, lambda: importlib.import_module(place))
         return module
@@ -134,8 +147,8 @@ def _imported(place: str, load: Callable[[], Any]) -> Any:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(f"{error.name}."):
             raise
-        kind, run = type(error).__name__, f"python {place}" if place.endswith(".py") else f"python -m {place}"
-        remedy = f"`{run}` shows where"
+        kind, run = type(error).__name__, shlex.quote(place) if place.endswith(".py") else f"-m {place}"
+        remedy = f"`python {run}` shows where"
         if isinstance(error, ImportError) and "relative import" in str(error):
             remedy = "it belongs to a package: name it as package.module:NAME from the folder of the package"
         raise ResolveError(f"importing {place} failed with {kind}: {error}; {remedy}") from error

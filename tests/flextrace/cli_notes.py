@@ -54,6 +54,9 @@ class Band:
         self.mod = make_window(size)
         self.size = size
 
+    def near(self, b, h, q_idx, kv_idx):
+        return q_idx - kv_idx < self.size
+
 band = Band(8)
 blocks = flex.create_block_mask(banded, None, None, 64, 64)
 """

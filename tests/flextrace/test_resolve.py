@@ -23,14 +23,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "package" / "base.py").write_text("def causal(b, h, q_idx, kv_idx):\n    return q_idx >= kv_idx\n")
     (tmp_path / "broken.py").write_text("import no_such_package\n")
     (tmp_path / "fails.py").write_text("1 / 0\n")
+    (tmp_path / "my masks.py").write_text("1 / 0\n")
     (tmp_path / "ends.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "neighbour.py").write_text("from notes import banded\n")
+    (tmp_path / "package" / "deep").mkdir()
+    (tmp_path / "package" / "deep" / "root.py").write_text("from package.base import causal\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
-        if name.partition(".")[0] in ("notes", "package", "broken", "fails", "ends", "neighbour"):
+        if name.partition(".")[0] in ("notes", "package", "broken", "fails", "ends", "neighbour", "root"):
             del sys.modules[name]
 
 
@@ -46,6 +49,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("notes:blocks.mask_mod", "<mask_mod banded>"),
         ("package.inner:causal", "<mask_mod causal>"),
         ("neighbour.py:banded", "<mask_mod banded>"),
+        ("package/deep/root.py:causal", "<mask_mod causal>"),
+        ("notes.py:band.near", "<mask_mod near>"),
         ("flextrace.mods:causal", "<mask_mod causal>"),
     ],
 )
@@ -88,6 +93,9 @@ def test_a_file_elsewhere_finds_its_neighbours(folder: Path, monkeypatch: pytest
             "importing fails.py failed with ZeroDivisionError: division by zero; `python fails.py` shows where",
         ),
         ("ends:x", "put what it runs under `if __name__ == '__main__':`"),
+        ("notes:Band.near", "notes:Band.near is a method and belongs to an instance, its first argument is self; make"),
+        ("notes.py:Band.near", "as in a = Band(...) at module level, and name notes.py:a.near"),
+        ("my masks.py:x", "`python 'my masks.py'` shows where"),
         ("package/inner.py:causal", "it belongs to a package: name it as package.module:NAME"),
     ],
 )
@@ -95,6 +103,14 @@ def test_what_is_no_mod_is_said_with_the_remedy(folder: Path, target: str, messa
     with pytest.raises(ResolveError) as caught:
         find_mod(target)
     assert message in str(caught.value)
+
+
+def test_a_current_folder_that_was_deleted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "gone").mkdir()
+    monkeypatch.chdir(folder / "gone")
+    (folder / "gone").rmdir()
+    with pytest.raises(ResolveError, match="the current folder was deleted; cd to one that exists"):
+        find_mod("notes:alibi")
 
 
 @pytest.mark.parametrize(
