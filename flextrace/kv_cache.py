@@ -69,7 +69,7 @@ class Int8KV:
         other = object.__new__(type(self))
         other.__dict__ |= self.__dict__
         other._parts = {name: part[...] for name, part in self._parts.items()}
-        mx.eval(other._parts)
+        mx.async_eval(other._parts)
         return other
 
     @property
@@ -130,6 +130,7 @@ class Int8KV:
         self._early = {name: rows[:, :, : self._length] for name, rows in self._early.items()}
         if not self._length:
             self._parts, self._means, self._early = {}, {"key": None, "value": None}, {}
+        mx.async_eval(self._early)
 
     def _check(self, key: mx.array, value: mx.array) -> None:
         for name, rows in (("key", key), ("value", value)):
