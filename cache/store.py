@@ -158,10 +158,10 @@ class Store:
 
     def _folders(self) -> list[Path]:
         kernels = self.folder / "kernels"
-        if not kernels.is_dir():
-            return []
-        check_trusted(self.folder)
-        check_trusted(kernels)
+        for folder in (self.folder, kernels):
+            if not folder.exists():
+                return []
+            check_trusted(folder)
         return sorted(path for path in kernels.glob("??/*") if KEY.fullmatch(path.name))
 
     def _build(self, key: str, build: Callable[[Path], dict[str, Any]], required: Sequence[str]) -> Entry:

@@ -22,6 +22,7 @@ import flextrace
 from flextrace.cache import CacheError, Store, key_of
 from flextrace.cache_report import REMEDY as CACHE_REMEDY
 from flextrace.kernels import BACKENDS
+from flextrace.kernels.cpu.launch import thread_count
 from flextrace.kernels.cpu.toolchain import REMEDY, find_compiler
 from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.printing import output
@@ -89,6 +90,7 @@ def environment() -> Iterator[Check]:
     yield _compiler("C++ compiler", _cpu_compiler)
     yield _compiler("g++ of the simulator", _simulator_compiler)
     yield _chosen_backend()
+    yield _threads()
 
 
 def _chosen_backend() -> Check:
@@ -98,6 +100,15 @@ def _chosen_backend() -> Check:
         remedy = f"unset FLEXTRACE_BACKEND, or choose one of {', '.join(BACKENDS)}"
         return Check("system", "backend", FAILED, f"FLEXTRACE_BACKEND is {wanted!r}: {remedy}")
     return Check("system", "backend", OK, f"{wanted or default_name()}{', by FLEXTRACE_BACKEND' if wanted else ''}")
+
+
+def _threads() -> Check:
+    """How many threads the cpu kernels take."""
+    by = ", by FLEXTRACE_NUM_THREADS" if os.environ.get("FLEXTRACE_NUM_THREADS") else ""
+    try:
+        return Check("system", "threads", OK, f"{thread_count()}{by}")
+    except ValueError as error:
+        return Check("system", "threads", FAILED, str(error))
 
 
 def _mlx_build() -> Check:
@@ -196,14 +207,17 @@ def _takes_an_entry(store: Store) -> Check:
 
 @contextmanager
 def _kernels_of_its_own() -> Iterator[None]:
-    """An empty cache for the self-test: every kernel is compiled now, and none of them stays."""
-    before = os.environ.get("FLEXTRACE_CACHE_DIR")
+    """An empty cache for the self-test: every kernel is compiled now, and none of them stays.
+
+    A FLEXTRACE_NUM_THREADS that is no number has its own check, and fails no kernel.
+    """
+    before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="flextrace-doctor-", ignore_cleanup_errors=True) as folder:
         os.environ["FLEXTRACE_CACHE_DIR"] = os.path.join(folder, "cache")
+        if _threads().status == FAILED:
+            del os.environ["FLEXTRACE_NUM_THREADS"]
         try:
             yield
         finally:
-            if before is None:
-                del os.environ["FLEXTRACE_CACHE_DIR"]
-            else:
-                os.environ["FLEXTRACE_CACHE_DIR"] = before
+            os.environ.clear()
+            os.environ.update(before)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ def print_code(console: Console, text: str, language: str, indent: str = INDENT)
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, allow_nan=False))
+
+
+def prints_to_stderr() -> AbstractContextManager[Any]:
+    """While a user's module and mods run: what they print is no result of the command."""
+    return redirect_stdout(sys.stderr)
 
 
 @contextmanager

@@ -74,10 +74,6 @@ def bench(
     from flextrace.kernels.cpu.launch import thread_count
 
     try:
-        threads = thread_count()
-    except ValueError as error:  # of FLEXTRACE_NUM_THREADS
-        raise CommandError(str(error)) from error
-    try:
         asked: dict[str, Any] = {"lengths": _numbers("--lengths", lengths), "heads": heads}
         asked |= {"head_dims": _numbers("--head-dim", head_dim), "dtypes": dtypes.split(",") if dtypes else None}
         asked = {name: value for name, value in asked.items() if value is not None}
@@ -106,7 +102,7 @@ def bench(
             from flextrace.bench.counts_table import main as count
 
             asked |= {"masks": names} if names else {}
-            if not count(**asked, jobs=jobs or threads, as_json=json):
+            if not count(**asked, jobs=jobs or thread_count(), as_json=json):
                 raise typer.Exit(FOUND_WRONG)
             return
         asked |= {"sections": sections.split(",")} if sections is not None else {}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -14,7 +13,7 @@ import typer
 
 from flextrace.printing import INDENT, output, print_code, print_heading, print_json, working
 
-from .exits import FOUND_WRONG, CommandError, expected_errors
+from .exits import FOUND_WRONG, CommandError, cache_reachable, expected_errors
 
 if TYPE_CHECKING:
     from flextrace.cache_report import CacheRow
@@ -39,18 +38,7 @@ def bytes_of(text: str) -> int:
     if matched is None or unit == "i":
         raise CommandError(f"--max-size takes a size such as 500MB, 1.5GiB or 0; got {text!r}")
     base = 1024 if "i" in unit else 1000
-    return int(float(matched[1]) * base ** _POWERS[unit.removesuffix("b").removesuffix("i")])
-
-
-@contextmanager
-def _reachable() -> Iterator[None]:
-    """Say what keeps the folder from being read or written to."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise CommandError(f"{error}; set FLEXTRACE_CACHE_DIR to a folder of your own") from error
+    return int(Decimal(matched[1]) * base ** _POWERS[unit.removesuffix("b").removesuffix("i")])
 
 
 def _rows() -> list[CacheRow]:
@@ -65,7 +53,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command()
 @expected_errors("cache ls")
-@_reachable()
+@cache_reachable()
 def ls(json: Json = False) -> None:
     """List the kernels, the most recently used first, and whether each is whole."""
     from flextrace.cache import Store
@@ -86,7 +74,7 @@ def ls(json: Json = False) -> None:
 
 @app.command()
 @expected_errors("cache show")
-@_reachable()
+@cache_reachable()
 def show(
     key: Annotated[str, typer.Argument(metavar="KEY-PREFIX", help="The first digits of a key, as `ls` prints them.")],
     whole: Annotated[bool, typer.Option("--whole", help="Print the kernel's text, and nothing else.")] = False,
@@ -155,7 +143,7 @@ def _text(row: CacheRow, manifest: dict[str, Any]) -> str:
 
 @app.command()
 @expected_errors("cache verify")
-@_reachable()
+@cache_reachable()
 def verify(json: Json = False) -> None:
     """Check every file of every kernel against its checksum.
 
@@ -181,7 +169,7 @@ def verify(json: Json = False) -> None:
 
 @app.command()
 @expected_errors("cache prune")
-@_reachable()
+@cache_reachable()
 def prune(
     max_size: Annotated[
         Optional[str],  # noqa: UP045
@@ -206,7 +194,7 @@ def prune(
 
 @app.command()
 @expected_errors("cache clear")
-@_reachable()
+@cache_reachable()
 def clear(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
     """Remove all kernels; the next use of each builds it again."""
     from flextrace.cache import Store

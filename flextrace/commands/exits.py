@@ -7,12 +7,13 @@ from contextlib import contextmanager
 
 import typer
 
-FOUND_WRONG, CANNOT = 1, 2
+FOUND_WRONG, CANNOT, CLOSED_PIPE = 1, 2, 141
 TABLE = {
     0: "all is well",
     FOUND_WRONG: "found something wrong or missed a target",
     CANNOT: "cannot run as asked (stderr names the remedy)",
     130: "interrupted",
+    CLOSED_PIPE: "whatever read the output has ended",
 }
 EPILOG = "Exit codes of all commands: " + "; ".join(f"{code} {meaning}" for code, meaning in TABLE.items()) + "."
 
@@ -40,8 +41,24 @@ def expected_errors(command: str) -> Iterator[None]:
 
 
 def _check_environment() -> None:
+    from flextrace.kernels.cpu.launch import thread_count
     from flextrace.kernels.registry import BACKENDS, chosen_name
 
     wanted = chosen_name(None)
     if wanted is not None and wanted not in BACKENDS:
         raise CommandError(f"FLEXTRACE_BACKEND is {wanted!r}; unset it, or choose one of {', '.join(BACKENDS)}")
+    try:
+        thread_count()
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+@contextmanager
+def cache_reachable() -> Iterator[None]:
+    """Say what keeps the cache's folder from being read or written to."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CommandError(f"{error}; set FLEXTRACE_CACHE_DIR to a folder of your own") from error

@@ -8,6 +8,8 @@ from enum import Enum
 
 from .exits import CommandError
 
+LARGEST = 2**31 - 1
+
 
 class DType(str, Enum):
     """The dtypes of query, key and value."""
@@ -60,4 +62,6 @@ def _sizes(shape: str) -> Sequence[int]:
         raise CommandError(
             f"--shape takes four positive numbers, batch,heads,length,head_dim, such as 1,8,1024,64; got {shape!r}"
         )
+    if max(sizes) > LARGEST:
+        raise CommandError(f"--shape takes numbers up to {LARGEST}, as MLX does; got {shape!r}")
     return sizes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from flextrace.printing import INDENT, output, print_code, print_heading, print_json
+from flextrace.printing import INDENT, output, print_code, print_heading, print_json, prints_to_stderr
 
 from .exits import CommandError, expected_errors
 
@@ -58,14 +58,15 @@ def show(
     from flextrace.kernels import backend_for
     from flextrace.resolve import find_mods
 
-    given = find_mods(target)
     name = backend.value if backend is not None else default_backend()
-    mods = [mod for mod in given if mod is not None]
-    bounds = [bind(mod) for mod in mods]
-    try:
-        kernel = backend_for(name, to_run=False).source(*(None if mod is None else mod.trace() for mod in given))
-    except ValueError as error:  # more captures than a kernel has room for
-        raise CommandError(str(error)) from error
+    with prints_to_stderr():
+        given = find_mods(target)
+        mods = [mod for mod in given if mod is not None]
+        bounds = [bind(mod) for mod in mods]
+        try:
+            kernel = backend_for(name, to_run=False).source(*(None if mod is None else mod.trace() for mod in given))
+        except ValueError as error:  # more captures than a kernel has room for
+            raise CommandError(str(error)) from error
     excerpts = written_by([mod.kind for mod in mods], kernel)
     if json:
         found = [{"first_line": excerpt.first, "lines": excerpt.lines} for excerpt in excerpts]

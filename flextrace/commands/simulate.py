@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from flextrace.printing import output, print_json, working
+from flextrace.printing import output, print_json, prints_to_stderr, working
 
 from .exits import FOUND_WRONG, CommandError, expected_errors
 from .problem import DType, problem_of
@@ -39,11 +39,14 @@ def simulate(
     from flextrace.simulate import simulate as run
 
     problem = problem_of(shape, dtype, kv_heads, kv_len, head_dim)
-    mods = find_mods(target)
+    with prints_to_stderr():
+        mods = find_mods(target)
     title = f"{title_of(*mods)}, {problem}"
     try:
-        with working(f"simulating {title}"):
+        with working(f"simulating {title}"), prints_to_stderr():
             result = run(*mods, problem.shapes, problem.dtype)
+    except MemoryError as error:
+        raise CommandError(f"{problem} does not fit in memory; choose a smaller --shape") from error
     except (ValueError, OverflowError, ZeroDivisionError) as refusal:
         raise CommandError(str(refusal)) from refusal
     if json:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from enum import Enum
 from typing import Annotated, Any, Optional
 
 import typer
 
-from flextrace.printing import output, print_json, working
+from flextrace.printing import output, print_json, prints_to_stderr, working
 
-from .exits import CommandError, expected_errors
+from .exits import CommandError, cache_reachable, expected_errors
 from .problem import DType, problem_of
 from .show import TARGET, KernelBackend, default_backend
 
@@ -60,6 +61,7 @@ def warm(
     One kernel of the cpu backend serves all shapes, dtypes and BlockMasks of its mods. On metal only the kernel's text
     is kept: MLX compiles it once in every process.
     """
+    from flextrace import CacheWarning
     from flextrace.resolve import find_mods
     from flextrace.warm import Warmed, steps
 
@@ -67,19 +69,25 @@ def warm(
     options |= {"SMOOTH_K": smooth_k, "SMOOTH_Q": smooth_q}
     options = {name: value for name, value in options.items() if value is not None}
     problems = [problem_of(given, DType.float32, kv_heads, kv_len) for given in shape or ["1,8,1024,64"]]
-    pairs = [find_mods(target) for target in targets]
+    with prints_to_stderr():
+        pairs = [find_mods(target) for target in targets]
     name = backend.value if backend is not None else default_backend()
     dtypes = [each.value for each in dtype or [DType.float32]]
     try:
-        todo = steps(pairs, [problem.shapes for problem in problems], dtypes, name, options, block_mask)
+        with prints_to_stderr(), cache_reachable():
+            todo = steps(pairs, [problem.shapes for problem in problems], dtypes, name, options, block_mask)
     except (ValueError, OverflowError, ZeroDivisionError) as error:
         raise CommandError(str(error)) from error
     made: list[Warmed] = []
-    with working("warm", steps=len(todo)) as say:
-        for step in todo:
-            say(step.title)
-            made += step.run()
-            say(step.title, done=1)
+    try:
+        with working("warm", steps=len(todo)) as say, prints_to_stderr(), warnings.catch_warnings():
+            warnings.simplefilter("error", CacheWarning)
+            for step in todo:
+                say(step.title)
+                made += step.run()
+                say(step.title, done=1)
+    except CacheWarning as nothing_kept:
+        raise CommandError(str(nothing_kept)) from nothing_kept
     compiled = sum(warmed.found == "compiled" for warmed in made)
     if json:
         print_json({"compiled": compiled, "kernels": [asdict(warmed) for warmed in made]})

@@ -89,6 +89,28 @@ def test_an_interrupt_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> 
     assert CliRunner().invoke(app, ["show", "a:b"]).exit_code == 130
 
 
+@pytest.mark.parametrize("arguments", [["vocabulary"], ["cache", "path"], ["--help"]], ids=" ".join)
+def test_a_closed_pipe_has_its_own_exit_code(tmp_path: Path, arguments: list[str]) -> None:
+    """As in `flextrace ... | head -1`, and nothing is said of it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "flextrace", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("command", [["bench"], ["demo"], ["cache", "ls"], ["show", "a:b"]], ids=" ".join)
+def test_a_number_of_threads_that_is_none(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXTRACE_NUM_THREADS", "abc")
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr == (
+        f"flextrace {' '.join(command[:2]) if command[0] == 'cache' else command[0]}: "
+        "FLEXTRACE_NUM_THREADS='abc' is not a positive number; unset it or write one\n"
+    )
+
+
 SHELLS = {"bash": "complete -o default -F", "zsh": "compdef", "fish": "complete --command flextrace"}
 
 

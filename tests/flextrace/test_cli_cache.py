@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from cli_notes import NOTES, flextrace
 from typer.testing import CliRunner
 
-from flextrace.cache import Store, key_of
+from flextrace.cache import Store, fallback, key_of
 from flextrace.cache_report import human_size, rows
 from flextrace.cli import app
 from flextrace.commands.cache import bytes_of
@@ -162,6 +163,7 @@ def test_prune_removes_what_was_not_used_for_longest(kept: list[str]) -> None:
     ("text", "size"),
     [
         *(("500MB", 500_000_000), ("500 mb", 500_000_000), ("1.5GiB", 1_610_612_736), ("2k", 2000), ("7", 7)),
+        *(("1" + "0" * 400, 10**400), ("1.5TB", 1_500_000_000_000)),
         *(("0", 0), ("12B", 12), (".5 kB", 500), ("1KiB", 1024), ("3T", 3 * 10**12)),
     ],
 )
@@ -214,6 +216,16 @@ def test_a_cache_that_cannot_be_read(kept: list[str], monkeypatch: pytest.Monkey
     result = run("cache", *arguments)
     assert result.exit_code == 2 and "Permission denied" in result.stderr
     assert "set FLEXTRACE_CACHE_DIR to a folder of your own" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["ls"], ["verify"], ["show", "a"], ["prune", "--max-size", "0"], ["clear", "--yes"]]
+)
+def test_a_cache_that_is_a_file(fresh_cache: Path, arguments: list[str]) -> None:
+    fresh_cache.write_text("")
+    result = run("cache", *arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert f"{fresh_cache} is not a folder; set FLEXTRACE_CACHE_DIR to a folder of your own" in result.stderr
 
 
 # ---- warm -----------------------------------------------------------------------------------------------------------
@@ -292,6 +304,27 @@ def test_warm_says_what_was_compiled_and_what_was_there(folder: Path, fresh_cach
         ("plain_mask", "compiled"),
     ]
     assert found["compiled"] == 1, "all shapes and dtypes share a kernel of the cpu backend"
+
+
+@pytest.mark.parametrize("backend", ["cpu", "simulator", "metal"])
+def test_warm_that_can_keep_nothing(
+    folder: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setattr(fallback, "_first_warning", threading.Lock())
+    monkeypatch.setattr("flextrace.kernels.metal.MetalBackend.unavailable", lambda self: None)
+    fresh_cache.mkdir(0o700)
+    (fresh_cache / "locks").write_text("a file where a folder is needed")
+    result = run("warm", f"{folder / 'notes.py'}:plain_score", "--backend", backend, "--shape", "1,1,8,8")
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith(f"flextrace warm: the kernel cache {fresh_cache} cannot be written to (")
+    assert "set FLEXTRACE_CACHE_DIR to a folder that is" in result.stderr
+
+
+def test_warm_into_a_file(folder: Path, fresh_cache: Path) -> None:
+    fresh_cache.write_text("")
+    result = run("warm", f"{folder / 'notes.py'}:plain_score", "--backend", "cpu")
+    assert result.exit_code == 2 and result.stdout == ""
+    assert f"{fresh_cache} is not a folder; set FLEXTRACE_CACHE_DIR to a folder of your own" in result.stderr
 
 
 def test_a_damaged_kernel_is_compiled_again(folder: Path, fresh_cache: Path) -> None:

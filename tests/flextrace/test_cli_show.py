@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,48 @@ def test_a_terminal_gets_colours_and_the_same_text(notes: str, capsys: pytest.Ca
     shown = capsys.readouterr().out
     assert "\x1b[" in shown
     assert re.sub(r"\x1b\[[\d;]*m", "", shown).rstrip() == text
+
+
+LOUD = """\
+print("imported")
+def naïve(b, h, q_idx, kv_idx):
+    print("traced")
+    return q_idx >= kv_idx
+"""
+
+
+@pytest.fixture
+def loud(tmp_path: Path) -> Iterator[str]:
+    """A mod that prints, and whose name ASCII lacks."""
+    (tmp_path / "loud.py").write_text(LOUD, encoding="utf-8")
+    yield str(tmp_path / "loud.py")
+    sys.modules.pop("loud", None)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["show", "--json"],
+        ["warm", "--backend", "cpu", "--json"],
+        ["simulate", "--shape", "1,1,8,8", "--json"],
+        ["show", "--whole"],
+        ["show"],
+    ],
+    ids=" ".join,
+)
+def test_what_a_mod_prints_is_no_result(loud: str, arguments: list[str]) -> None:
+    result = run(arguments[0], f"{loud}:naïve", *arguments[1:])
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("imported\ntraced\n")
+    assert "imported\n" not in result.stdout and "traced\n" not in result.stdout
+    if "--json" in arguments:
+        json.loads(result.stdout)
+
+
+def test_an_output_that_lacks_letters(loud: str) -> None:
+    result = CliRunner(charset="ascii").invoke(app, ["show", f"{loud}:naïve"])
+    assert result.exit_code == 0, result.output
+    assert "def na\\xefve(b, h, q_idx, kv_idx):\n" in result.stdout
 
 
 def test_show_takes_the_backend_of_the_environment(notes: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +267,7 @@ def test_a_wrong_number_gives_exit_code_1(notes: str, monkeypatch: pytest.Monkey
         (["--shape", "1,2,3"], "--shape takes four positive numbers, batch,heads,length,head_dim, such as 1,8,1024,64"),
         (["--shape", "1,2,3,x"], "got '1,2,3,x'"),
         (["--shape", "1,2,0,4"], "four positive numbers"),
+        (["--shape", "99999999999,1,16,16"], "--shape takes numbers up to 2147483647, as MLX does; got '99999999999,1"),
         (["--shape", "1,6,8,8", "--kv-heads", "4"], "--kv-heads 4 does not divide the 6 heads of --shape"),
     ],
 )
@@ -231,6 +275,16 @@ def test_shapes_that_are_none(notes: str, options: list[str], message: str) -> N
     for command in ("simulate", "warm"):
         result = run(command, f"{notes}:alibi", *options)
         assert result.exit_code == 2 and message in result.stderr
+
+
+def test_a_shape_beyond_the_memory(notes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*arguments: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("flextrace.simulate.tensors", refuses)
+    result = run("simulate", f"{notes}:alibi", "--shape", "1,2,8,8")
+    assert result.exit_code == 2
+    assert result.stderr == ("flextrace simulate: 1x2x8x8 float32 does not fit in memory; choose a smaller --shape\n")
 
 
 def test_simulate_without_a_compiler_names_the_remedy(notes: str, monkeypatch: pytest.MonkeyPatch) -> None:

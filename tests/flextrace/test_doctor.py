@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -289,3 +290,16 @@ def test_a_backend_that_is_not_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXTRACE_BACKEND", "ops")
     (check,) = [check for check in doctor.environment() if check.name == "backend"]
     assert (check.status, check.detail) == (selftest.OK, "ops, by FLEXTRACE_BACKEND")
+
+
+def test_a_number_of_threads_that_is_none_fails_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flextrace.kernels.cpu import CpuBackend
+
+    monkeypatch.setenv("FLEXTRACE_NUM_THREADS", "abc")
+    result = run(monkeypatch, {"cpu": CpuBackend})
+    assert result.exit_code == 1 and result.output.count("FAILED ") == 1, result.output
+    line = line_of(result, "threads")
+    assert line.startswith("FAILED") and "'abc' is not a positive number; unset it or write one" in line
+    assert os.environ["FLEXTRACE_NUM_THREADS"] == "abc"
+    monkeypatch.setenv("FLEXTRACE_NUM_THREADS", "2")
+    assert doctor._threads().detail == "2, by FLEXTRACE_NUM_THREADS"
