@@ -61,9 +61,12 @@ class Magics:
         names = run_cell(self.shell, f"%%flex_source {line}\n", cell)
         mods = {id(namespace[name]): namespace[name] for name in names if isinstance(namespace.get(name), Mod)}
         if not mods:
-            raise UsageError(
-                "the cell of %%flex_source defines no mod; decorate a function with @flex.score_mod or @flex.mask_mod"
-            )
+            classes = [namespace[name] for name in names if isinstance(namespace.get(name), type)]
+            methods = [(c.__name__, name) for c in classes for name, mod in vars(c).items() if isinstance(mod, Mod)]
+            instead = "decorate a function with @flex.score_mod or @flex.mask_mod"
+            for owner, name in methods[:1]:
+                instead = f"{owner}.{name} is a method, take that of an instance: my = {owner}(...).{name}"
+            raise UsageError(f"the cell of %%flex_source defines no mod; {instead}")
         for mod in mods.values():
             text = mod.source(backend)
             lines = [line for excerpt in written_by([mod.kind], text) for line in excerpt.lines]
@@ -83,12 +86,16 @@ class Magics:
 def run_cell(shell: Any, above: str, cell: str) -> list[str]:
     """Run the rest of a cell in the user's namespace; the names that it binds.
 
-    `above` is its first line, so that line numbers are those of the cell. A last expression is shown, as ever.
+    `above` is its first line, so that line numbers are those of the cell. A last expression is shown, as ever, and
+    hidden by a semicolon.
     """
-    source = "\n" + shell.transform_cell(cell)
+    blank = cell[: len(cell) - len(cell.lstrip())].count("\n")  # transform_cell drops these lines
+    source = "\n" * (1 + blank) + shell.transform_cell(cell).lstrip("\n")
     filename = shell.compile.cache(source, shell.displayhook.prompt_count, raw_code=above + cell)
     tree = shell.transform_ast(shell.compile.ast_parse(source, filename=filename))
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    shown = tree.body and isinstance(tree.body[-1], ast.Expr)
+    shown = shown and not shell.displayhook.semicolon_at_end_of_expression(source)
+    last = tree.body.pop() if shown else None
     names: list[str] = []
     for part, mode in ((tree, "exec"), (ast.Interactive([last] if last else []), "single")):
         if part.body:
@@ -124,3 +131,22 @@ def load_ipython_extension(ipython: Any) -> None:
     magics = Magics(ipython)
     ipython.register_magic_function(magics.flex_source, "cell", "flex_source")
     ipython.register_magic_function(magics.flex_cache, "line", "flex_cache")
+    try:
+        from IPython.extensions.autoreload import UPDATE_RULES
+    except ImportError:  # an IPython whose %autoreload has no such rules: imported mods stay the old ones
+        return
+    if RELOADED not in UPDATE_RULES:
+        UPDATE_RULES.append(RELOADED)
+
+
+def _are_mods(old: object, new: object) -> bool:
+    return isinstance(old, Mod) and isinstance(new, Mod)
+
+
+def _become(old: Mod, new: Mod) -> None:
+    """After an edit of its module a mod that was imported from there is the one that the module has now."""
+    old.__class__ = new.__class__
+    old.__dict__ = dict(vars(new))
+
+
+RELOADED = (_are_mods, _become)  # a rule of IPython's %autoreload

@@ -7,12 +7,15 @@ import os
 import re
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+import flextrace as flex
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
@@ -231,6 +234,61 @@ y = x / 0
 def sums(score, b, h, q_idx, kv_idx):
     return mx.sum(score)
 
+# %% silent source
+%%flex_source metal
+band = flex.mods.causal & flex.mods.sliding_window(17)
+band; # as in any cell
+
+# %% spaced source
+%%flex_source
+
+
+@flex.score_mod
+def means(score, b, h, q_idx, kv_idx):
+    return mx.mean(score)
+
+# %% class source
+%%flex_source
+class Slopes:
+    @flex.score_mod
+    def bias(self, score, b, h, q_idx, kv_idx):
+        return score
+
+# %% module
+import os, pathlib
+TEXT = '''
+import flextrace as flex
+def half(x):
+    return x / 2
+@flex.score_mod
+def sloped(score, b, h, q_idx, kv_idx):
+    return score + half(kv_idx)
+'''
+def save(text, seconds):
+    pathlib.Path("slopes.py").write_text(text)
+    os.utime("slopes.py", (seconds, seconds))
+save(TEXT, 1e9)
+%load_ext autoreload
+%autoreload explicit
+%aimport slopes
+
+# %% imported
+from slopes import sloped
+weights(sloped)
+save(TEXT.replace("x / 2", "x / 4"), 1.1e9)
+
+# %% helper edited
+weights(sloped)
+save("# above" + TEXT.replace("score + half", "score - half"), 1.2e9)
+
+# %% mod edited
+weights(sloped)
+masked = TEXT.replace("score_mod", "mask_mod").replace("score, b", "b").replace("score + half(kv_idx)", "kv_idx > 2")
+save(masked, 1.3e9)
+
+# %% shown edited
+sloped
+
 # %% no mod
 %%flex_source
 x = 1
@@ -322,6 +380,9 @@ def test_the_kernel_is_of_this_python(ran: Ran) -> None:
         ("on the cpu", 0.5 * KV),
         ("after source", 0.125 * KV),
         ("after source again", -0.125 * KV),
+        ("imported", 0.5 * KV),
+        ("helper edited", 0.25 * KV),
+        ("mod edited", -0.5 * KV),
     ],
 )
 def test_what_is_redefined_is_picked_up_at_once(ran: Ran, cell: str, scores: Any) -> None:
@@ -361,18 +422,37 @@ def test_flex_source_defines_the_mods_and_shows_their_kernels(ran: Ran) -> None:
     assert values == ["0.25"]  # of the last line, as in any cell
 
 
+def test_a_semicolon_hides_the_last_value(ran: Ran) -> None:
+    assert len(ran.html("silent source")) == 1 and not [o for o in ran["silent source"] if "execution_count" in o]
+
+
+def test_autoreload_renews_imported_mods_and_their_display(ran: Ran) -> None:
+    (html,) = ran.html("shown edited")
+    assert "mask_mod <b>sloped</b>" in html and "2 &lt; kv_idx" in html.replace("</span>", "")
+
+
+def test_without_rules_of_autoreload_the_magics_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    shell = types.SimpleNamespace(register_magic_function=lambda function, kind, name: names.append(name))
+    monkeypatch.setitem(sys.modules, "IPython.extensions.autoreload", None)
+    flex.load_ipython_extension(shell)
+    assert names == ["flex_source", "flex_cache"]
+
+
 def test_flex_source_raises_what_its_cell_raises(ran: Ran) -> None:
     name, traceback = ran.error("failing source")
     number = list(CELLS).index("failing source") + 1
     assert name == "ZeroDivisionError" and f"Cell In[{number}], line 3" in traceback.replace("\u200b", "")
     name, traceback = ran.error("untraceable source")
     assert name == "TraceError"
+    assert re.search(r"line 6, in means\n    return mx\.mean\(score\)\n", ran.error("spaced source")[1])
     assert re.search(r"line 4, in sums\n    return mx\.sum\(score\)\n           \^{13}\n", traceback)
 
 
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
+        ("class source", "defines no mod; Slopes.bias is a method, take that of an instance: my = Slopes(...).bias"),
         ("no mod", "defines no mod; decorate a function with @flex.score_mod or @flex.mask_mod"),
         ("unknown backend", "takes a backend, metal or cpu, or nothing; got 'cuda'"),
         ("cache argument", "%flex_cache takes no argument, got 'all'"),
