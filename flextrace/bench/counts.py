@@ -12,7 +12,8 @@ import functools
 import importlib.metadata
 import multiprocessing
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -187,15 +188,19 @@ def _in_order(runs: Sequence[Run]) -> Iterator[tuple[Run, Counts]]:
         yield run, simulate(run)
 
 
-def _in_processes(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, Counts]]:
+def _in_processes(runs: Sequence[Run], jobs: int) -> Generator[tuple[Run, Counts], None, None]:
     """A process of its own per job, because a simulated run owns its process's fault handler."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(runs)), mp_context=context) as pool:
+    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
+    interruptible = (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(min(jobs, len(runs)), context, signal.signal, interruptible) as pool:
         futures = {pool.submit(simulate, run): run for run in runs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
+            if not all(future.done() for future in futures):  # an interrupt, or a run that failed
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.terminate()  # a simulated run hears nothing until it ends
             pool.shutdown(cancel_futures=True)
 
 

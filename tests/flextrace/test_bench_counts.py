@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,16 @@ def test_a_machine_without_the_simulator(monkeypatch: pytest.MonkeyPatch) -> Non
     result = CliRunner().invoke(app, [*COUNTS, "--lengths", "64"])
     assert result.exit_code == 2
     assert "install g++ 12 or later" in result.output
+
+
+def test_an_interrupt_waits_for_no_run() -> None:
+    """The long run would take its process many seconds more."""
+    runs = counts._in_processes([ours("none", 64), ours("none", 4096)], 2)
+    assert next(runs)[0] == ours("none", 64)
+    start = time.perf_counter()
+    runs.close()
+    assert time.perf_counter() - start < 5
+    assert multiprocessing.active_children() == []
 
 
 # ---- what is counted ----------------------------------------------------------------------------------------------
