@@ -118,9 +118,9 @@ class Store:
                 faults[folder.name] = str(error)
         return faults
 
-    def size(self) -> int:
-        """Bytes of all entries on disk, damaged ones and manifests included."""
-        return sum(_size(folder) for folder in self._folders())
+    def size(self, key: str | None = None) -> int:
+        """Bytes of all entries on disk, or of one; damaged ones and manifests included."""
+        return sum(_size(folder) for folder in (self._folders() if key is None else [self._folder_of(key)]))
 
     def remove(self, key: str) -> bool:
         """Remove one entry; whether it was there. Raises OSError, ValueError for a bad key."""

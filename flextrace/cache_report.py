@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flextrace.cache import Entry, Store
 
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod
     from rich.table import Table
 
 REMEDY = "`flextrace cache prune --damaged` removes what is damaged; the next use builds it again"
@@ -19,9 +20,16 @@ _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 _AGES = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 
+_COLUMNS = (  # of a table, by the columns of text that there are
+    (100, ("key", "backend", "kernel", "mods", "size", "used", "state")),
+    (60, ("key", "kernel", "mods", "size", "used", "state")),
+    (0, ("key", "mods", "state")),
+)
+
+
 @dataclass(frozen=True)
 class CacheRow:
-    """One entry. Of a damaged one whose manifest cannot be read, the key and the damage are all that is known.
+    """One entry. Of a damaged one whose manifest cannot be read, key, size and damage are all that is known.
 
     kernel: what was compiled ("attention", "matmul", ...); mods: the names of its mods; size: bytes of its files;
     created: ISO 8601; used: seconds since the epoch; damage: what is wrong with it, "" if it is whole.
@@ -49,7 +57,10 @@ def rows(store: Store | None = None) -> list[CacheRow]:
     store = store or Store()
     damaged = store.verify()
     readable = [_row(entry, damaged.pop(entry.key, "")) for entry in store.entries()]
-    lost = [CacheRow(key, str(store.folder / "kernels" / key[:2] / key), damage=why) for key, why in damaged.items()]
+    lost = [
+        CacheRow(key, str(store.folder / "kernels" / key[:2] / key), size=store.size(key), damage=why)
+        for key, why in damaged.items()
+    ]
     return [*readable, *lost]
 
 
@@ -84,19 +95,21 @@ def kernel_title(name: str) -> str:
     return re.sub(r"^flextrace_(.*?)(_[0-9a-f]{16}.*)?$", r"\1", name)
 
 
-def cache_table(found: Sequence[CacheRow]) -> Table:
-    """The rows as a table."""
+def cache_table(found: Sequence[CacheRow], width: int) -> Table:
+    """The rows as a table for so many columns of text; only kernel and mods may take several lines."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("key", "backend", "kernel", "mods", "size", "used", "state"):
-        table.add_column(name, justify="right" if name in ("size", "used") else "left", no_wrap=name == "key")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    names = next(names for least, names in _COLUMNS if width >= least)
+    for name in names:
+        justify: JustifyMethod = "right" if name in ("size", "used") else "left"
+        table.add_column(name, justify=justify, no_wrap=name not in ("kernel", "mods"))
     for row in found:
-        state = Text("damaged: " + row.damage, style="bold red") if row.damage else Text("whole", style="green")
-        texts = (row.key[:12], row.backend, row.kernel, " + ".join(row.mods))
-        table.add_row(*(Text(text) for text in texts), human_size(row.size), _age(row.used), state)
+        cells = {"key": row.key[:12], "backend": row.backend, "kernel": row.kernel, "mods": " + ".join(row.mods)}
+        cells |= {"size": human_size(row.size), "used": _age(row.used), "state": "damaged" if row.damage else "whole"}
+        table.add_row(*(Text(cells[name]) for name in names), style="bold red" if row.damage else "")
     return table
 
 

@@ -29,7 +29,7 @@ def output(stderr: bool = False) -> Console:
 def print_table(console: Console, table: Table) -> None:
     """A table of which nothing is cut: a terminal that is too narrow for it wraps its lines."""
     _, right, _, left = table.padding
-    needed = len(table.columns) * (left + 1 + right) + 1
+    needed = len(table.columns) * (left + 1 + right) + (1 if table.show_edge else -1)
     for column in table.columns:
         sizes = [console.measure(cell) for cell in (column.header, *column.cells)]
         needed += max(size.maximum if column.no_wrap else size.minimum for size in sizes)

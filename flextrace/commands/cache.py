@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from flextrace.printing import INDENT, output, print_code, print_heading, print_json, working
+from flextrace.printing import INDENT, output, print_code, print_heading, print_json, print_table, working
 
 from .exits import FOUND_WRONG, CommandError, cache_reachable, expected_errors
 
@@ -65,7 +65,7 @@ def ls(json: Json = False) -> None:
         return
     console = output()
     if found:
-        console.print(cache_table(found), soft_wrap=False)
+        print_table(console, cache_table(found, console.width))
     count = "1 kernel" if len(found) == 1 else f"{len(found)} kernels"
     console.print(f"{store.folder}: {count}, {human_size(store.size())}", markup=False)
     if any(row.damage for row in found):
@@ -77,7 +77,9 @@ def ls(json: Json = False) -> None:
 @cache_reachable()
 def show(
     key: Annotated[str, typer.Argument(metavar="KEY-PREFIX", help="The first digits of a key, as `ls` prints them.")],
-    whole: Annotated[bool, typer.Option("--whole", help="Print the kernel's text, and nothing else.")] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Print the kernel's text, and with --json the rest too.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show one kernel: its mods, how it was compiled, and its files."""
@@ -85,11 +87,12 @@ def show(
 
     row = _row_of(key)
     manifest = _manifest(row)
-    if whole:
-        print_code(output(), _text(row, manifest), "cpp", indent="")
-        return
+    text = _text(row, manifest) if whole else None
     if json:
-        print_json({**asdict(row), "manifest": manifest})
+        print_json({**asdict(row), "manifest": manifest, **({} if text is None else {"text": text})})
+        return
+    if text is not None:
+        print_code(output(), text, "cpp", indent="")
         return
     console = output()
     print_heading(console, row.key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,13 +14,15 @@ from typing import Any
 
 import pytest
 from cli_notes import NOTES, flextrace
+from rich.console import Console
 from typer.testing import CliRunner
 
 from flextrace.cache import Store, fallback, key_of
-from flextrace.cache_report import human_size, rows
+from flextrace.cache_report import cache_table, human_size, rows
 from flextrace.cli import app
 from flextrace.commands.cache import bytes_of
 from flextrace.commands.exits import CommandError
+from flextrace.printing import print_table
 
 CALL = """
 import json, sys
@@ -86,6 +89,28 @@ def test_ls_json(kept: list[str], fresh_cache: Path) -> None:
     assert entries[kept[0]]["mods"] == ["mod1"] and entries[kept[0]]["size"] == 1000 and not entries[kept[0]]["damage"]
     assert entries[kept[1]]["damage"] == "kernel.cpp has 14 bytes, not 2000"
     assert "manifest.json" in entries[kept[2]]["damage"] and entries[kept[2]]["mods"] == []
+    assert entries[kept[2]]["size"] == 3000 + len("something else"), "on disk, as in the bytes of all"
+
+
+@pytest.mark.parametrize(
+    ("columns", "heading"),
+    [
+        (160, ["key", "backend", "kernel", "mods", "size", "used", "state"]),
+        (80, ["key", "kernel", "mods", "size", "used", "state"]),
+        (40, ["key", "mods", "state"]),
+    ],
+)
+def test_ls_on_a_terminal(kept: list[str], columns: int, heading: list[str]) -> None:
+    damage(kept[1])
+    console = Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None)
+    print_table(console, cache_table(rows(), columns))
+    assert isinstance(console.file, io.StringIO)
+    lines = [line for line in console.file.getvalue().splitlines() if line.strip()]
+    assert lines[0].split() == heading and len(lines) == 2 + 3, "a line for each kernel"
+    assert max(map(len, lines)) <= columns and "…" not in "".join(lines)
+    state = {line.split()[0]: line.split()[-1] for line in lines[2:]}
+    assert state == {kept[0][:12]: "whole", kept[1][:12]: "damaged", kept[2][:12]: "whole"}
+    assert all("2001-09-09 whole" in line for line in lines[2:] if columns > 40 and "whole" in line)
 
 
 def test_an_empty_cache(fresh_cache: Path) -> None:
@@ -110,7 +135,8 @@ def test_show(kept: list[str]) -> None:
         assert part in result.stdout
     assert run("cache", "show", kept[0][:9].upper(), "--whole").stdout.startswith("// text\n// text\n")
     found = json.loads(run("cache", "show", kept[0], "--json").stdout)
-    assert found["manifest"]["key"] == kept[0] and found["damage"] == ""
+    assert found["manifest"]["key"] == kept[0] and found["damage"] == "" and "text" not in found
+    assert json.loads(run("cache", "show", kept[0], "--json", "--whole").stdout) == {**found, "text": "// text\n" * 125}
 
 
 def test_show_of_what_is_not_there(kept: list[str]) -> None:
