@@ -9,6 +9,11 @@ import typer
 
 from .exits import FOUND_WRONG, CommandError, expected_errors
 
+READERS = {  # option -> the sections that read it
+    **dict.fromkeys(("--lengths", "--dtypes", "--heads", "--head-dim", "--mods"), ("attention",)),
+    "--no-peers": ("attention", "masks"),
+}
+
 
 @expected_errors("bench")
 def bench(
@@ -105,10 +110,33 @@ def bench(
             if not count(**asked, jobs=jobs or thread_count(), as_json=json):
                 raise typer.Exit(FOUND_WRONG)
             return
-        asked |= {"sections": sections.split(",")} if sections is not None else {}
+        if sections is not None:
+            asked["sections"] = sections.split(",")
+            given: dict[str, Any] = {
+                "--lengths": lengths,
+                "--dtypes": dtypes,
+                "--heads": heads,
+                "--head-dim": head_dim,
+                "--mods": mods,
+            }
+            given["--no-peers"] = not peers
+            _refuse_unread([option for option, value in given.items() if value], asked["sections"])
         main(**asked, mods=names, peers=peers, as_json=json, plot=plot)
     except BenchError as error:
         raise CommandError(str(error)) from error
+
+
+def _refuse_unread(options: list[str], sections: list[str]) -> None:
+    """Raises BenchError for an option that none of these sections reads."""
+    from flextrace.bench import BenchError
+    from flextrace.bench.report import SECTIONS
+
+    if {*sections} - {*SECTIONS}:
+        return  # that is said instead
+    for option in options:
+        if not {*READERS[option]} & {*sections}:
+            places = " or ".join(READERS[option])
+            raise BenchError(f"{option} is about {places}; add that to --sections, or leave {option} out")
 
 
 def _numbers(option: str, given: str | None) -> list[int] | None:
