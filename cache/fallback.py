@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -69,8 +70,16 @@ def warn_once(folder: Path, reason: BaseException | None) -> None:
             "temporary folder and built again by every process. Remedy: free some space there, make it "
             "writable, or set FLEXTRACE_CACHE_DIR to a folder that is.",
             CacheWarning,
-            stacklevel=3,
+            stacklevel=_level_of_user(),
         )
+
+
+def _level_of_user() -> int:
+    """The stacklevel, for a warning of the caller, of the innermost line that is no part of flextrace."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "flextrace":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def private_folder() -> Path:

@@ -45,8 +45,8 @@ def simulate(
     try:
         with working(f"simulating {title}"), prints_to_stderr():
             result = run(*mods, problem.shapes, problem.dtype)
-    except MemoryError as error:
-        raise CommandError(f"{problem} does not fit in memory; choose a smaller --shape") from error
+    except MemoryError as no_room:
+        raise CommandError(f"{problem} does not fit in memory; choose a smaller --shape") from no_room
     except (ValueError, OverflowError, ZeroDivisionError) as refusal:
         raise CommandError(str(refusal)) from refusal
     if json:

@@ -12,12 +12,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from cli_notes import NOTES, flextrace
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flextrace.cache import Store, fallback, key_of
+from flextrace import flex_attention
+from flextrace.cache import CacheWarning, Store, fallback, key_of
 from flextrace.cache_report import cache_table, human_size, rows
 from flextrace.cli import app
 from flextrace.commands.cache import bytes_of
@@ -344,6 +346,16 @@ def test_warm_that_can_keep_nothing(
     assert result.exit_code == 2 and result.stdout == ""
     assert result.stderr.startswith(f"flextrace warm: the kernel cache {fresh_cache} cannot be written to (")
     assert "set FLEXTRACE_CACHE_DIR to a folder that is" in result.stderr
+
+
+def test_the_warning_names_the_user_s_line(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fallback, "_first_warning", threading.Lock())
+    fresh_cache.mkdir(0o700)
+    (fresh_cache / "locks").write_text("a file where a folder is needed")
+    q = mx.zeros((1, 1, 8, 8))
+    with pytest.warns(CacheWarning, match="cannot be written to") as caught:
+        flex_attention(q, q, q, kernel_options={"BACKEND": "cpu"})
+    assert caught[0].filename == __file__
 
 
 def test_warm_into_a_file(folder: Path, fresh_cache: Path) -> None:
