@@ -70,7 +70,7 @@ def check_tensors(query: mx.array, key: Rows, value: Rows, scale: float | None, 
         remedy = "make all three float32, float16 or bfloat16 with .astype(...)"
         if isinstance(key, Int8Rows):
             remedy = "beside a key in int8 make query (and a value that is not) all float32, float16 or bfloat16"
-        elif mx.int8 in (key.dtype, value.dtype):
+        elif "int8" in (_name(key), _name(value)):
             remedy = "int8 needs its scales: pass flex.Int8Rows, or what flex.Int8KV keeps"
         raise TypeError(f"query, key and value are {_name(query)}, {_name(key)} and {_name(value)}; {remedy}")
     (b, hq, _, d), (bk, hkv, s, dk), (bv, hv, sv, _) = query.shape, key.shape, value.shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
 from flextrace.kernels.quant_types import LEVELS, SMALLEST, Int8Rows
@@ -69,7 +71,7 @@ class Int8KV:
         other = object.__new__(type(self))
         other.__dict__ |= self.__dict__
         other._parts = {name: part[...] for name, part in self._parts.items()}
-        mx.async_eval(other._parts)
+        _begin(*other._parts.values())
         return other
 
     @property
@@ -107,7 +109,7 @@ class Int8KV:
         for name, array in new.items():
             self._parts[name][:, :, first:length] = array
         self._length = length
-        mx.async_eval(self._parts)
+        _begin(*self._parts.values())
 
     def trim(self, tokens: int) -> None:
         """Forget the last tokens, as rejected drafts of speculative decoding. Their memory stays for those to come;
@@ -130,7 +132,7 @@ class Int8KV:
         self._early = {name: rows[:, :, : self._length] for name, rows in self._early.items()}
         if not self._length:
             self._parts, self._means, self._early = {}, {"key": None, "value": None}, {}
-        mx.async_eval(self._early)
+        _begin(*self._early.values())
 
     def _check(self, key: mx.array, value: mx.array) -> None:
         for name, rows in (("key", key), ("value", value)):
@@ -208,8 +210,9 @@ def _name(dtype: mx.Dtype) -> str:
 
 def _begin(*arrays: mx.array) -> None:
     """Begin to compute them: for other threads too, and so that what MLX's transformations give is refused."""
+    async_eval: Callable[..., None] = mx.async_eval
     try:
-        mx.async_eval(*arrays)
+        async_eval(*arrays)
     except ValueError as error:
         if "graph transformation" not in str(error):
             raise

@@ -80,5 +80,3 @@ def refuse_unless_quantising(backend: Backend, call: AttentionCall, smooth_k: bo
         raise ValueError(
             f"the {backend.name} backend neither quantises nor smooths query and key; {choice}leave {asked} out"
         )
-
-
