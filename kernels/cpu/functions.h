@@ -86,12 +86,22 @@ INLINE vfloat round(vfloat x) {  // half to even
   return select(size < 0x1p23f, with_sign((size + 0x1p23f) - 0x1p23f, x), x);
 }
 
+// The product by itself, not fused with a following addition: a mod computes in float32, step by step, as written.
+// (clang fuses within one expression only, see vector.h.)
+template <class A>
+INLINE A rounded(A product) {
+#if defined(REGISTER_CLASS) && !defined(__clang__)
+  if constexpr (!__is_same(A, int32_t) && !__is_same(A, vint)) asm("" : "+" REGISTER_CLASS(product));
+#endif
+  return product;
+}
+
 // -- exponentials ------------------------------------------------------------------------------------------------
 
-// x * 2^n for |n| <= 252, in two steps so that neither factor overflows.
+// x * 2^n for |n| <= 252, in two steps so that neither factor overflows. The result may: it is rounded by itself.
 INLINE vfloat scale_by_power(vfloat x, vint n) {
   vint half = n >> 1;
-  return x * bits_to_float((half + 127) << 23) * bits_to_float((n - half + 127) << 23);
+  return rounded(x * bits_to_float((half + 127) << 23) * bits_to_float((n - half + 127) << 23));
 }
 INLINE vfloat clamp(vfloat x, float low, float high) {  // nan stays
   x = select(x < low, splat(low), x);
@@ -137,7 +147,7 @@ INLINE vfloat exp(vfloat x) {
 INLINE vfloat expm1(vfloat x) {
   exponent e = split_exponent(clamp(x, -20.0f, 89.0f));
   vfloat power = bits_to_float((e.n + 126) << 23);  // 2^(n-1): 2^n would overflow before the result does
-  vfloat result = (power * expm1_polynomial(e.r) + (power - 0.5f)) * 2.0f;
+  vfloat result = rounded((power * expm1_polynomial(e.r) + (power - 0.5f)) * 2.0f);
   return select(e.n == 0, expm1_polynomial(e.r), result);
 }
 INLINE vfloat sigmoid(vfloat x) { return 1.0f / (1.0f + exp(-x)); }

@@ -45,16 +45,6 @@ INLINE vfloat to_float(vbool x) { return int_to_float(to_int(x)); }
 
 // -- arithmetic, int or float ------------------------------------------------------------------------------------
 
-// The product by itself, not fused with a following addition: a mod computes in float32, step by step, as written.
-// (clang fuses within one expression only, see vector.h.)
-template <class A>
-INLINE A rounded(A product) {
-#if defined(REGISTER_CLASS) && !defined(__clang__)
-  if constexpr (!__is_same(A, int32_t) && !__is_same(A, vint)) asm("" : "+" REGISTER_CLASS(product));
-#endif
-  return product;
-}
-
 template <class A, class B>
 INLINE auto add(A a, B b) { return a + b; }
 template <class A, class B>

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import flextrace as flex
+from flextrace import kernels
 from flextrace.kernels import AttentionCall, backend_for
 from flextrace.kernels.assemble import assemble
 from flextrace.kernels.cpu import CompileError, toolchain
@@ -73,6 +74,26 @@ def test_source_is_the_whole_kernel() -> None:
     assert '#include "' not in text
     with pytest.raises(ValueError, match="unknown backend 'tpu'"):
         flex.mask_mod(causal).source("tpu")
+
+
+# ---- float32, step by step -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mod", "expected"),
+    [
+        (lambda score, b, h, q_idx, kv_idx: mx.exp(score) - 3e38, np.inf),
+        (lambda score, b, h, q_idx, kv_idx: mx.exp(score) - mx.exp(score), np.nan),
+        (lambda score, b, h, q_idx, kv_idx: np.exp2(score * 1.5) - 3e38, np.inf),
+        (lambda score, b, h, q_idx, kv_idx: mx.expm1(score) - 3e38, np.inf),
+        (lambda score, b, h, q_idx, kv_idx: score * 1e38 - 3e38, np.inf),
+    ],
+)
+def test_what_overflows_is_infinite_before_more_is_added(mod: Any, expected: float) -> None:
+    """Of scores around 89: a product that is fused with the subtraction would come out finite."""
+    scores = mx.full((1, 1, 2, 40), 89.0)
+    got = kernels.score_mod(scores, flex.score_mod(mod), backend="cpu")
+    np.testing.assert_array_equal(got, np.full(scores.shape, expected, np.float32))
 
 
 # ---- compiler ------------------------------------------------------------------------------------------------------
