@@ -9,7 +9,7 @@ import typer
 
 from .exits import FOUND_WRONG, CommandError, expected_errors
 
-READERS = {  # option -> the sections that read it
+READERS: dict[str, tuple[str, ...]] = {  # option -> the sections that read it
     **dict.fromkeys(("--lengths", "--dtypes", "--heads", "--head-dim", "--mods"), ("attention",)),
     "--no-peers": ("attention", "masks"),
 }
