@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from flextrace.kernels import BACKENDS, Int8Rows, QKQuant
+from flextrace.kernels.stage_checks import name_of
 
 from .kv_cache import Int8KV
 
@@ -109,7 +110,7 @@ def _check_int8(name: str, rows: Int8Rows) -> None:
 
 def _name(tensor: Rows) -> str:
     tensor = tensor.values if isinstance(tensor, Int8Rows) else tensor
-    return str(tensor.dtype).removeprefix("mlx.core.")
+    return name_of(tensor.dtype)
 
 
 def check_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from flextrace.kernels.quant_types import LEVELS, SMALLEST, Int8Rows
+from flextrace.kernels.smoothing import mean_of_rows
+from flextrace.kernels.stage_checks import name_of
 
 DTYPES = ("float32", "float16", "bfloat16")
 ENOUGH = 64  # tokens for a mean
@@ -99,11 +101,11 @@ class Int8KV:
         if self._early or not first:
             rows = {name: mx.concatenate([self._early[name], x], axis=2) if first else x for name, x in rows.items()}
             smooth = {"key": self.smooth_k, "value": self.smooth_v and self.quantise_value}
-            means, first = {name: _mean(x) if smooth[name] else None for name, x in rows.items()}, 0
+            means, first = {name: mean_of_rows(x) if smooth[name] else None for name, x in rows.items()}, 0
         new = _rounded("key", rows["key"], means["key"])
         new |= _rounded("value", rows["value"], means["value"]) if self.quantise_value else {"value": rows["value"]}
         _begin(*new.values(), *rows.values(), *(mean for mean in means.values() if mean is not None))
-        self._dtype, self._shape = _name(key.dtype), (*key.shape[:2], key.shape[3], value.shape[3])
+        self._dtype, self._shape = name_of(key.dtype), (*key.shape[:2], key.shape[3], value.shape[3])
         self._means, self._early = means, rows if not first and length < ENOUGH else {}
         self._grow(new, length)
         for name, array in new.items():
@@ -143,7 +145,7 @@ class Int8KV:
                 f"key has shape {key.shape}, value {value.shape}; expected [batch, kv_heads, new, head_dim] and "
                 "[batch, kv_heads, new, value_dim]"
             )
-        dtypes = _name(key.dtype), _name(value.dtype)
+        dtypes = name_of(key.dtype), name_of(value.dtype)
         held = self._dtype if self._length else dtypes[0]
         if held not in DTYPES or set(dtypes) != {held}:
             cache = f", the cache {held}" if self._length else ""
@@ -204,10 +206,6 @@ class Int8KV:
         return self._parts[name][:, :, : self._length]
 
 
-def _name(dtype: mx.Dtype) -> str:
-    return str(dtype).removeprefix("mlx.core.")
-
-
 def _begin(*arrays: mx.array) -> None:
     """Begin to compute them: for other threads too, and so that what MLX's transformations give is refused."""
     async_eval: Callable[..., None] = mx.async_eval
@@ -225,13 +223,6 @@ def _begin(*arrays: mx.array) -> None:
 def _rounded(name: str, rows: mx.array, mean: mx.array | None) -> dict[str, mx.array]:
     values, scales = quantised(rows.astype(mx.float32) if mean is None else rows.astype(mx.float32) - mean)
     return {name: values, f"{name} scales": scales}
-
-
-def _mean(rows: mx.array) -> mx.array:
-    """Over the rows, as far as they are finite: float32 [batch, kv_heads, 1, columns]."""
-    x = rows.astype(mx.float32)
-    clean = mx.where(mx.abs(x) < mx.inf, x, 0.0) * (1 / rows.shape[2])
-    return clean.sum(axis=2, keepdims=True)
 
 
 def quantised(rows: mx.array) -> tuple[mx.array, mx.array]:

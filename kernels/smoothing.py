@@ -173,16 +173,26 @@ def _numbered(rows: Array, keys: Array) -> Groups:
 # -- means -------------------------------------------------------------------------------------------------------
 
 
+def mean_of_rows(rows: mx.array) -> mx.array:
+    """Over the rows [batch, heads, rows, columns] as far as they are finite, without overflow: float32
+    [batch, heads, 1, columns]."""
+    return _shares(rows).sum(axis=2, keepdims=True)
+
+
+def _shares(rows: mx.array) -> mx.array:
+    """What each row adds to that mean."""
+    x = rows.astype(mx.float32)
+    return mx.where(mx.abs(x) < mx.inf, x, 0.0) * (1 / rows.shape[2])
+
+
 def _means(k: mx.array, segments: list[Segments] | None, count: int) -> mx.array:
-    """float32 [kv_batches, kv_heads, count, head_dim], without what is infinite or nan, and without overflow."""
+    """Of each group of keys: float32 [kv_batches, kv_heads, count, head_dim]."""
     batch, heads, length, head_dim = k.shape
     if not k.size:
         return mx.zeros((batch, heads, count, head_dim))
-    x = k.astype(mx.float32)
-    x = mx.where(mx.abs(x) < mx.inf, x, 0.0) * (1 / length)
     if segments is None:
-        return x.sum(axis=2, keepdims=True)
-    means = []
+        return mean_of_rows(k)
+    means, x = [], _shares(k)
     ones = mx.ones((1, length))
     for b in range(batch):
         order, ranges = segments[b if len(segments) > 1 else 0]
