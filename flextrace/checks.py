@@ -123,7 +123,7 @@ def check_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
         types = OPTIONS[key]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             taken = " or a ".join(t.__name__ for t in types)
-            call = f"; write {value.__name__}()" if value is QKQuant else ""
+            call = "; write QKQuant()" if value is QKQuant else ""
             raise ValueError(f"kernel option {key} takes a {taken}, not {value!r}{call}")
         if isinstance(value, str) and value not in CHOICES.get(key, (value,)):
             choices = CHOICES[key]

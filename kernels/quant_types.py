@@ -62,10 +62,10 @@ class Smoothing:
     means: float32 [batches of k, kv_heads, groups, head_dim], finite.
     key_groups: int32 [1 or batches of k, kv_len], values 0 to groups - 1; None: all keys are of group 0.
     row_groups: int32 [1 or batch, q_len], values 0 to groups - 1; None, with key_groups: all rows are of group 0.
-    averages: means are those of the groups of k, as far as it is finite, so a kernel may make them itself and leave
-        this array, a lazy one, unevaluated.
     add_back: True: add t to the score before score_mod, which is not invariant to it. False: leave it out, and add it
         to lse and max_scores.
+    averages: means are those of the groups of k, as far as it is finite, so a kernel may make them itself and leave
+        this array, a lazy one, unevaluated.
     """
 
     means: mx.array

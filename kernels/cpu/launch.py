@@ -136,11 +136,13 @@ def keys_of(call: AttentionCall) -> Keys:
 
 def contiguous(smoothing: Smoothing) -> Smoothing:
     """The same, laid out as the kernel reads it; evaluated, but for means that it makes itself."""
-    given = (smoothing.means, smoothing.key_groups, smoothing.row_groups)
-    means, key_groups, row_groups = (None if array is None else mx.contiguous(array) for array in given)
-    assert means is not None
-    mx.eval(None if smoothing.averages else means, key_groups, row_groups)
-    return replace(smoothing, means=means, key_groups=key_groups, row_groups=row_groups)
+    groups = (smoothing.key_groups, smoothing.row_groups)
+    key_groups, row_groups = (None if array is None else mx.contiguous(array) for array in groups)
+    means = None if smoothing.averages else mx.contiguous(smoothing.means)
+    mx.eval(means, key_groups, row_groups)
+    return replace(
+        smoothing, means=smoothing.means if means is None else means, key_groups=key_groups, row_groups=row_groups
+    )
 
 
 def _smoothing(smoothing: Smoothing) -> tuple[int, ...]:
