@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 from typing import Any
 
@@ -10,7 +11,6 @@ import mlx.core as mx
 import numpy as np
 
 _RECORDS_RO = 0x1C  # PyBUF_STRIDES | PyBUF_FORMAT: strides wanted, the buffer may be read-only
-_BFLOAT16: int = mx.array(0, dtype=mx.bfloat16).__getstate__()[1]  # MLX's number for the dtype
 _NUMPY = {mx.float32: np.float32, mx.float16: np.float16, mx.bfloat16: np.uint16, mx.int32: np.int32}
 
 
@@ -67,9 +67,19 @@ def new_array(shape: tuple[int, ...], dtype: mx.Dtype) -> tuple[mx.array, int]:
     process lacks) is not. numpy has no bfloat16: that one is made as unpickling makes it, of its bits.
     """
     content = np.empty(shape, _NUMPY[dtype])
-    if dtype == mx.bfloat16:
-        made = mx.array.__new__(mx.array)
-        made.__setstate__((content, _BFLOAT16))
-    else:
-        made = mx.array(content)
+    made = _unpickled(content, _bfloat16()) if dtype == mx.bfloat16 else mx.array(content)
     return made, locate(made)[0] if content.size else 0
+
+
+def _unpickled(content: np.ndarray[Any, Any], dtype: int) -> mx.array:
+    """What unpickling makes of a numpy array and MLX's number for a dtype."""
+    made = mx.array.__new__(mx.array)
+    made.__setstate__((content, dtype))
+    return made
+
+
+@functools.cache
+def _bfloat16() -> int:
+    """MLX's number for the dtype, found by trial: pickling an array to see it would evaluate one."""
+    bits = np.zeros(1, np.uint16)
+    return next(number for number in range(64) if _unpickled(bits, number).dtype == mx.bfloat16)
