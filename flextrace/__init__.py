@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import mlx_build  # noqa: F401  # first: it says what to install where MLX does not load
+
+# isort: split
 from flextrace.cache import CacheError, CacheWarning
 from flextrace.kernels import BackendUnavailable, Int8Rows, QKQuant
 from flextrace.tracer import Expr, TraceError
