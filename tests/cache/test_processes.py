@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from steps import steps
 
 from flextrace.cache import CacheError, Entry, Store, key_of
 
@@ -97,10 +98,19 @@ def killed(cache: Store, tmp_path: Path) -> Path:
     return left
 
 
-def test_after_a_kill_the_same_key_builds_at_once(cache: Store, killed: Path) -> None:
-    begin = time.monotonic()
+def test_after_a_kill_the_same_key_builds_at_once(cache: Store, killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that is still held would be waited for, ten looks a second."""
+    looks = 0
+
+    def look(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        sleep(seconds)
+
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", look)
     assert (cache.get_or_build(KEY, build).folder / "kernel.so").stat().st_size == 40_000
-    assert time.monotonic() - begin < 5
+    assert looks == 0
     assert building(cache) == [] and cache.verify() == {}
 
 
@@ -235,17 +245,13 @@ def test_a_fork_in_the_middle_of_a_build(cache: Store) -> None:
     assert building(cache) == []
 
 
-def test_a_hit_is_cheap_and_takes_no_lock(cache: Store) -> None:
+def test_a_hit_takes_few_steps_and_no_lock(cache: Store) -> None:
     def big(folder: Path) -> dict[str, Any]:
         (folder / "kernel.so").write_bytes(bytes(100_000))
         return {}
 
     cache.get_or_build(KEY, big)
     (cache.folder / "locks" / f"{KEY}.lock").unlink()
-    times = []
-    for _ in range(50):
-        begin = time.perf_counter()
-        cache.get_or_build(KEY, big)
-        times.append(time.perf_counter() - begin)
-    assert sorted(times)[len(times) // 4] < 0.002
+    first = steps(lambda: cache.get_or_build(KEY, big))
+    assert steps(lambda: cache.get_or_build(KEY, big)) <= first < 600
     assert list((cache.folder / "locks").iterdir()) == []

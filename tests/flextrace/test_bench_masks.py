@@ -23,7 +23,7 @@ def test_the_section_measures_in_new_processes(
     assert (
         window["mask"] == "window" and window["tokens"] == 4096 and window["sparsity"] == pytest.approx(75.39, abs=0.1)
     )
-    assert window["peer_ms"] is None and 0 < window["milliseconds"] < 1000 and window["mask_bytes"] < 5000
+    assert window["peer_ms"] is None and window["milliseconds"] > 0 and window["mask_bytes"] < 5000
     assert table["peer"] == "dense" and table["peer_ms"] > 0
     shown = masks.mask_table([masks.MaskRow(**window), masks.MaskRow(**table)])
     assert shown.row_count == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 from dataclasses import replace
 from typing import Any
@@ -174,11 +173,10 @@ def test_a_window_over_131072_tokens_has_short_lists(block_size: int) -> None:
     mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: (q_idx >= kv_idx) & (q_idx - kv_idx < 1024))
     blocks = flex.create_block_mask(mask, None, None, length, length, BLOCK_SIZE=block_size).blocks
     tracemalloc.start()
-    start = time.perf_counter()
     tiles = tiles_for(blocks, plan_for(64, 64, "float32"), length, length)
-    seconds, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert seconds < 1.0 and peak < 20e6
+    assert peak < 20e6
     assert tiles.lists.nbytes < 200e3
     assert tiles.mode == (WHOLE_TILES if block_size == 128 else CUT_TILES)
     assert tiles.states.size == (8 if block_size == 128 else blocks.states().size)

@@ -9,7 +9,6 @@ import re
 import socket
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from flextrace.kernels import backend_for  # noqa: E402
 
 NOTEBOOKS = execute.notebooks()
 REBUILD = "run `python tests/notebooks/execute.py`"
-SECONDS, BYTES, PICTURE_BYTES = 60, 600_000, 100_000
+BYTES, PICTURE_BYTES = 600_000, 100_000
 PLACES = re.compile(r"(?<![\w.])/(tmp|home|root|Users|work|private|var|opt|usr|mnt)/|[A-Z]:\\|ipykernel_\d|\x1b\[")
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -64,10 +63,8 @@ def test_there_are_five() -> None:
 def test_it_runs_and_shows_what_is_kept(path: Path, tmp_path: Path) -> None:
     if "simulator" in path.read_text(encoding="utf-8"):
         backend_for("simulator")  # where it cannot run, the test is skipped
-    kept, start = read(path), time.perf_counter()
+    kept = read(path)
     ran = execute.run(read(path), tmp_path)
-    seconds = time.perf_counter() - start
-    assert seconds < SECONDS
     for before, after in zip(codes(kept), codes(ran), strict=True):
         assert kinds(after) == kinds(before), f"{before.source}\nshows another kind of output; {REBUILD}"
     assert any((tmp_path / "cache").rglob("manifest.json")), "it made no kernel in the cache that it was given"

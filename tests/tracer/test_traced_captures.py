@@ -21,6 +21,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from agreement import agrees, traced
+from steps import steps
 
 from flextrace import tracer
 
@@ -777,7 +778,7 @@ def test_many_values_keep_a_bounded_number_of_traces() -> None:
 # ---- cost ----------------------------------------------------------------------------------------------------
 
 
-def test_reading_the_captures_of_a_simple_mod_is_quick() -> None:
+def test_reading_the_captures_of_a_simple_mod_takes_few_steps() -> None:
     def mod(score, b, h, q_idx, kv_idx):
         return score + TABLE[h] * (kv_idx - q_idx) * SLOPE
 
@@ -785,13 +786,7 @@ def test_reading_the_captures_of_a_simple_mod_is_quick() -> None:
     trace = traces.bind(mod, "score_mod").trace
     assert len(trace.reads.steps) == 2  # one for each capture, none for what cannot change
 
-    def microseconds() -> float:
-        start = time.perf_counter()
-        for _ in range(1000):
-            traces.bind(mod, "score_mod")
-        return (time.perf_counter() - start) * 1e3
-
-    assert min(microseconds() for _ in range(20)) < 6  # about 1.6 on an idle machine
+    assert steps(lambda: traces.bind(mod, "score_mod")) < 40
 
 
 def test_names_of_captures() -> None:
