@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # MLX's build for this machine: cuda where an NVIDIA driver answers, cpu on other Linux, plain on macOS.
 EXTRA := $(shell if [ "$$(uname)" = Darwin ]; then echo; elif nvidia-smi >/dev/null 2>&1; then echo cuda13,; else echo cpu,; fi)
 
-.PHONY: demo test test-long lint bench clean
+.PHONY: demo test test-long mutants lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flextrace demo
@@ -15,6 +15,10 @@ test: $(VENV)/.dev
 
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
+
+# Plants some hundred mistakes, one at a time; the tests must catch each (ROWS="walk.h store" chooses some).
+mutants: $(VENV)/.dev
+	$(BIN)/python tests/mutants/run.py $(ROWS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -8,7 +8,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import quant_reference
-import reference
 
 import flextrace as flex
 from flextrace import QKQuant, mods
@@ -184,10 +183,15 @@ def test_calls(quant: QKQuant, name: str, dtype: str, backend: str) -> None:
     want = quant_reference.attention(
         *exact, quant, score_mod, mask_mod, None, row_ids, ids, add_back and quant.smooth_k
     )
-    # 16-bit inputs are often half-way between two integers, where a fused multiply-add may round the other way.
-    allowed = 2e-5 if dtype == "float32" else 2e-2
+    # 16-bit inputs are often half-way between two integers, where a fused multiply-add may round the other way: a few
+    # rows then differ by what one step of an element of q or k makes of a score.
+    step = D**-0.5 * abs(exact[0]).max() * abs(exact[1]).max() / 127
+    unit = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
     for got, expected in ((out, want.out), (aux.lse, want.lse), (aux.max_scores, want.max_scores)):
-        reference.assert_close(got, expected, allowed, allowed, f"{name}, {quant}")
+        allowed = 2e-5 + (2e-5 + (unit if got is out else 0)) * abs(expected)
+        error = abs(np.array(got.astype(mx.float32)) - expected)
+        assert (error <= allowed + (0 if dtype == "float32" else step)).all(), (name, quant, error.max(), step)
+        assert (error > allowed).mean() < 0.03, (name, quant)
 
 
 @pytest.mark.parametrize("backend", QUANTISING)

@@ -264,13 +264,13 @@ def assert_attention(result: Result, expected: reference.Attention, dtype: mx.Dt
 
 
 QUANTS = {
-    "block": QKQuant(),
+    "block": QKQuant("block"),
     "row": QKQuant("row"),
-    "smooth_q": QKQuant(smooth_q=True),
+    "smooth_q": QKQuant("block", smooth_q=True),
     "row_smooth_q": QKQuant("row", smooth_q=True, q_block=20),
-    "odd_blocks": QKQuant(smooth_q=True, q_block=33, k_block=50),
-    "long_blocks": QKQuant(q_block=100000, k_block=100000),
-    "no_smoothing": QKQuant(smooth_k=False, smooth_q=True),
+    "odd_blocks": QKQuant("block", smooth_q=True, q_block=33, k_block=50),
+    "long_blocks": QKQuant("block", q_block=100000, k_block=100000),
+    "no_smoothing": QKQuant("block", smooth_k=False, smooth_q=True),
 }
 
 
@@ -422,16 +422,19 @@ def test_documents_have_means_of_their_own(quant: str | None) -> None:
 
 
 def test_documents_per_batch_may_share_keys() -> None:
-    """One batch of keys, cut differently by each batch of queries."""
+    """One batch of keys, cut differently by each batch of queries, gives what a copy for each gives."""
     shape = Shape(2, 2, 60, 16, 1, 1, 60, 16)
     ids = np.stack([documents([40, 20])[0], documents([10, 50])[0]])
     captured = mx.array(ids.astype(np.int32))
     inputs = Inputs.random(shape, mx.float32)
-    twice = Inputs(inputs.q, *(mx.repeat(x, 2, axis=0) for x in (inputs.k, inputs.v)))
+    twice = Inputs(inputs.q, *(mx.array(np.repeat(np.array(x), 2, axis=0)) for x in (inputs.k, inputs.v)))
+    assert memoryview(twice.k).strides[0] > 0 == memoryview(mx.repeat(inputs.k, 2, axis=0)).strides[0]
     smooth = smoothing(twice.k, ids, ids)
     mask = lambda b, h, q_idx, kv_idx: captured[b, q_idx] == captured[b, kv_idx]  # noqa: E731
-    one, two = (run(x, QKQuant(), smooth, mask_mod=mask) for x in (inputs, twice))
+    plain = lambda b, h, q_idx, kv_idx: bool(ids[b, q_idx] == ids[b, kv_idx])  # noqa: E731
+    one, two = (run(x, QUANTS["block"], smooth, mask_mod=mask) for x in (inputs, twice))
     np.testing.assert_array_equal(np.array(one.out), np.array(two.out))
+    assert_attention(one, rounded_attention(twice, QUANTS["block"], smooth, None, plain), mx.float32)
 
 
 def test_a_row_of_no_document_gives_nothing() -> None:

@@ -9,14 +9,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import quant_reference
+import reference
 
 import flextrace as flex
 from flextrace import mods
 from flextrace.bench.quantised import exact_attention, quantised_attention
-from flextrace.kernels import AttentionCall, QKQuant
+from flextrace.kernels import BACKENDS, AttentionCall, QKQuant, backend_for
 from flextrace.kernels.smoothing import smoothing
 
 RNG = np.random.default_rng(0)
+QUANTISING = [name for name in BACKENDS if backend_for(name, to_run=False).quantises and name != "metal"]
 L = 48
 OFFSETS = [0, 10, 11, 30, 48]
 
@@ -50,8 +52,8 @@ BY_BATCH = np.stack([DOCUMENTS, np.sort(RNG.integers(0, 9, size=L))])
 IDS = {"documents": DOCUMENTS, "scattered": SCATTERED, "by batch": BY_BATCH}
 
 
-def mask_of(ids: np.ndarray) -> Callable[..., Any]:
-    array = mx.array(ids)
+def mask_of(ids: np.ndarray, kind: Callable[[np.ndarray], Any] = mx.array) -> Callable[..., Any]:
+    array = kind(ids)
     if ids.ndim == 2:
         return lambda b, h, q, k: array[b, q] == array[b, k]
     return lambda b, h, q, k: array[q] == array[k] and q >= k
@@ -128,6 +130,28 @@ def test_block_masks() -> None:
     assert smoothing(make_call(by_batch, blocks=swapped)).key_groups is None
 
 
+FIRST_OF_EACH = (np.where(np.arange(L) < 20, 0, 1), np.zeros(L, int))  # ids whose first is 0; 24 of them are not
+
+
+@pytest.mark.parametrize(("rows", "keys"), [FIRST_OF_EACH, FIRST_OF_EACH[::-1]], ids=["rows", "keys"])
+def test_a_full_block_that_starts_in_one_document_and_ends_in_another(rows: np.ndarray, keys: np.ndarray) -> None:
+    """Its first row and first key are of the same document, so only a look at all of it finds the other one."""
+    of_rows, of_keys = mx.array(rows), mx.array(keys)
+    mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: of_rows[q_idx] == of_keys[kv_idx])
+    one, none = mx.array([[[1]]]), mx.array([[[0]]])
+    blocks = flex.BlockMask.from_kv_blocks(
+        none, none[..., None], one, none[..., None], BLOCK_SIZE=L, mask_mod=mask, seq_lengths=(L, L)
+    )
+    call = make_call(mask, blocks=blocks.blocks)
+    assert smoothing(call).key_groups is None
+    q, k, v = (x.astype(mx.float32) for x in (call.q, call.k, call.v))
+    smooth, plain = (
+        flex.flex_attention(q, k, v, block_mask=blocks, enable_gqa=True, kernel_options={"SMOOTH_K": on})
+        for on in (True, False)
+    )
+    np.testing.assert_allclose(np.array(smooth), np.array(plain), atol=2e-5)
+
+
 @pytest.mark.parametrize("mask", [None, mask_of(DOCUMENTS)], ids=["no mask", "documents"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_finite_counts_as_zero(bad: float, mask: Any) -> None:
@@ -184,14 +208,33 @@ def test_inside_compile() -> None:
     assert seen == [True, False]
 
 
-@pytest.mark.parametrize("mask", [None, mods.causal, mask_of(DOCUMENTS), mask_of(BY_BATCH), mask_of(SCATTERED)])
+@pytest.mark.parametrize("backend", QUANTISING)
+@pytest.mark.parametrize("name", [None, "causal", *IDS])
 @pytest.mark.parametrize("score", [None, mods.alibi(4), mods.softcap(3.0)], ids=str)
-def test_smoothing_is_exact(mask: Any, score: Any) -> None:
-    """Without rounding, by groups and row terms, attention and lse are those of the keys as they are."""
+def test_smoothing_is_exact(name: str | None, score: Any, backend: str) -> None:
+    """Without rounding, by groups and row terms, a kernel's result and lse are those of the keys as they are."""
+    mask = None if name is None else mods.causal if name == "causal" else mask_of(IDS[name])
+    plain = mask if name is None or name == "causal" else mask_of(IDS[name], np.asarray)
+    call = make_call(mask)
+    got, lse = flex.flex_attention(
+        *(call.q, call.k, call.v, score, mask, call.scale),
+        enable_gqa=True,
+        return_lse=True,
+        kernel_options={"BACKEND": backend, "SMOOTH_K": True},
+    )
+    want = reference.attention(*(np.array(x) for x in (call.q, call.k, call.v)), score, plain, call.scale)
+    # Without its row term a row would be off by about 7. A score is a sum of 8 products of about 10, in float32.
+    tolerance = 8 * 10 * 2.0**-23 * call.scale * 8
+    reference.assert_close(got, want.out, 2e-5, 2e-5, "out")
+    reference.assert_close(lse, want.lse, tolerance, 2e-6, "lse")
+
+
+@pytest.mark.parametrize("score", [None, mods.alibi(4), mods.softcap(3.0)], ids=str)
+@pytest.mark.parametrize("mask", [None, mods.causal, mask_of(DOCUMENTS), mask_of(BY_BATCH), mask_of(SCATTERED)])
+def test_smoothing_leaves_less_to_round(mask: Any, score: Any) -> None:
     call = make_call(mask, score, quant=QKQuant("row"))
     call.smoothing = smoothing(call)
     exact, got = exact_attention(call), quantised_attention(call)
-    assert abs(got.lse - exact.lse).max() < 0.1  # without the row term it would be off by 7
     plain = make_call(mask, score, quant=QKQuant("row", smooth_k=False))
     plain.q, plain.k, plain.v = call.q, call.k, call.v
     assert abs(got.out - exact.out).mean() < 0.7 * abs(quantised_attention(plain).out - exact.out).mean()

@@ -140,7 +140,7 @@ def test_documents_per_batch_may_share_keys() -> None:
     ids = np.stack([np.repeat([0, 1], [40, 20]), np.repeat([0, 1], [10, 50])])
     captured = mx.array(ids.astype(np.int32))
     q, k, v = inputs((2, 2, 60, 16, 1, 1, 60, 16), "float32")
-    twice = q, *(mx.repeat(x, 2, axis=0) for x in (k, v))
+    twice = q, *(mx.array(np.repeat(np.array(x), 2, axis=0)) for x in (k, v))
     mask = lambda b, h, q_idx, kv_idx: captured[b, q_idx] == captured[b, kv_idx]  # noqa: E731
     smooth = smoothing(twice[1], ids, ids)
     want = reference.attention(*floats(twice), None, lambda b, h, i, j: bool(ids[b, i] == ids[b, j]), SCALE)
