@@ -249,7 +249,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "unknown kernel option 'BACKENDS'; known: BACKEND, NUM_THREADS, .*; did you mean 'BACKEND'",
     ),
-    "option type": ({"kernel_options": {"NUM_THREADS": "2"}}, ValueError, "NUM_THREADS takes a int, not '2'"),
+    "option type": ({"kernel_options": {"NUM_THREADS": "2"}}, ValueError, "NUM_THREADS takes an int, not '2'"),
     "option value": ({"kernel_options": {"NUM_THREADS": 0}}, ValueError, "NUM_THREADS is 0; expected at least 1"),
     "unknown backend": (
         {"kernel_options": {"BACKEND": "tpu"}},
