@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 
 METAL = ("metal",) if mx.metal.is_available() else ()
 COMPILED_OR_OPS = ("cpu", "ops", *METAL)
 EVERY = ("cpu", "ops", "simulator", *METAL)
 STAGED = ("cpu", "simulator", *METAL)
+
+
+def _ways() -> dict[str, dict[str, Any]]:
+    every: dict[str, dict[str, Any]] = {name: {"BACKEND": name} for name in EVERY}
+    changes = {"staged": {"PIPELINE": "staged"}, "int8": {"QK_QUANT": "int8"}, "smooth": {"SMOOTH_K": True}}
+    changes["smooth-q"] = {"QK_QUANT": "int8", "SMOOTH_Q": True}
+    every |= {f"{name}-{way}": {"BACKEND": name} | options for name in STAGED for way, options in changes.items()}
+    return every
+
+
+WAYS = _ways()  # every way to compute a call: kernel_options by name

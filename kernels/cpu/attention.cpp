@@ -16,22 +16,20 @@
 #include "tiles.h"
 #include "visits.h"
 
-constexpr float LOG2_E = 0x1.715476p+0f;
-constexpr double LN_2 = 0.6931471805599453;
-
 // -- one group of rows and one tile of keys ----------------------------------------------------------------------
 
 // scores -> weights: S = mask(score_mod(S)), the rows' new maxima, P = exp(S - max) and its sum, all in place.
-// Exponents are in base 2: `reference` is max * log2(e), -inf as long as a row has attended to nothing.
+// The maximum is subtracted before anything else is done to a score: scores of any size keep their differences.
 template <bool MASK>
 static void softmax_rows(const Attention& a, Scratch& s, const QueryTile& q, int group, int rows, int64_t first_key,
                          TileState state) {
   const Inputs in = a.in;
   const int32_t* allow = s.allow;
   float* max = s.max + group * ROW_STATE;
-  float* reference = s.reference + group * ROW_STATE;
   float* sum = s.sum + group * ROWS * VL;
 
+  float before[ROW_STATE];
+  __builtin_memcpy(before, max, sizeof before);
   for (int r = 0; r < rows; r++) {
     float* row = s.scores + r * KV_TILE;
     vfloat largest = splat(max[r]);
@@ -51,21 +49,19 @@ static void softmax_rows(const Attention& a, Scratch& s, const QueryTile& q, int
     max[r] = largest_lane(largest)[0];
   }
 
-  float exponent[ROW_STATE];  // what to subtract: 0 where max is -inf, as -inf - -inf is nan
+  float subtracted[ROW_STATE];  // the maximum; 0 where that is -inf, as -inf - -inf is nan
   for (int r = 0; r < ROW_STATE; r += VL) {
-    vfloat base = load_vector<vfloat>(max + r) * LOG2_E;
-    vfloat shift = select(base == -INFINITE, splat(0.0f), base);
-    store_vector(s.factor + r, exp2_nonpositive(load_vector<vfloat>(reference + r) - shift));
-    store_vector(reference + r, base);
-    store_vector(exponent + r, shift);
+    vfloat now = load_vector<vfloat>(max + r), shift = select(now == -INFINITE, vfloat{}, now);
+    store_vector(s.factor + r, exp_nonpositive(load_vector<vfloat>(before + r) - shift));
+    store_vector(subtracted + r, shift);
   }
 
   for (int r = 0; r < rows; r++) {
     float* row = s.scores + r * KV_TILE;
-    vfloat shift = splat(exponent[r]);
+    vfloat shift = splat(subtracted[r]);
     vfloat total = load_vector<vfloat>(sum + r * VL) * s.factor[r];
     for (int i = state.begin; i < state.end; i++) {
-      vfloat weight = exp2_nonpositive(load_vector<vfloat>(row + i * VL) * LOG2_E - shift);
+      vfloat weight = exp_nonpositive(load_vector<vfloat>(row + i * VL) - shift);
       store_vector(row + i * VL, weight);
       total += weight;
     }
@@ -83,7 +79,7 @@ static void read_queries(const Attention& a, Scratch& s, const QueryTile& q) {
     if constexpr (KEYS != QUANTISED) pack_queries(s.queries + g * ROWS * p.head_dim, queries, p.scale);
     __builtin_memset(s.out + g * a.out_floats, 0, a.out_floats * sizeof(float));
     __builtin_memset(s.sum + g * ROWS * VL, 0, ROWS * VL * sizeof(float));
-    for (int r = 0; r < ROW_STATE; r++) s.max[g * ROW_STATE + r] = s.reference[g * ROW_STATE + r] = -INFINITE;
+    for (int r = 0; r < ROW_STATE; r++) s.max[g * ROW_STATE + r] = -INFINITE;
   }
   if constexpr (KEYS != PLAIN) read_terms(p, s, q);
 }
@@ -100,10 +96,10 @@ static void write_rows(const Attention& a, Scratch& s, const QueryTile& q) {
       store_vector(s.row + d, load_vector<vfloat>(from) * inverse);
     }
     narrow_row((char*)p.out + (first + i) * p.value_dim * dtype_bytes(p.dtype), s.row, p.value_dim, p.dtype);
-    float reference = s.reference[g * ROW_STATE + r], shift = 0;  // what the scores above lack
+    float max = s.max[g * ROW_STATE + r], shift = 0;  // what the scores above lack
     if constexpr (KEYS != PLAIN) shift = p.add_back ? 0 : s.shift[i];
-    if (p.lse) p.lse[first + i] = sum == 0 ? -INFINITE : reference * LN_2 + __builtin_log(sum) + shift;
-    if (p.max_scores) p.max_scores[first + i] = s.max[g * ROW_STATE + r] + shift;
+    if (p.lse) p.lse[first + i] = sum == 0 ? -INFINITE : (double)max + __builtin_log(sum) + shift;
+    if (p.max_scores) p.max_scores[first + i] = max + shift;
   }
 }
 

@@ -63,7 +63,6 @@ struct Scratch {
   float* out;        // [GROUPS][panel of value_dim][ROWS][PANEL]: O
   float* sum;        // [GROUPS][ROWS][VL]: the sum of P, in one part per lane
   float* max;        // [GROUPS][ROW_STATE]
-  float* reference;  // [GROUPS][ROW_STATE]: max * log2(e)
   float* factor;     // [ROW_STATE]: exp(old max - max)
   float* row;        // one row of the output
   float* packed;     // one tile of keys and values, where they are not packed ahead
@@ -184,7 +183,6 @@ struct Attention {
       carver.cut(s.out, GROUPS * out_floats);
       carver.cut(s.sum, GROUPS * ROWS * VL);
       carver.cut(s.max, GROUPS * ROW_STATE);
-      carver.cut(s.reference, GROUPS * ROW_STATE);
       carver.cut(s.factor, ROW_STATE);
       carver.cut(s.row, round_up(p.value_dim, VL));
       carver.cut(s.packed, pack_ahead ? 0 : key_floats + value_floats);

@@ -15,7 +15,7 @@ constexpr int64_t TILE = 512;  // scores whose maximum is taken before their sum
 
 // What is subtracted before the exponential: 0 for a row of -inf, as -inf - -inf is nan.
 INLINE float shift_of(float max) { return max == -INFINITE ? 0.0f : max; }
-INLINE vfloat weigh(vfloat x, float shift) { return exp2_nonpositive((x - shift) * LOG2_E); }
+INLINE vfloat weigh(vfloat x, float shift) { return exp_nonpositive(x - shift); }
 
 // tile[count] = columns from `first` on; -inf, which weighs nothing, up to a whole register.
 static int64_t read_tile(float* tile, const Matrix& x, int64_t first) {

@@ -91,5 +91,3 @@ int for_each(int64_t count, int64_t work, int64_t max_threads, int64_t bytes, co
   free(memory);
   return OK;
 }
-
-constexpr float LOG2_E = 0x1.715476p+0f;

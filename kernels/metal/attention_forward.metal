@@ -21,16 +21,12 @@
 #include "walk.h"
 #include "smooth.h"
 
-// Without a score_mod the scores are scaled to base 2 at once; a mod gets, and returns, natural ones.
-constexpr constant float UNIT = HAS_SCORE_MOD ? LOG2_E : 1.0f;
-
 // S = mask(score_mod(scale S)) on the elements that this lane holds.
 template <typename P, int BLOCKS, typename Captured>
 inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], KeyTile tile,
                    const thread Walk<P, BLOCKS, Captured>& walk, const thread LaneRows<P>& rows,
                    const thread RowFactors<P>& factors, float key_scale, const thread Captured& mods) {
   if (QUANTISED) scale_products<P>(scores, key_scale, tile.first, walk.p.kv_len, factors, rows, mods);
-  float scale = HAS_SCORE_MOD ? walk.p.scale : walk.p.scale * LOG2_E;
   uint kept = tile.masked && !tile.asked ? walk.kept(tile.first, tile.state, rows, mods) : tile.kept;
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
@@ -38,7 +34,7 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
     for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
       UNROLL
       for (int e = 0; e < 2; e++) {
-        float score = elements(scores[r][j])[e] * scale;
+        float score = elements(scores[r][j])[e] * walk.p.scale;
         if (ADD_BACK) score += factors.term[r];
         if (HAS_SCORE_MOD) {
           int kv_idx = tile.first + j * FRAGMENT + rows.place.column + e;
@@ -171,8 +167,8 @@ inline void attention_forward(
         modify<P>(scores, tile, walk, rows, factors, key_scale, mods);
         UNROLL
         for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
-          float shrink = HAS_SCORE_MOD || tile.masked ? update_row<true>(state[r], scores[r], UNIT)
-                                                      : update_row<false>(state[r], scores[r], UNIT);
+          float shrink = HAS_SCORE_MOD || tile.masked ? update_row<true>(state[r], scores[r])
+                                                      : update_row<false>(state[r], scores[r]);
           UNROLL
           for (int i = 0; i < VALUE_FRAGMENTS; i++) elements(sums[r][i]) *= shrink;
           UNROLL
@@ -217,9 +213,8 @@ inline void attention_forward(
       }
     }
     if (row < p.q_len && rows.place.column == 0 && slice == 0) {
-      float natural = HAS_SCORE_MOD ? state[r].max : state[r].max * LN_2;
-      lse[at] = sum == 0.0f ? minus_infinity() : natural + metal::precise::log(sum);
-      max_scores[at] = sum == 0.0f ? minus_infinity() : natural;
+      lse[at] = sum == 0.0f ? minus_infinity() : state[r].max + metal::precise::log(sum);
+      max_scores[at] = sum == 0.0f ? minus_infinity() : state[r].max;
     }
   }
 }

@@ -7,22 +7,22 @@
 
 constexpr constant float LOWEST = -3.40282347e+38f;
 constexpr constant float LOG2_E = 1.44269504f;
-constexpr constant float LN_2 = 0.693147181f;
 constexpr constant uint MINUS_INFINITY_BITS = 0xff800000u;
 
 inline float minus_infinity() { return as_type<float>(MINUS_INFINITY_BITS); }
 inline bool is_minus_infinity(float x) { return as_type<uint>(x) == MINUS_INFINITY_BITS; }
 
-// One row's statistics. Scores are in units of which UNIT make one in base 2: log2(e) where they are natural.
+// One row's statistics.
 struct RowState {
   float max;  // LOWEST before the first key
   float sum;  // of the weights that this lane has held, relative to max
 };
 
 // Scores -> weights, in place. Returns what the row's output so far shrinks by.
+// The maximum is subtracted before anything else is done to a score: scores of any size keep their differences.
 // GUARD: some scores may be -inf.
 template <bool GUARD, int KEY_FRAGMENTS>
-inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[KEY_FRAGMENTS], float unit) {
+inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[KEY_FRAGMENTS]) {
   float largest = row.max;
   UNROLL
   for (int j = 0; j < KEY_FRAGMENTS; j++) {
@@ -32,13 +32,13 @@ inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[K
   }
   largest = max_of_row(largest);
 
-  float shrink = metal::fast::exp2((row.max - largest) * unit), sum = row.sum * shrink;
+  float shrink = metal::fast::exp2((row.max - largest) * LOG2_E), sum = row.sum * shrink;
   UNROLL
   for (int j = 0; j < KEY_FRAGMENTS; j++) {
     UNROLL
     for (int e = 0; e < 2; e++) {
       float score = elements(scores[j])[e];
-      float weight = GUARD && is_minus_infinity(score) ? 0.0f : metal::fast::exp2((score - largest) * unit);
+      float weight = GUARD && is_minus_infinity(score) ? 0.0f : metal::fast::exp2((score - largest) * LOG2_E);
       elements(scores[j])[e] = weight;
       sum += weight;
     }

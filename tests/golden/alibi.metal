@@ -47,9 +47,7 @@ inline int sub(int a, int b) { return int(uint(a) - uint(b)); }
 inline int mul(int a, int b) { return int(uint(a) * uint(b)); }
 inline int neg(int a) { return int(0u - uint(a)); }
 inline int abs(int a) { return a < 0 ? neg(a) : a; }
-// Python's shifts at 32 bits; a negative count is taken as one that is too large.
-inline int shl(int a, int count) { return uint(count) < 32u ? int(uint(a) << (count & 31)) : 0; }
-inline int shr(int a, int count) { return a >> (uint(count) < 32u ? count : 31); }
+inline int shl(int a, int count) { return int(uint(a) << (count & 31)); }
 
 inline int floor_div(int a, int b) {
   if (b == 0) return 0;
@@ -553,22 +551,22 @@ inline void multiply_values(
 
 constexpr constant float LOWEST = -3.40282347e+38f;
 constexpr constant float LOG2_E = 1.44269504f;
-constexpr constant float LN_2 = 0.693147181f;
 constexpr constant uint MINUS_INFINITY_BITS = 0xff800000u;
 
 inline float minus_infinity() { return as_type<float>(MINUS_INFINITY_BITS); }
 inline bool is_minus_infinity(float x) { return as_type<uint>(x) == MINUS_INFINITY_BITS; }
 
-// One row's statistics. Scores are in units of which UNIT make one in base 2: log2(e) where they are natural.
+// One row's statistics.
 struct RowState {
   float max;  // LOWEST before the first key
   float sum;  // of the weights that this lane has held, relative to max
 };
 
 // Scores -> weights, in place. Returns what the row's output so far shrinks by.
+// The maximum is subtracted before anything else is done to a score: scores of any size keep their differences.
 // GUARD: some scores may be -inf.
 template <bool GUARD, int KEY_FRAGMENTS>
-inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[KEY_FRAGMENTS], float unit) {
+inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[KEY_FRAGMENTS]) {
   float largest = row.max;
   UNROLL
   for (int j = 0; j < KEY_FRAGMENTS; j++) {
@@ -578,13 +576,13 @@ inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[K
   }
   largest = max_of_row(largest);
 
-  float shrink = metal::fast::exp2((row.max - largest) * unit), sum = row.sum * shrink;
+  float shrink = metal::fast::exp2((row.max - largest) * LOG2_E), sum = row.sum * shrink;
   UNROLL
   for (int j = 0; j < KEY_FRAGMENTS; j++) {
     UNROLL
     for (int e = 0; e < 2; e++) {
       float score = elements(scores[j])[e];
-      float weight = GUARD && is_minus_infinity(score) ? 0.0f : metal::fast::exp2((score - largest) * unit);
+      float weight = GUARD && is_minus_infinity(score) ? 0.0f : metal::fast::exp2((score - largest) * LOG2_E);
       elements(scores[j])[e] = weight;
       sum += weight;
     }
@@ -943,16 +941,12 @@ inline void scale_weights(thread Fragment<F> (&weights)[P::ROW_FRAGMENTS][P::KEY
 }
 #line 23 "attention_forward.metal"
 
-// Without a score_mod the scores are scaled to base 2 at once; a mod gets, and returns, natural ones.
-constexpr constant float UNIT = HAS_SCORE_MOD ? LOG2_E : 1.0f;
-
 // S = mask(score_mod(scale S)) on the elements that this lane holds.
 template <typename P, int BLOCKS, typename Captured>
 inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], KeyTile tile,
                    const thread Walk<P, BLOCKS, Captured>& walk, const thread LaneRows<P>& rows,
                    const thread RowFactors<P>& factors, float key_scale, const thread Captured& mods) {
   if (QUANTISED) scale_products<P>(scores, key_scale, tile.first, walk.p.kv_len, factors, rows, mods);
-  float scale = HAS_SCORE_MOD ? walk.p.scale : walk.p.scale * LOG2_E;
   uint kept = tile.masked && !tile.asked ? walk.kept(tile.first, tile.state, rows, mods) : tile.kept;
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
@@ -960,7 +954,7 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
     for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
       UNROLL
       for (int e = 0; e < 2; e++) {
-        float score = elements(scores[r][j])[e] * scale;
+        float score = elements(scores[r][j])[e] * walk.p.scale;
         if (ADD_BACK) score += factors.term[r];
         if (HAS_SCORE_MOD) {
           int kv_idx = tile.first + j * FRAGMENT + rows.place.column + e;
@@ -1093,8 +1087,8 @@ inline void attention_forward(
         modify<P>(scores, tile, walk, rows, factors, key_scale, mods);
         UNROLL
         for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
-          float shrink = HAS_SCORE_MOD || tile.masked ? update_row<true>(state[r], scores[r], UNIT)
-                                                      : update_row<false>(state[r], scores[r], UNIT);
+          float shrink = HAS_SCORE_MOD || tile.masked ? update_row<true>(state[r], scores[r])
+                                                      : update_row<false>(state[r], scores[r]);
           UNROLL
           for (int i = 0; i < VALUE_FRAGMENTS; i++) elements(sums[r][i]) *= shrink;
           UNROLL
@@ -1139,14 +1133,13 @@ inline void attention_forward(
       }
     }
     if (row < p.q_len && rows.place.column == 0 && slice == 0) {
-      float natural = HAS_SCORE_MOD ? state[r].max : state[r].max * LN_2;
-      lse[at] = sum == 0.0f ? minus_infinity() : natural + metal::precise::log(sum);
-      max_scores[at] = sum == 0.0f ? minus_infinity() : natural;
+      lse[at] = sum == 0.0f ? minus_infinity() : state[r].max + metal::precise::log(sum);
+      max_scores[at] = sum == 0.0f ? minus_infinity() : state[r].max;
     }
   }
 }
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int BLOCKS>
-[[kernel]] void flextrace_attention_49c9ca9c10f0f8b4(
+[[kernel]] void flextrace_attention_5a212b3923de0971(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],
