@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 # MLX's build for this machine: cuda where an NVIDIA driver answers, cpu on other Linux, plain on macOS.
 EXTRA := $(shell if [ "$$(uname)" = Darwin ]; then echo; elif nvidia-smi >/dev/null 2>&1; then echo cuda13,; else echo cpu,; fi)
 
-.PHONY: demo test test-long mutants lint bench clean
+LOWEST := $(VENV)-lowest
+
+.PHONY: demo test test-long test-lowest mutants lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flextrace demo
@@ -20,6 +22,11 @@ test-long: $(VENV)/.dev
 mutants: $(VENV)/.dev
 	$(BIN)/python tests/mutants/run.py $(ROWS)
 
+# The lowest version of every dependency: flextrace is imported and called, and each command says its help.
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -n 2 -k "import or readme or help or version or half_precision or fork" \
+	  tests/flextrace/test_import.py tests/test_readme.py tests/flextrace/test_cli.py tests/flextrace/test_attention.py
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,7 +39,7 @@ bench: $(VENV)/.dev
 	$(BIN)/flextrace bench
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("flextrace needs Python 3.10 or later" if sys.version_info < (3, 10) else 0)'
@@ -44,4 +51,11 @@ $(VENV)/.demo: pyproject.toml
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -e ".[$(EXTRA)dev]"
+	touch $@
+
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	grep -oE '"[a-z-]+>=[0-9.]+"' pyproject.toml | sed 's/"//g; s/>=/==/' > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/lowest.txt \
+	  -e ".[$(EXTRA)demo,plot]" pytest pytest-xdist hypothesis
 	touch $@

@@ -6,6 +6,7 @@ Architecture: Devlin et al., "BERT", 2018; mean pooling and normalisation: Reime
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 
@@ -77,22 +78,21 @@ def on_all_cores(row_function: Callable[..., mx.array], *arrays: mx.array) -> mx
 
     On a GPU it is row_function itself. arrays: [length, ...] each.
     """
-    if len(CORE_STREAMS) < 2 or mx.default_device() != mx.Device(mx.cpu):
+    streams = core_streams() if mx.default_device() == mx.Device(mx.cpu) else []
+    if len(streams) < 2:
         return row_function(*arrays)
     length = len(arrays[0])
-    bounds = [length * i // len(CORE_STREAMS) for i in range(len(CORE_STREAMS) + 1)]
+    bounds = [length * i // len(streams) for i in range(len(streams) + 1)]
     rows = []
-    for stream, start, stop in zip(CORE_STREAMS, bounds, bounds[1:], strict=False):
+    for stream, start, stop in zip(streams, bounds, bounds[1:], strict=False):
         if start < stop:
             with mx.stream(stream):
                 rows.append(row_function(*(array[start:stop] for array in arrays)))
     return mx.concatenate(rows)
 
 
+@functools.cache
 def core_streams() -> list[mx.Stream]:
-    """One stream per core this process may use, at most 8."""
+    """One stream per core this process may use, at most 8; each has a thread of its own from now on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return [mx.new_stream(mx.Device(mx.cpu)) for _ in range(min(cores, 8))]
-
-
-CORE_STREAMS = core_streams()

@@ -27,7 +27,14 @@ def replacements() -> dict[str, str]:
     """Include name -> text, for headers whose overloads by address space are one in C++."""
     return {
         KERNELS + "bf16_math.h": "",  # metal_math.h has bfloat
+        **_bfloat16(),
         KERNELS + "logging.h": "",
         KERNELS + "complex.h": (HERE / "mlx_complex.h").read_text(encoding="ascii"),
         KERNELS + "steel/utils/type_traits.h": (HERE / "mlx_type_traits.h").read_text(encoding="ascii"),
     }
+
+
+def _bfloat16() -> dict[str, str]:
+    """The header that MLX before 0.29.3 includes by a path given to the compiler, here that of Metal 3.1."""
+    header = include_folder() / KERNELS / "metal_3_1" / "bf16.h"
+    return {"bf16.h": header.read_text(encoding="utf-8")} if header.is_file() else {}
