@@ -2,6 +2,7 @@
 
 from .entry import CacheError, Entry, key_of
 from .fallback import CacheWarning
+from .loading import LoadError
 from .store import Store
 
-__all__ = ["CacheError", "CacheWarning", "Entry", "Store", "key_of"]
+__all__ = ["CacheError", "CacheWarning", "Entry", "LoadError", "Store", "key_of"]

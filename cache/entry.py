@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -53,6 +56,8 @@ class Entry:
     manifest: dict[str, Any]
     used: float
     """when it was last handed out, in seconds since the epoch, to within a minute"""
+    contents: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    """the bytes of each file, as they were verified: what to use as code; empty if only the manifest was read"""
 
     @property
     def size(self) -> int:
@@ -74,31 +79,13 @@ def key_of(*parts: str | bytes) -> str:
     return digest.hexdigest()
 
 
-def check_trusted(folder: Path) -> None:
-    """Refuse a folder that somebody else could put a binary into. Raises CacheError, OSError."""
-    status = os.stat(folder)
-    if not stat.S_ISDIR(status.st_mode):
-        raise NotADirectoryError(f"{folder} is not a folder")
-    if status.st_uid != os.geteuid():
-        fault = f"belongs to uid {status.st_uid}, not to you (uid {os.geteuid()})"
-        remedy = "set FLEXTRACE_CACHE_DIR to a folder of your own"
-    elif status.st_mode & OTHERS_WRITE:
-        fault = f"can be written to by others (mode {stat.S_IMODE(status.st_mode):04o})"
-        remedy = f"chmod go-w '{folder}', or set FLEXTRACE_CACHE_DIR to a folder of your own"
-    else:
-        return
-    raise CacheError(
-        f"the kernel cache folder {folder} {fault}. Kernels are loaded from it as code, so whoever can write "
-        f"there can run code as you. Remedy: {remedy}."
-    )
-
-
-def seal(folder: Path, key: str, fields: dict[str, Any], required: Sequence[str]) -> dict[str, Any]:
+def seal(folder: Path, key: str, fields: dict[str, Any], required: Sequence[str]) -> Entry:
     """Finish a built folder: private modes, a manifest with every file's sha256 and size, all on disk.
 
     Raises CacheError where the builder left something that is no entry, TypeError for fields that JSON lacks.
     """
     files: dict[str, dict[str, Any]] = {}
+    contents: dict[str, bytes] = {}
     for path in sorted(folder.rglob("*")):
         name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
         if stat.S_ISDIR(mode):
@@ -107,7 +94,7 @@ def seal(folder: Path, key: str, fields: dict[str, Any], required: Sequence[str]
         if not stat.S_ISREG(mode):
             raise CacheError(f"the builder left {name!r}, which is no regular file: write a copy, not a link")
         path.chmod(0o700 if mode & stat.S_IXUSR else 0o600)
-        content = path.read_bytes()
+        content = contents[name] = path.read_bytes()
         files[name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         flush(path)
     if missing := [name for name in required if name not in files]:
@@ -124,17 +111,52 @@ def seal(folder: Path, key: str, fields: dict[str, Any], required: Sequence[str]
     path.chmod(0o600)
     for written in (path, *(each for each in folder.rglob("*") if each.is_dir()), folder):
         flush(written)
-    return manifest
+    return Entry(key, folder, manifest, time.time(), contents)
 
 
 def read_manifest(folder: Path) -> Entry:
     """The entry in `folder` by its manifest alone, its files not read. Raises Damaged, OSError if none."""
-    status = os.lstat(folder)
-    if not stat.S_ISDIR(status.st_mode):
-        raise Damaged("the entry is no folder")
-    if _writable_by_others(status):
-        raise Damaged("the entry's folder can be written to by others")
-    content, status = _read(folder / MANIFEST)
+    with _opened(folder) as handle:
+        return _entry(folder, handle)
+
+
+def read_entry(folder: Path, required: Sequence[str] = ()) -> Entry:
+    """The entry in `folder`, every file checked by its sha256. Raises Damaged, OSError if there is none."""
+    with _opened(folder) as handle:
+        entry = _entry(folder, handle)
+        files = entry.manifest["files"]
+        for name in required:
+            if name not in files:
+                raise Damaged(f"it has no {name}")
+        for name, expected in files.items():
+            content, _ = _read(name, handle)
+            if len(content) != expected["bytes"]:
+                raise Damaged(f"{name} has {len(content)} bytes, not {expected['bytes']}")
+            if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+                raise Damaged(f"{name} differs from its checksum")
+            entry.contents[name] = content
+    return entry
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """The folder itself, opened: all files of an entry are read from one folder, whatever its name stands for next."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise Damaged("the entry is no folder") from error
+        raise
+    try:
+        if _writable_by_others(os.fstat(handle)):
+            raise Damaged("the entry's folder can be written to by others")
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _entry(folder: Path, handle: int) -> Entry:
+    content, status = _read(MANIFEST, handle)
     try:
         manifest = json.loads(content)
         found, key, checksum = manifest["format"], manifest["key"], manifest["manifest_sha256"]
@@ -145,22 +167,6 @@ def read_manifest(folder: Path) -> Entry:
     if checksum != _manifest_sha256(manifest) or key != folder.name:
         raise Damaged(f"{MANIFEST} differs from its checksum")
     return Entry(key, folder, manifest, status.st_mtime)
-
-
-def read_entry(folder: Path, required: Sequence[str] = ()) -> Entry:
-    """The entry in `folder`, every file checked by its sha256. Raises Damaged, OSError if there is none."""
-    entry = read_manifest(folder)
-    files = entry.manifest["files"]
-    for name in required:
-        if name not in files:
-            raise Damaged(f"it has no {name}")
-    for name, expected in files.items():
-        content, _ = _read(folder / name)
-        if len(content) != expected["bytes"]:
-            raise Damaged(f"{name} has {len(content)} bytes, not {expected['bytes']}")
-        if hashlib.sha256(content).hexdigest() != expected["sha256"]:
-            raise Damaged(f"{name} differs from its checksum")
-    return entry
 
 
 def note_use(entry: Entry, now: float) -> None:
@@ -181,15 +187,15 @@ def _writable_by_others(status: os.stat_result) -> bool:
     return status.st_uid != os.geteuid() or bool(status.st_mode & OTHERS_WRITE)
 
 
-def _read(path: Path) -> tuple[bytes, os.stat_result]:
+def _read(name: str, folder: int) -> tuple[bytes, os.stat_result]:
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder), "rb") as file:
             status = os.fstat(file.fileno())
             content = file.read()
     except OSError as error:
-        raise Damaged(f"{path.name} cannot be read: {error.strerror}") from error
+        raise Damaged(f"{name} cannot be read: {error.strerror}") from error
     if _writable_by_others(status):
-        raise Damaged(f"{path.name} can be written to by others")
+        raise Damaged(f"{name} can be written to by others")
     return content, status
 
 

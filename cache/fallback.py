@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .entry import CacheError
+from .trust import check_way
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 PROBE_BYTES = 4 << 20  # a builder that failed where there is less room than this failed for want of room
@@ -92,11 +93,20 @@ def private_folder() -> Path:
             folder = Path(tempfile.mkdtemp(prefix="flextrace-", dir=parent))
         except OSError:
             continue
-        if probe(folder) is None and not os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
+        if _is_safe(folder) and probe(folder) is None:
             Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=0)
             return folder
         shutil.rmtree(folder, ignore_errors=True)
     raise nowhere(None)
+
+
+def _is_safe(folder: Path) -> bool:
+    """Whether nobody else can exchange it."""
+    try:
+        check_way(folder)
+    except (OSError, CacheError):
+        return False
+    return True
 
 
 def nowhere(reason: BaseException | None) -> CacheError:

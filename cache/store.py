@@ -8,13 +8,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .building import KEY, delete, discard, locked, make_folder, make_folders, scratch, sweep
-from .entry import Damaged, Entry, check_trusted, flush, note_use, read_entry, read_manifest, seal
+from .entry import Damaged, Entry, flush, note_use, read_entry, read_manifest, seal
 from .fallback import Unwritable, nowhere, own_step, private_folder, run_builder, warn_once
+from .loading import LoadError, load_copy
+from .trust import check_trusted, check_way
 
+Loaded = TypeVar("Loaded")
 _private_stores: dict[int, Store] = {}  # by process id: a forked child must not use its parent's
 
 
@@ -52,10 +57,12 @@ class Store:
     def get(self, key: str, required: Sequence[str] = ()) -> Entry | None:
         """The verified entry of `key`, or None if there is none or it is damaged. Takes no lock.
 
-        Raises CacheError if others can write to the cache folder, ValueError if `key` is not from `key_of`.
+        Raises CacheError if others can write to the cache folder or exchange it, ValueError if `key` is not from
+        `key_of`.
         """
         folder = self._folder_of(key)
         try:
+            check_way(self.folder)
             for parent in (self.folder, folder.parent.parent, folder.parent):
                 check_trusted(parent)
             entry = read_entry(folder, required)
@@ -80,10 +87,10 @@ class Store:
 
         Where the folder cannot be written to (read-only, full), the entry is built in a temporary folder of
         this process, with one CacheWarning. A folder handed out stays until somebody prunes or clears the
-        cache; a binary already loaded from it stays valid even then.
+        cache; the entry's `contents` stay, and are what was verified.
 
-        Raises CacheError if others can write to the cache folder, another process holds the lock too long, no
-        folder at all can be written to, or `build` left something that is no entry; ValueError for a bad key.
+        Raises CacheError if others can write to the cache folder or exchange it, another process holds the lock too
+        long, no folder at all can be written to, or `build` left something that is no entry; ValueError for a bad key.
         """
         if (entry := self.get(key, required)) is not None:
             return entry
@@ -97,6 +104,40 @@ class Store:
             self._unwritable = True
             warn_once(self.folder, reason)
         return _private_store().get_or_build(key, build, required)
+
+    def load_or_build(
+        self,
+        key: str,
+        build: Callable[[Path], dict[str, Any]],
+        library: str,
+        load: Callable[[Path], Loaded],
+        required: Sequence[str] = (),
+    ) -> tuple[Entry, Loaded]:
+        """The entry as get_or_build gives it, and what `load` makes of its file `library`.
+
+        `load(path)` gets a copy of the verified bytes, which is gone when it returns, and raises LoadError where it
+        cannot use it. What does not load right after it was built is no entry; an entry from disk that does not load
+        is built once more. Raises as get_or_build does, and LoadError.
+        """
+        made: list[Loaded] = []
+
+        def build_and_load(folder: Path) -> dict[str, Any]:
+            fields = build(folder)
+            if (folder / library).is_file():  # else get_or_build says what is missing
+                made.append(load_copy((folder / library).read_bytes(), library, load, folder))
+            return fields
+
+        for last in (False, True):
+            entry = self.get_or_build(key, build_and_load, (*required, library))
+            if made:
+                return entry, made[-1]
+            try:
+                return entry, load_copy(entry.contents[library], library, load, self.folder / "building")
+            except LoadError:
+                if last:
+                    raise
+                self._remove_unloadable(key)
+        raise AssertionError("the loop returns or raises")
 
     def entries(self) -> list[Entry]:
         """Every entry with a readable manifest, the most recently used first; files are not verified."""
@@ -115,7 +156,8 @@ class Store:
             try:
                 read_entry(folder)
             except (OSError, Damaged) as error:
-                faults[folder.name] = str(error)
+                if os.path.lexists(folder):  # else another process removed it meanwhile
+                    faults[folder.name] = str(error)
         return faults
 
     def size(self, key: str | None = None) -> int:
@@ -158,11 +200,18 @@ class Store:
 
     def _folders(self) -> list[Path]:
         kernels = self.folder / "kernels"
+        check_way(self.folder)
         for folder in (self.folder, kernels):
             if not folder.exists():
                 return []
             check_trusted(folder)
         return sorted(path for path in kernels.glob("??/*") if KEY.fullmatch(path.name))
+
+    def _remove_unloadable(self, key: str) -> None:
+        for store in (self, _private_stores.get(os.getpid())):
+            if store is not None:
+                with suppress(OSError):  # then it stays, and the next try raises
+                    store.remove(key)
 
     def _build(self, key: str, build: Callable[[Path], dict[str, Any]], required: Sequence[str]) -> Entry:
         with own_step():
@@ -177,19 +226,19 @@ class Store:
             try:
                 fields = run_builder(build, folder)
                 with own_step():
-                    return self._publish(folder, key, seal(folder, key, fields, required))
+                    return self._publish(folder, seal(folder, key, fields, required))
             except BaseException:
                 delete(folder)
                 raise
 
-    def _publish(self, folder: Path, key: str, manifest: dict[str, Any]) -> Entry:
-        final = self._folder_of(key)
+    def _publish(self, folder: Path, built: Entry) -> Entry:
+        final = self._folder_of(built.key)
         make_folder(final.parent)
         if os.path.lexists(final):  # damaged, yet a process may have it open or loaded: never written over
             discard(self.folder, final)
         os.rename(folder, final)
         flush(final.parent)
-        return Entry(key, final, manifest, time.time())
+        return replace(built, folder=final)
 
 
 def _private_store() -> Store:

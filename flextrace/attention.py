@@ -8,7 +8,6 @@ check the arguments -> trace the mods -> choose a backend -> run. The stages are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -19,7 +18,7 @@ from flextrace.kernels import AttentionCall, Int8Rows
 from flextrace.kernels.registry import chosen_name
 
 from .block_mask import BlockMask
-from .checks import check_options, check_tensors
+from .checks import check_options, check_tensors, checked_scale
 from .mod import MaskMod, ScoreMod, as_mod
 from .notices import FlextraceWarning
 from .quantise import add_scales, elements, quant_of_int8_keys, quant_options
@@ -170,7 +169,8 @@ def flex_attention(
         >>> flex.flex_attention(q, k, v, block_mask=causal).shape
         (1, 2, 16, 8)
     """
-    check_tensors(query, key, value, scale, enable_gqa)
+    check_tensors(query, key, value, enable_gqa)
+    factor = checked_scale(scale, query.shape[-1])
     if return_lse and return_aux is not None:
         raise ValueError("return_lse and return_aux exclude each other; write return_aux=AuxRequest(lse=True)")
     if return_aux is not None and not isinstance(return_aux, AuxRequest):
@@ -193,7 +193,7 @@ def flex_attention(
         query,
         elements(key),
         elements(value),
-        float(1.0 / math.sqrt(max(1, query.shape[-1])) if scale is None else scale),
+        factor,
         score,
         mask,
         blocks,

@@ -10,6 +10,7 @@ import numpy as np
 
 from flextrace.kernels import Blocks
 from flextrace.kernels.blocks import FULL, PARTIAL, Array
+from flextrace.kernels.stage_checks import check_size
 
 from .block_pictures import block_text
 from .mod import MaskMod
@@ -123,7 +124,8 @@ class BlockFields:
 
     def to_string(self, batch: int = 0, head: int = 0, rows: int = 64, columns: int = 120) -> str:
         """A picture: one character per block, full `#`, partial `+`, empty `.`; coarser beyond rows x columns."""
-        return block_text(self.blocks, batch, head, rows, columns)
+        batch, head = check_size("batch", batch, 0), check_size("head", head, 0)
+        return block_text(self.blocks, batch, head, check_size("rows", rows, 1), check_size("columns", columns, 1))
 
     def __repr__(self) -> str:
         head = f"BlockMask(shape={self.shape}, BLOCK_SIZE={self.BLOCK_SIZE}, sparsity={self.sparsity():.2f}%)"

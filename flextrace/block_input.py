@@ -8,6 +8,8 @@ import numpy as np
 
 from flextrace.kernels import Blocks
 from flextrace.kernels.blocks import FULL, PARTIAL, Array
+from flextrace.kernels.scalars import shown
+from flextrace.kernels.stage_checks import check_block_size, check_size
 
 Lengths = tuple[int, int]
 
@@ -33,7 +35,7 @@ class BlockRanges(NamedTuple):
 
 
 def blocks_of_lists(
-    lists: tuple[Any, Any, Any, Any], block: tuple[int, int], seq_lengths: Lengths | None
+    lists: tuple[Any, Any, Any, Any], block: tuple[int, int], seq_lengths: Any
 ) -> tuple[Lengths, Blocks]:
     """From kv_num_blocks, kv_indices and, or None, the same of full blocks; with the lengths, by default whole blocks.
 
@@ -48,7 +50,8 @@ def blocks_of_lists(
     if full_kv_num_blocks is not None:
         full_counts = _int32(full_kv_num_blocks, "full_kv_num_blocks", 3)
         full_indices = _int32(full_kv_indices, "full_kv_indices", 4)
-    lengths = seq_lengths or (indices.shape[2] * block[0], indices.shape[3] * block[1])
+    whole_blocks = indices.shape[2] * block[0], indices.shape[3] * block[1]
+    lengths = whole_blocks if seq_lengths is None else lengths_of(seq_lengths)
     rows, columns = _grid(lengths, block)
     for name, n, table in (("kv", counts, indices), ("full_kv", full_counts, full_indices)):
         if n is None or table is None:
@@ -66,12 +69,15 @@ def blocks_of_lists(
     return lengths, Blocks.from_lists(counts, indices, full_counts, full_indices, *block, columns)
 
 
-def blocks_of_ranges(ranges: BlockRanges, lengths: Lengths, heads: tuple[int, int], block: tuple[int, int]) -> Blocks:
-    """From runs over `heads` = (B, H).
+def blocks_of_ranges(
+    ranges: BlockRanges, seq_lengths: Any, B: Any, H: Any, block: tuple[int, int]
+) -> tuple[Lengths, Blocks]:
+    """From runs over B batches and H heads; with the lengths.
 
     Raises:
         ValueError: the offsets do not fit the rows, or runs of a row overlap or name no block.
     """
+    lengths, heads = lengths_of(seq_lengths), (check_size("B", B, 1), check_size("H", H, 1))
     rows, columns = _grid(lengths, block)
     offsets, first, end, full = (np.asarray(part) for part in ranges)
     lines = heads[0] * heads[1] * rows
@@ -84,7 +90,8 @@ def blocks_of_ranges(ranges: BlockRanges, lengths: Lengths, heads: tuple[int, in
     overlap = (row[1:] == row[:-1]) & (first[1:] < end[:-1])
     if (first < 0).any() or (end > columns).any() or (first >= end).any() or overlap.any():
         raise ValueError(f"runs must be ascending, disjoint and inside the {columns} blocks of a row")
-    return Blocks.from_runs((*heads, rows, columns), row, first, end, np.where(full, FULL, PARTIAL), *block)
+    blocks = Blocks.from_runs((*heads, rows, columns), row, first, end, np.where(full, FULL, PARTIAL), *block)
+    return lengths, blocks
 
 
 def _int32(value: Any, name: str, ndim: int) -> Array:
@@ -98,9 +105,14 @@ def _grid(lengths: Lengths, block: tuple[int, int]) -> tuple[int, int]:
     return -(-lengths[0] // block[0]), -(-lengths[1] // block[1])
 
 
-def block_size(size: int | tuple[int, int]) -> tuple[int, int]:
+def block_size(size: Any) -> tuple[int, int]:
     """(rows, columns) of BLOCK_SIZE. Raises ValueError."""
-    block = (size, size) if isinstance(size, int) else tuple(size)
-    if len(block) != 2 or not all(isinstance(n, int) and n > 0 for n in block):
-        raise ValueError(f"BLOCK_SIZE is {size!r}; expected a positive int, or (rows, columns)")
-    return block[0], block[1]
+    return check_block_size(size, "BLOCK_SIZE")
+
+
+def lengths_of(seq_lengths: Any) -> Lengths:
+    """(q_len, kv_len) of seq_lengths. Raises ValueError."""
+    given = tuple(seq_lengths) if isinstance(seq_lengths, (tuple, list)) else ()
+    if len(given) != 2:
+        raise ValueError(f"seq_lengths is {shown(seq_lengths)}; expected (q_len, kv_len)")
+    return check_size("seq_lengths[0]", given[0], 0), check_size("seq_lengths[1]", given[1], 0)

@@ -14,6 +14,8 @@ import numpy as np
 
 from flextrace.kernels import Blocks, Int8Rows
 from flextrace.kernels.blocks import FULL, Array
+from flextrace.kernels.scalars import as_int
+from flextrace.kernels.stage_checks import check_size, check_whole
 
 from .block_fields import BlockFields
 from .block_input import BlockRanges, block_size, blocks_of_lists, blocks_of_ranges
@@ -107,8 +109,8 @@ class BlockMask(BlockFields):
         Raises:
             ValueError: the offsets do not fit the rows, or runs of a row overlap or name no block.
         """
-        blocks = blocks_of_ranges(ranges, seq_lengths, (B, H), block_size(BLOCK_SIZE))
-        return cls(seq_lengths, blocks, as_mod(noop_mask if mask_mod is None else mask_mod, MaskMod, "mask_mod"))
+        lengths, blocks = blocks_of_ranges(ranges, seq_lengths, B, H, block_size(BLOCK_SIZE))
+        return cls(lengths, blocks, as_mod(noop_mask if mask_mod is None else mask_mod, MaskMod, "mask_mod"))
 
     def to_ranges(self) -> BlockRanges:
         """The runs of blocks, a few per row for most masks."""
@@ -153,6 +155,8 @@ class BlockMask(BlockFields):
             ValueError: this mask was made from lists or runs, which say nothing beyond its lengths.
         """
         q_len, kv_len = self.seq_lengths
+        new_q_len = check_size("new_q_len", new_q_len, 0)
+        new_kv_len = check_size("new_kv_len", new_kv_len, 0)
         if not self.implied and (new_q_len > q_len or new_kv_len > kv_len):
             raise ValueError(
                 f"this BlockMask was made from lists or runs of blocks for lengths {self.seq_lengths}; they say "
@@ -172,6 +176,7 @@ class BlockMask(BlockFields):
             >>> whole.at_offset(40, 1).to_string()
             '##+.'
         """
+        offset, q_len = check_whole("offset", offset), check_size("q_len", q_len, 0)
         if not self.implied and not 0 <= offset - self.offset <= self.seq_lengths[0] - q_len:
             raise ValueError(
                 f"this BlockMask was made from lists or runs of blocks and has the rows {self.offset} to "
@@ -262,8 +267,9 @@ class BlockMask(BlockFields):
 
 def _chosen(part: Any, n: int, name: str) -> Array:
     """The numbers that an index of one axis chooses."""
-    if isinstance(part, (int, np.integer)):
-        part = [int(part)]
+    one = as_int(part, name)
+    if one is not None:
+        part = [one]
     try:
         return np.arange(n)[np.asarray(part) if not isinstance(part, slice) else part].reshape(-1)
     except IndexError as error:

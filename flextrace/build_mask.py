@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flextrace.kernels.stage_checks import check_size, check_whole
 from flextrace.tracer import evaluate
 from flextrace.tracer.expr import B as B_INDEX
 from flextrace.tracer.expr import H as H_INDEX
@@ -19,10 +20,10 @@ from .mod import MaskMod, as_mod
 from .refine import captured_arrays
 
 
-def _check_size(**sizes: int | None) -> None:
-    for name, size in sizes.items():
-        if size is not None and (not isinstance(size, int) or size < (1 if name in "BH" else 0)):
-            raise ValueError(f"{name} is {size!r}; expected a whole number" + (" or None" if name in "BH" else ""))
+def _sizes(*, B: Any, H: Any, Q_LEN: Any, KV_LEN: Any) -> tuple[int | None, int | None, int, int]:
+    """The sizes of a mask as Python ints. Raises ValueError."""
+    heads = [None if size is None else check_size(name, size, 1, " or None") for name, size in (("B", B), ("H", H))]
+    return heads[0], heads[1], check_size("Q_LEN", Q_LEN, 0), check_size("KV_LEN", KV_LEN, 0)
 
 
 def create_mask(mask_mod: Callable[..., Any], B: int | None, H: int | None, Q_LEN: int, KV_LEN: int) -> mx.array:
@@ -37,7 +38,7 @@ def create_mask(mask_mod: Callable[..., Any], B: int | None, H: int | None, Q_LE
         array([[[[True, False],
                  [True, True]]]], dtype=bool)
     """
-    _check_size(B=B, H=H, Q_LEN=Q_LEN, KV_LEN=KV_LEN)
+    B, H, Q_LEN, KV_LEN = _sizes(B=B, H=H, Q_LEN=Q_LEN, KV_LEN=KV_LEN)
     bound = as_mod(mask_mod, MaskMod, "mask_mod").bind()
     values = {
         "b": np.arange(B or 1).reshape(-1, 1, 1, 1),
@@ -80,8 +81,8 @@ def create_block_mask(
         #+.
         ##+
     """
-    _check_size(B=B, H=H, Q_LEN=Q_LEN, KV_LEN=KV_LEN)
-    block = block_size(BLOCK_SIZE)
+    B, H, Q_LEN, KV_LEN = _sizes(B=B, H=H, Q_LEN=Q_LEN, KV_LEN=KV_LEN)
+    block, offset = block_size(BLOCK_SIZE), check_whole("offset", offset)
     mod = as_mod(mask_mod, MaskMod, "mask_mod")
     used = leaves(mod.bind().trace.expr, ("index",))
     for name, size, index in (("B", B, B_INDEX), ("H", H, H_INDEX)):

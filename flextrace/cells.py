@@ -10,11 +10,14 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL, Array
+from flextrace.kernels.scalars import as_int, shown
+from flextrace.kernels.stage_checks import check_size
 from flextrace.tracer import evaluate, name_of
 
 from .block_mask import BlockMask
 from .block_pictures import coarse_states
 from .build_mask import create_block_mask, create_mask
+from .checks import checked_scale
 from .mod import MaskMod, ScoreMod, as_mod
 
 MaskLike = Callable[..., Any] | mx.array | Array
@@ -51,10 +54,13 @@ def chosen_head(b: int, h: int, shape: tuple[int, int]) -> tuple[int, int]:
     Raises:
         ValueError: there is no such batch or head.
     """
-    for name, index, size in (("b", b, shape[0]), ("h", h, shape[1])):
-        if index < 0 or (size > 1 and index >= size):
+    chosen = []
+    for name, given, size in (("b", b, shape[0]), ("h", h, shape[1])):
+        index = check_size(name, given, 0)
+        if size > 1 and index >= size:
             raise ValueError(f"{name} is {index}; this has {name} from 0 to {size - 1}")
-    return b if shape[0] > 1 else 0, h if shape[1] > 1 else 0
+        chosen.append(index if size > 1 else 0)
+    return chosen[0], chosen[1]
 
 
 def one_head(values: Any, b: int, h: int, name: str) -> Array:
@@ -82,7 +88,7 @@ def mask_cells(mask: MaskLike, q_len: int | None, kv_len: int | None, b: int, h:
         return _from_dense(name, kept, limit)
     mod = as_mod(mask, MaskMod, "mask")
     lengths = _lengths(q_len, kv_len)
-    name = name_of(mod)
+    name, b, h = name_of(mod), check_size("b", b, 0), check_size("h", h, 0)
     head = MaskMod(lambda _b, _h, q_idx, kv_idx: mod(b, h, q_idx, kv_idx))
     cell = cell_size(lengths, limit)
     if cell == (1, 1):
@@ -92,9 +98,11 @@ def mask_cells(mask: MaskLike, q_len: int | None, kv_len: int | None, b: int, h:
 
 
 def _lengths(q_len: int | None, kv_len: int | None) -> tuple[int, int]:
-    if not isinstance(q_len, int) or q_len < 1 or not isinstance(kv_len, (int, type(None))) or kv_len == 0:
-        raise ValueError(f"a function needs q_len (and kv_len where it differs), not {q_len!r} and {kv_len!r}")
-    return q_len, q_len if kv_len is None else kv_len
+    rows, columns = as_int(q_len, "q_len"), as_int(q_len if kv_len is None else kv_len, "kv_len")
+    if rows is None or columns is None or min(rows, columns) < 1:
+        given = f"{shown(q_len)} and {shown(kv_len)}"
+        raise ValueError(f"a function needs q_len (and kv_len where it differs), not {given}")
+    return rows, columns
 
 
 def cell_size(lengths: tuple[int, int], limit: tuple[int, int]) -> tuple[int, int]:
@@ -161,6 +169,7 @@ def score_cells(
         ValueError: the lengths are missing, or the tensors do not fit.
     """
     score_mod = as_mod(mod, ScoreMod, "score_mod")
+    b, h = check_size("b", b, 0), check_size("h", h, 0)
     if (query is None) != (key is None) or (scores is not None and query is not None):
         raise ValueError("give query and key together, or scores, or none of them (scores of zero)")
     if query is not None:
@@ -175,7 +184,7 @@ def score_cells(
     step = cell_size(lengths, limit)
     rows, columns = np.arange(0, lengths[0], step[0]), np.arange(0, lengths[1], step[1])
     if query is not None:
-        factor = q.shape[1] ** -0.5 if scale is None else scale
+        factor = checked_scale(scale, q.shape[1])
         start: Any = factor * (q[rows].astype(np.float32) @ k[columns].astype(np.float32).T)
     elif scores is not None:
         start = given[np.ix_(rows, columns)].astype(np.float32)

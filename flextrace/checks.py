@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
 
 from flextrace.kernels import BACKENDS, Int8Rows, QKQuant
+from flextrace.kernels.scalars import as_bool, as_float, as_int, shown
 from flextrace.kernels.stage_checks import name_of
+from flextrace.tracer.errors import with_article
 
 from .kv_cache import Int8KV
 
@@ -24,6 +27,7 @@ OPTIONS: dict[str, tuple[type, ...]] = {
     "SMOOTH_K": (bool,),
     "SMOOTH_Q": (bool,),
 }
+CONVERSIONS: dict[type, Callable[[Any, str], Any]] = {int: as_int, bool: as_bool}
 CHOICES: dict[str, tuple[str, ...]] = {
     "ASYNC_COPY": ("pipelined", "intrinsic"),
     "PIPELINE": ("fused", "staged"),
@@ -54,7 +58,7 @@ TORCH_BACKENDS = ("AUTO", "TRITON", "FLASH", "TRITON_DECODE")
 Rows = mx.array | Int8Rows
 
 
-def check_tensors(query: mx.array, key: Rows, value: Rows, scale: float | None, enable_gqa: bool) -> None:
+def check_tensors(query: mx.array, key: Rows, value: Rows, enable_gqa: bool) -> None:
     """Raises TypeError or ValueError unless q, k and v fit together."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if isinstance(tensor, Int8Rows) and name != "query":
@@ -88,8 +92,17 @@ def check_tensors(query: mx.array, key: Rows, value: Rows, scale: float | None, 
             )
         if hkv == 0 or hq % hkv:
             raise ValueError(f"with enable_gqa the {hq} query heads must be a multiple of the {hkv} key heads")
-    if scale is not None and (not isinstance(scale, (int, float)) or not abs(scale) <= LARGEST):
-        raise ValueError(f"scale is {scale!r}; expected a finite number of float32, or None for 1 / sqrt(head_dim)")
+
+
+def checked_scale(scale: Any, head_dim: int) -> float:
+    """The factor of the dot products. Raises ValueError."""
+    if scale is None:
+        return 1.0 / math.sqrt(max(1, head_dim))
+    number = as_float(scale, "scale")
+    if number is None or not abs(number) <= LARGEST:
+        expected = "a finite number of float32, or None for 1 / sqrt(head_dim)"
+        raise ValueError(f"scale is {shown(scale)}; expected {expected}")
+    return number
 
 
 def _check_int8(name: str, rows: Int8Rows) -> None:
@@ -114,17 +127,20 @@ def _name(tensor: Rows) -> str:
 
 
 def check_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Raises ValueError on an unknown kernel option or a value that it does not take."""
+    """The options with Python's numbers. Raises ValueError on an unknown one or a value that it does not take."""
     if options is None:
         return {}
-    for key, value in options.items():
+    checked: dict[str, Any] = {}
+    for key, given in options.items():
         if key not in OPTIONS:
             raise ValueError(_unknown_option(key))
         types = OPTIONS[key]
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            taken = " or a ".join(t.__name__ for t in types)
+        convert = CONVERSIONS.get(types[0])
+        value = given if convert is None else convert(given, f"kernel option {key}")
+        if not isinstance(value, types):
+            taken = " or ".join(with_article(t.__name__) for t in types)
             call = "; write QKQuant()" if value is QKQuant else ""
-            raise ValueError(f"kernel option {key} takes a {taken}, not {value!r}{call}")
+            raise ValueError(f"kernel option {key} takes {taken}, not {shown(given)}{call}")
         if isinstance(value, str) and value not in CHOICES.get(key, (value,)):
             choices = CHOICES[key]
             raise ValueError(
@@ -135,9 +151,10 @@ def check_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
                 f"kernel option BACKEND={value!r} is torch's; here it is one of {', '.join(BACKENDS)}: leave it out "
                 "for the fastest that runs here"
             )
-    if options.get("NUM_THREADS", 1) < 1:
-        raise ValueError(f"kernel option NUM_THREADS is {options['NUM_THREADS']}; expected at least 1")
-    return options
+        checked[key] = value
+    if checked.get("NUM_THREADS", 1) < 1:
+        raise ValueError(f"kernel option NUM_THREADS is {checked['NUM_THREADS']}; expected at least 1")
+    return checked
 
 
 def _unknown_option(key: object) -> str:

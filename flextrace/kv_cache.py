@@ -7,6 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from flextrace.kernels.quant_types import LEVELS, SMALLEST, Int8Rows
+from flextrace.kernels.scalars import as_int, shown
 from flextrace.kernels.smoothing import mean_of_rows
 from flextrace.kernels.stage_checks import name_of
 
@@ -47,12 +48,13 @@ class Int8KV:
     def __init__(
         self, *, quantise_value: bool = False, smooth_k: bool = True, smooth_v: bool = True, step: int = 256
     ) -> None:
-        if isinstance(step, bool) or not isinstance(step, int) or step < 1:
-            raise ValueError(f"step is {step!r}; expected a positive whole number of tokens")
+        tokens = as_int(step, "step")
+        if tokens is None or tokens < 1:
+            raise ValueError(f"step is {shown(step)}; expected a positive whole number of tokens")
         self.quantise_value: bool = quantise_value
         self.smooth_k: bool = smooth_k
         self.smooth_v: bool = smooth_v
-        self.step: int = step
+        self.step: int = tokens
         self._length = 0
         self._dtype = "float32"
         self._shape: tuple[int, ...] = ()  # batch, kv_heads, head_dim, value_dim
@@ -128,9 +130,12 @@ class Int8KV:
             >>> len(cache)
             7
         """
-        if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens <= self._length:
-            raise ValueError(f"cannot trim {tokens!r} tokens of {self._length}; expected a whole number from 0 to that")
-        self._length -= tokens
+        last = as_int(tokens, "tokens")
+        if last is None or not 0 <= last <= self._length:
+            raise ValueError(
+                f"cannot trim {shown(tokens)} tokens of {self._length}; expected a whole number from 0 to that"
+            )
+        self._length -= last
         self._early = {name: rows[:, :, : self._length] for name, rows in self._early.items()}
         if not self._length:
             self._parts, self._means, self._early = {}, {"key": None, "value": None}, {}

@@ -74,7 +74,7 @@ class Mod:
 
         Raises:
             TraceError: as `trace`.
-            OverflowError, ZeroDivisionError: a captured number that a kernel cannot work with.
+            OverflowError, ZeroDivisionError, ValueError: a captured number that a kernel cannot work with.
         """
         return _traces.bind(self.__flextrace_function__, self.kind)
 

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL, Array
+from flextrace.kernels.stage_checks import check_whole
 from flextrace.tracer import count_parameters
 
 from .block_mask import BlockMask
@@ -45,6 +46,7 @@ def text(
         ..###.
         ...###
     """
+    width = check_whole("width", width)
     if width < 8:
         raise ValueError(f"width is {width}; a picture needs at least 8 characters")
     rows = width // 2

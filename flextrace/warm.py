@@ -138,10 +138,9 @@ def _on_cpu(backend: CpuBackend, calls: Sequence[tuple[str, AttentionCall]], dis
 
         def run(title: str = title, score: Any = score, mask: Any = mask, keys: Any = keys) -> list[Warmed]:
             start = time.perf_counter()
-            library = backend.library("attention", score, mask, keys)
+            entry, _ = backend.library("attention", score, mask, keys)
             kernel = "attention" if keys == "PLAIN" else f"attention, keys {keys.lower()}"
-            key = library.parent.name
-            return [Warmed(title, "cpu", kernel, key, disk.found(key), time.perf_counter() - start)]
+            return [Warmed(title, "cpu", kernel, entry.key, disk.found(entry.key), time.perf_counter() - start)]
 
         yield Step(title, run)
 
@@ -195,7 +194,7 @@ def _built_only(built: list[tuple[str, Path]]) -> Callable[..., Callable[..., li
             text = kernel.text([mx.array(given) for given in call["inputs"]], call["output_dtypes"], template)
             values = ", ".join(template_text(value) for _, value in template)
             translated, _ = translate(text, f"{PREFIX}{kernel.name}", values)
-            built.append((kernel_title(kernel.name), build(translated, kernel.checks, kernel.name)))
+            built.append((kernel_title(kernel.name), build(translated, kernel.checks, kernel.name).path))
             return _zeros(call)
 
         return launch

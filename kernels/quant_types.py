@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
+from .scalars import as_bool, as_int, shown
+
 LEVELS = 127  # int8: an element becomes round(x / scale), scale = largest magnitude of its block / LEVELS
 SMALLEST = 2.0**-119  # of a block: what is smaller all over counts as zero, as LEVELS / x would overflow
 
@@ -44,12 +46,16 @@ class QKQuant:
         if self.granularity not in ("block", "row"):
             raise ValueError(f"QKQuant: granularity is 'block' or 'row'; got {self.granularity!r}")
         for name in ("smooth_k", "smooth_q"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"QKQuant: {name} is True or False; got {getattr(self, name)!r}")
+            flag = as_bool(getattr(self, name), name)
+            if flag is None:
+                raise ValueError(f"QKQuant: {name} is True or False; got {shown(getattr(self, name))}")
+            object.__setattr__(self, name, flag)
         for name in ("q_block", "k_block"):
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 2**31:
-                raise ValueError(f"QKQuant: {name} is a positive whole number of rows; got {size!r}")
+            given = getattr(self, name)
+            size = as_int(given, name)
+            if size is None or not 1 <= size < 2**31:
+                raise ValueError(f"QKQuant: {name} is a positive whole number of rows; got {shown(given)}")
+            object.__setattr__(self, name, size)
 
 
 @dataclass(frozen=True, eq=False)

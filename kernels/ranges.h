@@ -139,17 +139,18 @@ inline Range bit_xor(Range a, Range b) {
   if (is_constant(a) && is_constant(b)) return range(a.lo ^ b.lo, a.lo ^ b.lo);
   return range(a.lo >= 0 && b.lo >= 0 ? 0 : -1 - any_bits(a, b), any_bits(a, b));
 }
-inline Range amounts(Range b) {
-  if (is_constant(b)) return range(b.lo & 31, b.lo & 31);
-  if (b.lo < 0 || b.hi > 31) return range(0, 31);
-  return b;
+// How far a shift by b goes: a negative count goes as far as any.
+inline Range amounts(Range b, int64_t most) {
+  if (b.lo < 0) return range(b.hi < 0 ? most : 0, most);
+  return range(smaller(b.lo, most), smaller(b.hi, most));
 }
 inline Range shl(Range a, Range b) {
-  Range n = amounts(b);
+  Range n = amounts(b, 32);
+  if (n.lo == 32) return range(0, 0);
   return mul(a, range(int64_t(1) << n.lo, int64_t(1) << n.hi));
 }
 inline Range shr(Range a, Range b) {
-  Range n = amounts(b);
+  Range n = amounts(b, 31);
   return corners(a.lo >> n.lo, a.lo >> n.hi, a.hi >> n.lo, a.hi >> n.hi);
 }
 

@@ -9,6 +9,7 @@ import mlx.core as mx
 from flextrace.tracer import Bound, Kind, Traces
 from flextrace.tracer.expr import B, H, leaves
 
+from .scalars import as_float, as_int, shown
 from .stage_types import BlockLists
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
@@ -44,9 +45,10 @@ def check_dtype(dtype: Any, default: mx.Dtype) -> mx.Dtype:
 
 
 def check_number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is {value!r}; expected a number")
-    return float(value)
+    number = as_float(value, name)
+    if number is None:
+        raise TypeError(f"{name} is {shown(value)}; expected a number")
+    return number
 
 
 def four_axes(x: mx.array) -> mx.array:
@@ -70,17 +72,28 @@ def check_inner(a: int, b: int, what: str) -> None:
 def check_tiles(tiles: Any) -> tuple[int, ...] | None:
     if tiles is None:
         return None
-    given = tuple(tiles) if isinstance(tiles, (tuple, list)) else ()
-    if len(given) not in (2, 3) or not all(type(n) is int and n > 0 for n in given):
-        raise ValueError(f"tiles is {tiles!r}; expected positive ints (BM, BN) or (BM, BN, BK), or None")
+    given = positive_ints(tiles, "tiles")
+    if len(given) not in (2, 3):
+        raise ValueError(f"tiles is {shown(tiles)}; expected positive ints (BM, BN) or (BM, BN, BK), or None")
     return given
 
 
-def check_block_size(size: Any) -> tuple[int, int]:
-    given = (size, size) if type(size) is int else size
-    if not isinstance(given, (tuple, list)) or len(given) != 2 or not all(type(n) is int and n > 0 for n in given):
-        raise ValueError(f"block_size is {size!r}; expected a positive int, or (rows, columns)")
+def check_block_size(size: Any, name: str = "block_size") -> tuple[int, int]:
+    """(rows, columns) of a block."""
+    one = as_int(size, name)
+    given = positive_ints(size if one is None else (one, one), name)
+    if len(given) != 2:
+        raise ValueError(f"{name} is {shown(size)}; expected a positive int, or (rows, columns)")
     return given[0], given[1]
+
+
+def positive_ints(values: Any, name: str) -> tuple[int, ...]:
+    """A tuple, a list or an array of one axis as Python ints; empty where it is none, or not all are positive."""
+    if not isinstance(values, (tuple, list)) and getattr(values, "ndim", 0) != 1:
+        return ()
+    numbers = [as_int(value, name) for value in values]
+    known = [number for number in numbers if number is not None and number > 0]
+    return tuple(known) if len(known) == len(numbers) else ()
 
 
 def check_blocks(blocks: Any, batch: int, heads: int, q_len: int) -> BlockLists:
@@ -105,10 +118,19 @@ def check_blocks(blocks: Any, batch: int, heads: int, q_len: int) -> BlockLists:
     return blocks
 
 
-def check_size(name: str, value: Any, least: int) -> int:
-    if type(value) is not int or value < least:
-        raise ValueError(f"{name} is {value!r}; expected a whole number from {least} on")
-    return value
+def check_size(name: str, value: Any, least: int, otherwise: str = "") -> int:
+    """A whole number; `otherwise` says what else the argument takes."""
+    number = as_int(value, name)
+    if number is None or number < least:
+        raise ValueError(f"{name} is {shown(value)}; expected a whole number from {least} on{otherwise}")
+    return number
+
+
+def check_whole(name: str, value: Any) -> int:
+    number = as_int(value, name)
+    if number is None:
+        raise ValueError(f"{name} is {shown(value)}; expected a whole number")
+    return number
 
 
 def check_broadcast(mask_mod: Bound, **sizes: int | None) -> None:

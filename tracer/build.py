@@ -69,6 +69,8 @@ def _dtype(value: Any) -> DType:
 def arithmetic(op: str, a: Any, b: Any) -> Expr:
     """add, sub, mul, min, max, floor_div, mod with Python's promotion."""
     left, right = promote(a, b)
+    if op in ("floor_div", "mod") and right is ZERO:
+        raise Untraceable("an integer division or modulo by zero", "divide by another number")
     if op == "add" and left.dtype == "int" and (left is ZERO or right is ZERO):
         return left if right is ZERO else right  # what sum() starts with
     return apply(op, left, right)
@@ -99,13 +101,15 @@ def power(a: Any, b: Any) -> Expr:
 
 
 def bitwise(op: str, a: Any, b: Any) -> Expr:
-    """`& | ^ << >>`: logical on two bools, bitwise on ints."""
+    """`& | ^ << >>`: logical on two bools, bitwise on ints; from a count of 32 on nothing but the sign is left."""
     left, right = lift(a), lift(b)
     if left.dtype == right.dtype == "bool" and op in ("and", "or", "xor"):
         return apply(op, left, right)
+    symbol = {"and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>"}[op]
     if "float" in (left.dtype, right.dtype):
-        symbol = {"and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>"}[op]
         raise Untraceable(f"{symbol} on a float", "convert with int(...) first, or use and/or for conditions")
+    if op in ("shl", "shr") and right.op == "const" and right.value < 0:
+        raise Untraceable(f"{symbol} with the negative shift count {right.value}", "shift the other way")
     return apply(op if op in ("shl", "shr") else f"bit_{op}", cast(left, "int"), cast(right, "int"))
 
 

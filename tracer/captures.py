@@ -88,8 +88,13 @@ class Recorder:
             self.numbers[slot][1].check("value", equals(value))
         return value
 
-    def reads(self, arrays: Sequence[int], numbers: Sequence[int], divisors: Sequence[int]) -> Reads:
-        """How to read again the inputs in these slots and all that was checked."""
+    def reads(
+        self, arrays: Sequence[int], numbers: Sequence[int], divisors: Sequence[int], counts: Sequence[int]
+    ) -> Reads:
+        """How to read again the inputs in these slots and all that was checked.
+
+        divisors, counts: the places in `numbers` of those that must not be 0, and not be negative.
+        """
         order: list[Path] = [self.root]
         wanted = {self.arrays[slot][1] for slot in arrays} | {self.numbers[slot][1] for slot in numbers}
         wanted |= {path for pair in self.same for path in pair}
@@ -123,6 +128,7 @@ class Recorder:
             tuple(index[self.arrays[slot][1]] for slot in arrays),
             tuple((self.numbers[slot][0], index[self.numbers[slot][1]]) for slot in numbers),
             tuple(divisors),
+            tuple(counts),
         )
 
 

@@ -6,6 +6,9 @@ import linecache
 import sys
 from dataclasses import dataclass, field
 
+SPELT = ("mx", "mlx", "nd", "np", "nn")  # their first letter is read out: em, en
+YOU = ("uint", "ufunc", "user", "uni", "uuid", "use", "one")  # they begin with a vowel that is none to the ear
+
 
 @dataclass(frozen=True)
 class Place:
@@ -48,6 +51,18 @@ def shown_file(filename: str) -> str:
     shell = None if ipython is None else ipython.get_ipython()
     cell = None if shell is None else shell.compile.format_code_name(filename)
     return f'File "{filename}"' if cell is None else " ".join(cell)
+
+
+def with_article(noun: str) -> str:
+    """A noun or the name of a type after "a" or "an", as it is read out.
+
+    Example:
+        >>> with_article("array"), with_article("uint8"), with_article("ndarray"), with_article("mx.array")
+        ('an array', 'a uint8', 'an ndarray', 'an mx.array')
+    """
+    word = noun.lower()
+    vowel = word.startswith(SPELT) or (word[:1] in tuple("aeiou") and not word.startswith(YOU))
+    return f"{'an' if vowel else 'a'} {noun}"
 
 
 class Untraceable(Exception):

@@ -1,7 +1,8 @@
 """Expr -> numbers: evaluation with numpy (or with any table of array functions), broadcasting over the leaves.
 
 The numpy table is the executable definition of every op: float32 and wrapping int32, with the totality rules
-that kernels share (division of ints by zero gives 0, loads wrap a negative index once and are then clamped).
+that kernels share (division of ints by zero gives 0, a shift by a negative count goes as far as one by 32, loads
+wrap a negative index once and are then clamped).
 """
 
 from __future__ import annotations
@@ -28,6 +29,15 @@ def _int_mod(a: Any, b: Any) -> Any:
     zero = b == 0
     wide = np.mod(a.astype(np.int64), np.where(zero, 1, b).astype(np.int64))
     return np.where(zero, 0, wide).astype(np.int32)
+
+
+def _shift_left(a: Any, count: Any) -> Any:
+    inside = (count >= 0) & (count < 32)
+    return np.where(inside, np.left_shift(a, np.where(inside, count, 0)), 0).astype(np.int32)
+
+
+def _shift_right(a: Any, count: Any) -> Any:
+    return np.right_shift(a, np.where((count >= 0) & (count < 32), count, 31)).astype(np.int32)
 
 
 def _by_dtype(integer: Callable[..., Any], floating: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,8 +69,8 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "div": np.divide,
     "pow": np.power,
     "atan2": np.arctan2,
-    "shl": lambda a, b: np.left_shift(a, b & 31),
-    "shr": lambda a, b: np.right_shift(a, b & 31),
+    "shl": _shift_left,
+    "shr": _shift_right,
     "bit_and": np.bitwise_and,
     "bit_or": np.bitwise_or,
     "bit_xor": np.bitwise_xor,

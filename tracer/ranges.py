@@ -237,14 +237,30 @@ def _bit_not(a: Range) -> Range:
     return Range(-1 - a.hi, -1 - a.lo, -1 - a.most, -1 - a.least)
 
 
-def _shift(op: Callable[[Any, Any], Any]) -> Callable[[Range, Range], Range]:
-    def shift(a: Range, b: Range) -> Range:
-        if b.constant():
-            amount = b.least & 31
-            return _int32(op(a.lo, amount), op(a.hi, amount), op(a.least, amount), op(a.most, amount))
-        return _corners(op, a, b if b.least >= 0 and b.most <= 31 else Range(0, 31, 0, 31))
+def _amounts(b: Range, most: int) -> Range:
+    """How far a shift by `b` goes: a negative count goes as far as any."""
+    if b.constant():
+        return exactly(min(b.least, most) if b.least >= 0 else most)
+    lo, hi = np.minimum(b.lo, most), np.minimum(b.hi, most)
+    if b.least >= 0:
+        return Range(lo, hi, min(b.least, most), min(b.most, most))
+    lo = np.where(b.lo < 0, np.where(b.hi < 0, most, 0), lo)
+    return Range(lo, np.where(b.lo < 0, most, hi), most if b.most < 0 else 0, most)
 
-    return shift
+
+def _shl(a: Range, b: Range) -> Range:
+    by = _amounts(b, 32)
+    if by.least == 32:
+        return exactly(0)
+    result = _corners(lambda x, n: x << n, a, by)
+    if by.most < 32:
+        return result
+    gone = by.lo == 32
+    return Range(np.where(gone, 0, result.lo), np.where(gone, 0, result.hi), min(result.least, 0), max(result.most, 0))
+
+
+def _shr(a: Range, b: Range) -> Range:
+    return _corners(lambda x, n: x >> n, a, _amounts(b, 31))
 
 
 INT_RULES: dict[str, Callable[..., Any]] = {
@@ -262,8 +278,8 @@ INT_RULES: dict[str, Callable[..., Any]] = {
     "wide_add": _wide_add,
     "wide_sub": _wide_sub,
     "wide_mul": _wide_mul,
-    "shl": _shift(lambda x, n: x << n),
-    "shr": _shift(lambda x, n: x >> n),
+    "shl": _shl,
+    "shr": _shr,
     "bit_and": _bit_and,
     "bit_or": _bit_or,
     "bit_xor": _bit_xor,

@@ -44,6 +44,7 @@ class Reads:
     array_steps: tuple[int, ...]
     number_steps: tuple[tuple[NumberCapture, int], ...]
     divisors: tuple[int, ...]  # slots of numbers that an int is divided by
+    counts: tuple[int, ...]  # slots of numbers that an int is shifted by
 
     def objects(self, function: Any) -> list[Any] | None:
         """The captured objects as they are now, step by step; None where the trace no longer holds.
@@ -76,6 +77,7 @@ class Reads:
         Raises:
             OverflowError: an integer does not fit int32.
             ZeroDivisionError: a number that the mod divides by with // or % is 0.
+            ValueError: a number that the mod shifts by is negative.
         """
         values: list[bool | int | float] = []
         for capture, step in self.number_steps:
@@ -90,6 +92,9 @@ class Reads:
             if values[slot] == 0:
                 divisor = self.number_steps[slot][0].name
                 raise ZeroDivisionError(f"{name}: integer division or modulo by {divisor} = 0")
+        for slot in self.counts:
+            if values[slot] < 0:
+                raise ValueError(f"{name}: negative shift count {self.number_steps[slot][0].name} = {values[slot]}")
         return values
 
 

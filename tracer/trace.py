@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 from .build import cast
 from .captures import Recorder
 from .errors import Place, TraceError, Untraceable
-from .expr import KV_IDX, Q_IDX, SCORE, B, Expr, H, const, leaves, rebuild, walk
+from .expr import AT_CALL, KV_IDX, Q_IDX, SCORE, B, Expr, H, const, leaves, rebuild, walk
 from .read_statements import StatementReader
 from .reads import ArrayCapture, NumberCapture, Reads
 from .render import canonical_source
 from .signature import ARGUMENTS, Kind, check_parameters, name_of, underlying
 from .simplify import simplify
+from .values import Values
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Trace:
         Raises:
             OverflowError: an integer does not fit int32.
             ZeroDivisionError: a number that the mod divides by with // or % is 0.
+            ValueError: a number that the mod shifts by is negative.
         """
         return self.reads.numbers(self._objects(function), self.name)
 
@@ -107,22 +109,24 @@ def _trace(function: Any, kind: Kind, name: str) -> Trace:
     recorder.remember(function, recorder.root)
     symbols: list[Any] = [SCORE, B, H, Q_IDX, KV_IDX]
     result = reader.values.number(reader.values.call(function, symbols[-len(ARGUMENTS[kind]) :], {}))
-    expr = simplify(_with_constants(_result(result, kind, name), recorder))
+    whole = rebuild(_result(result, kind, name), lambda node, args: _by_numbers(node, args, reader.values))
+    divisors, counts = _right_numbers(whole, "floor_div", "mod"), _right_numbers(whole, "shl", "shr")
+    _check_fixed(divisors, counts, recorder)
+    expr = simplify(_with_constants(whole, recorder))
     arrays = sorted({node.value[0] for node in leaves(expr, ("load",))})
     numbers = sorted({node.value for node in leaves(expr, ("param",))})
     expr = rebuild(expr, lambda node, args: _renumbered(node, args, arrays, numbers))
-    divisors = {
-        node.args[1].value
-        for node in walk(expr)
-        if node.op in ("floor_div", "mod") and node.dtype == "int" and node.args[1].op == "param"
-    }
     return Trace(
         kind,
         name,
         expr,
         tuple(recorder.arrays[slot][0] for slot in arrays),
         tuple(recorder.numbers[slot][0] for slot in numbers),
-        recorder.reads(arrays, numbers, sorted(divisors)),
+        recorder.reads(
+            arrays,
+            numbers,
+            *([numbers.index(slot) for slot in slots if slot in numbers] for slots in (divisors, counts)),
+        ),
         recorder.volatile,
         getattr(underlying(function), "__code__", None),
     )
@@ -141,6 +145,30 @@ def _result(result: Any, kind: Kind, name: str) -> Expr:
             "return a comparison, or decorate it with @flex.score_mod if it computes a score",
         )
     return cast(result, "bool")
+
+
+def _by_numbers(node: Expr, args: tuple[Expr, ...], values: Values) -> Expr:
+    """A divisor or shift count that Python computes from captured numbers as a number of its own, which is checked."""
+    if node.dtype == "int" and node.op in ("floor_div", "mod", "shl", "shr") and node.args[1].stage == AT_CALL:
+        number = values.by_python(node.args[1])
+        args = args if number is None else (args[0], number)
+    return Expr(node.op, node.dtype, args, node.value)
+
+
+def _right_numbers(expr: Expr, *ops: str) -> list[int]:
+    """The slots of the captured numbers that are the right operands of these ops on ints."""
+    rights = [node.args[1] for node in walk(expr) if node.op in ops and node.dtype == "int"]
+    return sorted({right.value for right in rights if right.op == "param"})
+
+
+def _check_fixed(divisors: Sequence[int], counts: Sequence[int], recorder: Recorder) -> None:
+    """What `Reads.numbers` checks at each call, for the numbers that the trace is bound to."""
+    for slot, value in recorder.specialised.items():
+        what = f"{recorder.numbers[slot][1]} = {value}"
+        if slot in divisors and value == 0:
+            raise Untraceable(f"an integer division or modulo by {what}", "divide by another number")
+        if slot in counts and value < 0:
+            raise Untraceable(f"a shift with the negative count {what}", "shift the other way")
 
 
 def _with_constants(expr: Expr, recorder: Recorder) -> Expr:
@@ -199,7 +227,7 @@ class Traces:
 
         Raises:
             TraceError: as `trace`.
-            OverflowError, ZeroDivisionError: a captured number cannot be used.
+            OverflowError, ZeroDivisionError, ValueError: a captured number cannot be used.
         """
         found, objects = self._find(function, kind)
         return Bound(found, found.reads.arrays(objects), found.reads.numbers(objects, found.name))

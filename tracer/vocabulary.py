@@ -107,7 +107,11 @@ def _code(names: Iterable[str]) -> str:
 
 def _operators() -> str:
     symbols = [*BINARY, *(s for s in UNARY if s not in BINARY), *COMPARE_SYMBOLS.values(), "and", "or", "not"]
-    return f"{_code(symbols)}. As in Python: ints wrap at 32 bits, `//` and `%` floor, `/` gives a float."
+    return (
+        f"{_code(symbols)}. As in Python: ints wrap at 32 bits, `//` and `%` floor, `/` gives a float, `<<` and `>>` "
+        "by 32 and more leave 0 or the sign. Where Python raises, a known operand is an error (`q_idx // 0`, "
+        "`q_idx << n` with n = -1); per position, `//` and `%` give 0 and a negative shift count counts as 32."
+    )
 
 
 def _nodes() -> list[str]:

@@ -6,7 +6,6 @@ import re
 import sys
 from dataclasses import asdict
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -138,10 +137,15 @@ def _manifest(row: CacheRow) -> dict[str, Any]:
 
 
 def _text(row: CacheRow, manifest: dict[str, Any]) -> str:
+    from flextrace.cache import Store
+
     names = [name for name in ("kernel.metal", "kernel.cpp") if name in manifest.get("files", {})]
     if not names or row.damage:
         raise CommandError(f"{row.key[:12]} has no kernel text to show{': ' + row.damage if row.damage else ''}")
-    return (Path(row.folder) / names[0]).read_text(encoding="utf-8")
+    entry = Store().get(row.key)
+    if entry is None:
+        raise CommandError(f"{row.key[:12]} was removed meanwhile; `flextrace cache ls` lists what is there")
+    return entry.contents[names[0]].decode()
 
 
 @app.command()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+
+from flextrace.kernels.scalars import as_float, as_int, shown
 
 Array = np.ndarray[Any, Any]
 INT32 = np.iinfo(np.int32)
@@ -15,19 +16,30 @@ INT32 = np.iinfo(np.int32)
 
 def whole(name: str, value: Any, at_least: int = 1) -> int:
     """A Python int in [at_least, 2**31)."""
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
+    number = as_int(value, name)
     if number is None or not at_least <= number <= INT32.max:
-        raise ValueError(f"{name} is {value!r}; expected a whole number of at least {at_least} that fits int32")
+        raise ValueError(f"{name} is {shown(value)}; expected a whole number of at least {at_least} that fits int32")
+    return number
+
+
+def real(name: str, value: Any) -> Any:
+    """A Python float, or an int that fits int32 as it is; a floating mx.array without axes stays the same object, so
+    that it is a kernel input and gradients reach it."""
+    if isinstance(value, mx.array) and not value.ndim and mx.issubdtype(value.dtype, mx.floating):
+        return value
+    if type(value) is int and INT32.min <= value <= INT32.max:
+        return value
+    number = as_float(value, name)
+    if number is None:
+        raise ValueError(f"{name} is {shown(value)}; expected a number, or a floating mx.array without axes")
     return number
 
 
 def sizes(name: str, value: Any, dims: Sequence[int], example: str) -> tuple[int, ...]:
     """A tuple of positive ints, as many as one of `dims`."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) not in dims:
-        raise ValueError(f"{name} is {value!r}; expected {' or '.join(map(str, dims))} sizes, such as {example}")
+    is_list = (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(value, "ndim", 0) == 1
+    if not is_list or len(value) not in dims:
+        raise ValueError(f"{name} is {shown(value)}; expected {' or '.join(map(str, dims))} sizes, such as {example}")
     return tuple(whole(f"{name}[{i}]", size) for i, size in enumerate(value))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flextrace.kernels.scalars import as_int
 from flextrace.mod import ScoreMod, score_mod
 
 from .arguments import reals, whole
@@ -52,7 +53,8 @@ def alibi(slopes: Any, symmetric: bool = False) -> ScoreMod:
         >>> mods.alibi(8).expr
         score + (array0[h] * float((kv_idx - q_idx)))
     """
-    per_head = alibi_slopes(slopes) if isinstance(slopes, int) else reals("slopes", slopes, (1,), "[query_heads]")
+    heads = as_int(slopes, "slopes")
+    per_head = reals("slopes", slopes, (1,), "[query_heads]") if heads is None else alibi_slopes(heads)
 
     @score_mod
     def alibi(score: float, b: int, h: int, q_idx: int, kv_idx: int) -> Any:

@@ -31,7 +31,7 @@ def prefix_lm(prefix: Any) -> MaskMod:
         >>> mods.prefix_lm([3, 5]).expr
         (kv_idx < array0[b]) or (kv_idx <= q_idx)
     """
-    if np.ndim(prefix) == 0 and not isinstance(prefix, mx.array):
+    if np.ndim(prefix) == 0:
         length = whole("prefix", prefix, at_least=0)
 
         @mask_mod

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from flextrace.mod import ScoreMod, score_mod
 
-from .arguments import reals
+from .arguments import real, reals
 
 
 def softcap(cap: float) -> ScoreMod:
@@ -29,10 +29,8 @@ def softcap(cap: float) -> ScoreMod:
         >>> mods.softcap(50.0).expr
         number0 * tanh((score / number0))
     """
-    if isinstance(cap, mx.array):
-        if cap.ndim or not mx.issubdtype(cap.dtype, mx.floating):
-            raise ValueError(f"cap is {cap.dtype} of shape {cap.shape}; expected a number, or a 0-d float array")
-    elif isinstance(cap, bool) or not isinstance(cap, (int, float)) or not 0 < cap < math.inf:
+    cap = real("cap", cap)
+    if not isinstance(cap, mx.array) and not 0 < cap < math.inf:
         raise ValueError(f"cap is {cap!r}; expected a positive number")
 
     @score_mod
@@ -66,6 +64,7 @@ def mla_rope(q_rope: Any, k_rope: Any, scale: float = 1.0) -> ScoreMod:
     """
     q_rope = reals("q_rope", q_rope, (4,), "[B, query_heads, q_len, R]")
     k_rope = reals("k_rope", k_rope, (3, 4), "[B, kv_len, R] or [B, rope_heads, kv_len, R]")
+    scale = real("scale", scale)
     rope_heads = k_rope.shape[1] if k_rope.ndim == 4 else 1
     if q_rope.shape[-1] != k_rope.shape[-1] or q_rope.shape[0] != k_rope.shape[0] or q_rope.shape[1] % rope_heads:
         raise ValueError(
@@ -135,7 +134,8 @@ def activation(function: str | Callable[[Any], Any], offset: float = 0.0) -> Sco
         raise ValueError(
             f"there is no activation {function!r}; take one of {', '.join(ACTIVATIONS)}, or pass a function"
         )
-    if not 0 <= offset < math.inf:
+    offset = real("offset", offset)
+    if not isinstance(offset, mx.array) and not 0 <= offset < math.inf:
         raise ValueError(f"offset is {offset!r}; expected a number of at least 0")
     act = ACTIVATIONS[function] if isinstance(function, str) else function
 
@@ -171,7 +171,8 @@ def undo_softmax(out: mx.array, lse: mx.array, offset: float = 0.0, value_sum: m
         >>> mods.undo_softmax(mx.array([[[[3.0]]]]), mx.array([[[math.log(4.0)]]])).item()
         12.0
     """
-    if offset and value_sum is None:
+    offset = real("offset", offset)
+    if value_sum is None and (isinstance(offset, mx.array) or offset):
         raise ValueError("undo_softmax with an offset needs value_sum, the sum of v over the keys of each query")
     total = out.astype(mx.float32) * mx.exp(lse)[..., None]
     if value_sum is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from flextrace.cache import Store, key_of
+from flextrace.cache import Entry, Store, key_of
 from flextrace.tracer import Expr, Trace
 
 from ..call import AttentionCall, Result
@@ -75,7 +75,8 @@ class CpuBackend:
             with self._lock:
                 kernel = self._kernels.get(key)
                 if kernel is None:
-                    kernel = self._kernels[key] = Kernel(self.library("attention", score_mod, mask_mod, keys))
+                    _, entry = self.library("attention", score_mod, mask_mod, keys)
+                    kernel = self._kernels[key] = Kernel(entry)
         return kernel
 
     def stage(self, name: str, score_mod: Trace | None, mask_mod: Trace | None) -> Callable[[bytes], int]:
@@ -86,15 +87,17 @@ class CpuBackend:
             with self._lock:
                 stage = self._stages.get(key)
                 if stage is None:
-                    library = self.library(name, score_mod, mask_mod)
-                    stage = self._stages[key] = load(library, "flextrace_stage")
+                    _, stage = self.library(name, score_mod, mask_mod)
+                    self._stages[key] = stage
         return stage
 
     def stages(self, threads: int = 0) -> CpuStages:
         return CpuStages(self.stage, threads)
 
-    def library(self, kernel: str, score_mod: Trace | None, mask_mod: Trace | None, keys: Keys = "PLAIN") -> Path:
-        """The compiled kernel of that name for these mods, from disk or made now."""
+    def library(
+        self, kernel: str, score_mod: Trace | None, mask_mod: Trace | None, keys: Keys = "PLAIN"
+    ) -> tuple[Entry, Callable[[bytes], int]]:
+        """The compiled kernel of that name for these mods, from disk or made now, and its function."""
         for mod in (score_mod, mask_mod):
             for capture in mod.arrays if mod is not None else ():
                 if capture.ndim > MAX_NDIM:
@@ -118,8 +121,9 @@ class CpuBackend:
                 "mlx": importlib.metadata.version("mlx"),
             }
 
-        entry = Store().get_or_build(key_of(text, compiler.fingerprint), build, [SOURCE, LIBRARY])
-        return entry.folder / LIBRARY
+        function = "flextrace_attention" if kernel == "attention" else "flextrace_stage"
+        key = key_of(text, compiler.fingerprint)
+        return Store().load_or_build(key, build, LIBRARY, lambda path: load(path, function), [SOURCE])
 
     def attention(self, call: AttentionCall) -> Result:
         mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]

@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flextrace.cache import LoadError
 from flextrace.tracer import Bound
 
 from ..blocks import Blocks
@@ -67,14 +68,14 @@ def load(library: Path, name: str) -> Callable[[bytes], int]:
     """The function of that name: takes a packed struct, gives a status.
 
     Raises:
-        RuntimeError: the system refuses the library.
+        LoadError: the system refuses the library, or it has no such function.
     """
     try:
         entry = getattr(ctypes.CDLL(str(library)), name)
-    except OSError as error:
-        raise RuntimeError(
-            f"the compiled kernel cannot be loaded: {error}; if its folder is mounted noexec, point "
-            "FLEXTRACE_CACHE_DIR at another one"
+    except (OSError, AttributeError) as error:
+        raise LoadError(
+            f"the compiled kernel cannot be loaded: {error}; if its folder is mounted noexec, point TMPDIR or "
+            "FLEXTRACE_CACHE_DIR at another one, else name another C++ compiler in CXX"
         ) from error
     entry.argtypes, entry.restype = [ctypes.c_char_p], ctypes.c_int
     return entry  # type: ignore[no-any-return]
@@ -83,8 +84,8 @@ def load(library: Path, name: str) -> Callable[[bytes], int]:
 class Kernel:
     """A loaded attention kernel for one pair of mods; any shapes, strides and dtypes."""
 
-    def __init__(self, library: Path) -> None:
-        self.entry: Callable[[bytes], int] = load(library, "flextrace_attention")
+    def __init__(self, entry: Callable[[bytes], int]) -> None:
+        self.entry = entry  # takes a packed Params, gives a status
 
     def run(self, call: AttentionCall, tile_counts: np.ndarray[Any, Any] | None = None) -> Result:
         """Run on evaluated arrays. `tile_counts`, int64 [4], gets added, a tile being one of keys for a group of rows:

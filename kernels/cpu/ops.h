@@ -158,17 +158,17 @@ INLINE vfloat pow(float a, vfloat b) { return pow(splat(a), b); }
 PER_LANE_2(atan2)
 #undef PER_LANE_2
 
-// -- bits of ints: the amount of a shift is taken modulo 32 ------------------------------------------------------
+// -- bits of ints: shifts are Python's at 32 bits; a negative count is taken as one that is too large ---------------
 
 template <class A, class B>
 INLINE auto shl(A a, B b) {
-  if constexpr (uniform<A, B>) return a << (b & 31);
-  else return splat(a) << (splat(b) & 31);
+  if constexpr (uniform<A, B>) return (uint32_t)b < 32 ? a << (b & 31) : 0;
+  else return (splat(a) << (splat(b) & 31)) & ((splat(b) & ~31) == 0);
 }
 template <class A, class B>
 INLINE auto shr(A a, B b) {
-  if constexpr (uniform<A, B>) return a >> (b & 31);
-  else return splat(a) >> (splat(b) & 31);
+  if constexpr (uniform<A, B>) return a >> ((uint32_t)b < 32 ? b : 31);
+  else return splat(a) >> ((splat(b) | ((splat(b) & ~31) != 0)) & 31);
 }
 template <class A, class B>
 INLINE auto bit_and(A a, B b) { return a & b; }

@@ -72,6 +72,8 @@ class Compiler:
         if done.returncode != 0:
             shown = "\n".join(done.stderr.splitlines()[:40])
             raise CompileError(f"{self.path} failed ({done.returncode}):\n{shown}\ncommand: {' '.join(command)}")
+        if not output.is_file():
+            raise CompileError(f"{self.path} ended with status 0 and wrote no {output}\ncommand: {' '.join(command)}")
         return command
 
 

@@ -29,7 +29,9 @@ inline int sub(int a, int b) { return int(uint(a) - uint(b)); }
 inline int mul(int a, int b) { return int(uint(a) * uint(b)); }
 inline int neg(int a) { return int(0u - uint(a)); }
 inline int abs(int a) { return a < 0 ? neg(a) : a; }
-inline int shl(int a, int count) { return int(uint(a) << (count & 31)); }
+// Python's shifts at 32 bits; a negative count is taken as one that is too large.
+inline int shl(int a, int count) { return uint(count) < 32u ? int(uint(a) << (count & 31)) : 0; }
+inline int shr(int a, int count) { return a >> (uint(count) < 32u ? count : 31); }
 
 inline int floor_div(int a, int b) {
   if (b == 0) return 0;

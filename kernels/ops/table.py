@@ -34,6 +34,11 @@ def _int_floor_div(a: mx.array, b: mx.array) -> mx.array:
     return mx.where(b == 0, 0, mx.where(b == -1, -a, exact))
 
 
+def _is_inside(count: mx.array) -> mx.array:
+    """Whether a shift leaves some of the 32 bits."""
+    return (count >= 0) & (count < 32)
+
+
 def _truncated(a: mx.array, b: mx.array) -> mx.array:
     """C's fmod: the exact remainder with the sign of `a`."""
     remainder = mx.where(mx.isinf(b) & mx.isfinite(a), mx.abs(a), mx.remainder(mx.abs(a), mx.abs(b)))
@@ -82,8 +87,8 @@ MLX: dict[str, Callable[..., Any]] = {
     "div": mx.divide,
     "pow": mx.power,
     "atan2": mx.arctan2,
-    "shl": lambda a, b: mx.left_shift(a, b & 31),
-    "shr": lambda a, b: mx.right_shift(a, b & 31),
+    "shl": lambda a, b: mx.where(_is_inside(b), mx.left_shift(a, b & 31), 0),
+    "shr": lambda a, b: mx.right_shift(a, mx.where(_is_inside(b), b, 31)),
     "bit_and": mx.bitwise_and,
     "bit_or": mx.bitwise_or,
     "bit_xor": mx.bitwise_xor,

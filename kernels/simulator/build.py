@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import re
 import shutil
 import subprocess
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flextrace.cache import Store, key_of
+from flextrace.cache import LoadError, Store, key_of
 
 from ..cpu.toolchain import CompileError, Compiler, find_compiler, native_flags
 
@@ -40,11 +41,19 @@ CHECKED = ("-O0", "-g", "-gdwarf-4", "-fsanitize=thread", "--param", "tsan-instr
 PLAIN = ("-O2", "-g", "-gdwarf-4")
 RUNTIME_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti")
 
-_built: dict[str, Path] = {}  # key -> library, so that a second call in this process need not verify it again
+_built: dict[str, Library] = {}  # by key, so that a second call in this process need not verify it again
 
 
 class SimulatorUnavailable(RuntimeError):
     """This machine cannot run the simulator; the message names the remedy."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """A kernel's shared object: loaded, and where it lies on disk, which names the lines of addresses in it."""
+
+    loaded: ctypes.CDLL
+    path: Path
 
 
 def compiler() -> Compiler:
@@ -64,7 +73,7 @@ def _is_recent_gcc(path: str) -> bool:
     return "__clang__" not in done.stdout and version is not None and int(version[1]) >= 12
 
 
-def build(text: str, checks: bool, name: str) -> Path:
+def build(text: str, checks: bool, name: str) -> Library:
     """The shared object of a kernel's C++ text, from the cache or compiled now.
 
     Raises:
@@ -78,9 +87,11 @@ def build(text: str, checks: bool, name: str) -> Path:
         (folder / SOURCE).write_text(text, encoding="utf-8")
         compile_ = replace(gcc, flags=(*flags, "-I", str(HERE), "-c"))
         command = compile_.build(folder / SOURCE, folder / OBJECT)
-        link = replace(gcc, flags=("-shared", "-Wl,-Bsymbolic", str(_runtime(gcc))))
+        (folder / RUNTIME).write_bytes(_runtime(gcc))
+        link = replace(gcc, flags=("-shared", "-Wl,-Bsymbolic", str(folder / RUNTIME)))
         link.build(folder / OBJECT, folder / LIBRARY)
         (folder / OBJECT).unlink()
+        (folder / RUNTIME).unlink()
         return {
             "backend": "simulator",
             "kernel": name,
@@ -91,12 +102,27 @@ def build(text: str, checks: bool, name: str) -> Path:
 
     key = key_of("simulator kernel", text, _headers(), gcc.fingerprint, " ".join((*flags, *RUNTIME_FLAGS)))
     known = _built.get(key)
-    if known is None or not known.is_file():
-        known = _built[key] = Store().get_or_build(key, make, [SOURCE, LIBRARY]).folder / LIBRARY
+    if known is None or not known.path.is_file():
+        entry, loaded = Store().load_or_build(key, make, LIBRARY, _load, [SOURCE])
+        known = _built[key] = Library(loaded, entry.folder / LIBRARY)
     return known
 
 
-def _runtime(gcc: Compiler) -> Path:
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        loaded = ctypes.CDLL(str(path))
+        loaded.flextrace_simulate.restype = ctypes.c_int
+    except (OSError, AttributeError) as error:
+        raise LoadError(
+            f"the simulator's kernel cannot be loaded: {error}; if its folder is mounted noexec, point TMPDIR or "
+            "FLEXTRACE_CACHE_DIR at another one, else name another g++ in CXX"
+        ) from error
+    return loaded
+
+
+def _runtime(gcc: Compiler) -> bytes:
+    """The object file that every kernel is linked with."""
+
     def make(folder: Path) -> dict[str, Any]:
         for file in _files():
             shutil.copyfile(file, folder / file.name)
@@ -105,7 +131,7 @@ def _runtime(gcc: Compiler) -> Path:
         return {"backend": "simulator", "kernel": "the runtime", "compiler": gcc.version()}
 
     key = key_of("simulator runtime", _headers(), gcc.fingerprint, " ".join(RUNTIME_FLAGS))
-    return Store().get_or_build(key, make, [RUNTIME]).folder / RUNTIME
+    return Store().get_or_build(key, make, [RUNTIME]).contents[RUNTIME]
 
 
 def _files() -> list[Path]:
@@ -133,4 +159,4 @@ def places(library: str, address: int) -> list[tuple[str, int]]:
     return found
 
 
-__all__ = ["CompileError", "SimulatorUnavailable", "build", "compiler", "places"]
+__all__ = ["CompileError", "Library", "SimulatorUnavailable", "build", "compiler", "places"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from .build import Library
 from .findings import explain
 from .report import BufferCount, Report
 
@@ -95,22 +94,8 @@ class Argument:
     constant: bool = False
 
 
-@functools.cache
-def _load(library: Path) -> ctypes.CDLL:
-    try:
-        loaded = ctypes.CDLL(str(library))
-    except OSError as error:
-        raise RuntimeError(
-            f"the simulator's kernel cannot be loaded: {error}; if its folder is mounted noexec, point "
-            "FLEXTRACE_CACHE_DIR at another one"
-        ) from error
-    loaded.flextrace_simulate.argtypes = [ctypes.POINTER(_Launch)]
-    loaded.flextrace_simulate.restype = ctypes.c_int
-    return loaded
-
-
 def launch(
-    library: Path,
+    library: Library,
     kernel: str,
     arguments: Sequence[Argument],
     grid: tuple[int, int, int],
@@ -132,7 +117,7 @@ def launch(
     state.order, state.checks = ORDERS[order], checks
     state.buffer_count, state.buffers = len(arguments), buffers
     with _lock:
-        failed = _load(library).flextrace_simulate(ctypes.byref(state))
+        failed = library.loaded.flextrace_simulate(ctypes.byref(state))
     if failed:
         raise MemoryError(
             "the simulator cannot reserve its address range (2.1 TiB, nearly all of it unused); raise `ulimit -v`"
@@ -146,7 +131,7 @@ def launch(
         buffers={a.name: _count(a, b) for a, b in zip(arguments, buffers, strict=False) if a.name},
         matrix_multiplies=counts.pop("multiply_accumulates"),
         threadgroup_variables=dict(variables),
-        findings=tuple(explain(f, library, named, variables) for f in state.findings[: state.finding_count]),
+        findings=tuple(explain(f, library.path, named, variables) for f in state.findings[: state.finding_count]),
         **counts,
     )
 

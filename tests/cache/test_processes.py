@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from steps import steps
 
+import flextrace.cache.building as building_module
+import flextrace.cache.store as store_module
 from flextrace.cache import CacheError, Entry, Store, key_of
 
 KEY, OTHER = key_of("the kernel"), key_of("another")
@@ -245,13 +247,77 @@ def test_a_fork_in_the_middle_of_a_build(cache: Store) -> None:
     assert building(cache) == []
 
 
-def test_a_hit_takes_few_steps_and_no_lock(cache: Store) -> None:
+def test_a_hit_takes_few_steps(cache: Store) -> None:
     def big(folder: Path) -> dict[str, Any]:
         (folder / "kernel.so").write_bytes(bytes(100_000))
         return {}
 
     cache.get_or_build(KEY, big)
-    (cache.folder / "locks" / f"{KEY}.lock").unlink()
     first = steps(lambda: cache.get_or_build(KEY, big))
     assert steps(lambda: cache.get_or_build(KEY, big)) <= first < 600
+
+
+def test_a_hit_takes_no_lock_and_writes_nothing(cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.get_or_build(KEY, build)
+    monkeypatch.setattr(building_module, "locked", None)
+    monkeypatch.setattr(store_module, "locked", None)
+    opened: list[int] = []
+    real = os.open
+
+    def noted(path: Any, flags: int, *rest: Any, **named: Any) -> int:
+        opened.append(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        return real(path, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", noted)
+    cache.get_or_build(KEY, build)
+    assert opened == [0, 0, 0, 0]  # the folder, its manifest, two files
     assert list((cache.folder / "locks").iterdir()) == []
+
+
+def locks(cache: Store) -> list[Path]:
+    return list((cache.folder / "locks").iterdir())
+
+
+def test_a_lock_file_goes_with_its_lock(cache: Store) -> None:
+    def seen(folder: Path) -> dict[str, Any]:
+        assert [path.name for path in locks(cache)] == [f"{KEY}.lock"]
+        return build(folder)
+
+    cache.get_or_build(KEY, seen)
+    assert locks(cache) == []
+
+
+def test_lock_files_of_dead_processes_go_with_clear_and_those_of_live_ones_stay(cache: Store, tmp_path: Path) -> None:
+    cache.get_or_build(OTHER, build)
+    for number in range(5):
+        (cache.folder / "locks" / f"{key_of(str(number))}.lock").touch(mode=0o600)
+    process = start(cache, KEY, tmp_path / "log", 1.0)
+    go(process)
+    until(lambda: list(cache.folder.glob("building/*/kernel.cpp")))
+    assert cache.clear() == 1
+    assert [path.name for path in locks(cache)] == [f"{KEY}.lock"]
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert locks(cache) == []
+
+
+def test_a_lock_whose_file_goes_away_is_still_had_by_one(cache: Store) -> None:
+    building_module.make_folders(cache.folder)
+    inside, most, taken = 0, 0, 0
+
+    def take(number: int) -> None:
+        nonlocal inside, most, taken
+        for _ in range(40):
+            with building_module.locked(cache.folder, KEY, 30.0):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.0002)
+                taken += 1
+                inside -= 1
+
+    poll, building_module.POLL_SECONDS = building_module.POLL_SECONDS, 0.0001
+    try:
+        run_threads(take, 6)
+    finally:
+        building_module.POLL_SECONDS = poll
+    assert most == 1 and taken == 240 and locks(cache) == []

@@ -1,11 +1,14 @@
 """A disk that is read-only or full: kernels are still built, with one warning."""
 
 import errno
+import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -95,6 +98,32 @@ def test_what_is_there_already_is_read_from_a_read_only_disk(cache: Store, monke
     with pytest.warns(CacheWarning, match="Read-only file system"):
         assert cache.get_or_build(OTHER, build).folder != there.folder
     assert cache.get_or_build(KEY, build).folder == there.folder and len(build.folders) == 2
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EINVAL])
+def test_a_file_system_without_locks_is_not_waited_for(
+    cache: Store, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    real, asked = fcntl.flock, []
+
+    def flock(handle: int, operation: int) -> None:
+        if os.path.samestat(os.fstat(handle), os.stat(cache.folder / "locks" / f"{KEY}.lock")):
+            asked.append(operation)
+            raise OSError(error, os.strerror(error))
+        real(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+    with pytest.warns(CacheWarning, match=re.escape(f"({os.strerror(error)})")):
+        entry = cache.get_or_build(KEY, Builder())
+    assert len(asked) == 1 and cache.folder not in entry.folder.parents
+
+
+def test_a_lock_file_that_may_not_be_opened_is_not_waited_for(cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_under(cache.folder / "locks", errno.EACCES, "open", monkeypatch)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+    with pytest.warns(CacheWarning, match="Permission denied"):
+        cache.get_or_build(KEY, Builder())
 
 
 def test_a_builder_that_runs_out_of_disk_builds_elsewhere(cache: Store) -> None:

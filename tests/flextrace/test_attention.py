@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import reference
-from backends import COMPILED_OR_OPS
+from backends import COMPILED_OR_OPS, EVERY
 
 import flextrace as flex
 from flextrace.kernels import backend_for
@@ -195,6 +195,37 @@ def test_integer_out_of_range(backend: str) -> None:
         mx.eval(flex.flex_attention(q, k, v, block_mask=same, kernel_options=options(backend)))
 
 
+@pytest.mark.parametrize("backend", EVERY)
+def test_shifts_are_pythons_at_32_bits(backend: str) -> None:
+    """A key is kept where a shift is right, by counts that differ per key and per row; a negative one is large."""
+    values, counts = [5, -5, 1, -(2**31), 2**31 - 1, 3], [-3, -1, 0, 1, 2, 30, 31, 32, 33, 36]
+    reach = [count if count >= 0 else 99 for count in counts]
+    lefts = mx.array([[(v << c) % 2**32 for c in reach] for v in values], mx.uint32).view(mx.int32)
+    rights = mx.array([[v >> c for c in reach] for v in values])
+    v, c = mx.array(values), mx.array(counts)
+
+    def by_key(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        if h == 0:
+            return v[q_idx] << c[kv_idx] == lefts[q_idx, kv_idx]
+        return v[q_idx] >> c[kv_idx] == rights[q_idx, kv_idx]
+
+    def by_row(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return by_key(b, h, kv_idx, q_idx)
+
+    for mask, rows, keys in ((by_key, len(values), len(counts)), (by_row, len(counts), len(values))):
+        q, k, eye = mx.zeros((1, 2, rows, 8)), mx.zeros((1, 2, keys, 8)), mx.eye(keys)[None, None]
+        out = flex.flex_attention(q, k, mx.repeat(eye, 2, axis=1), block_mask=mask, kernel_options=options(backend))
+        assert np.array(out > 0).all()
+        assert np.array(flex.create_mask(mask, 1, 2, rows, keys)).all()
+
+
+def test_shifts_decide_blocks_as_they_decide_keys() -> None:
+    mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: (1 << kv_idx) != 0)
+    assert flex.create_block_mask(mask, None, None, 16, 96, BLOCK_SIZE=16).to_string() == "##...."
+    low = flex.mask_mod(lambda b, h, q_idx, kv_idx: (-5 >> kv_idx - 16) == -1)
+    assert flex.create_block_mask(low, None, None, 16, 96, BLOCK_SIZE=16).to_string() == "#+####"
+
+
 def test_captured_arrays_are_read_anew(fresh_cache: Path) -> None:
     backend: Any = backend_for("cpu")
     bias = mx.array([0.0, 0.0, 0.0])
@@ -249,7 +280,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "unknown kernel option 'BACKENDS'; known: BACKEND, NUM_THREADS, .*; did you mean 'BACKEND'",
     ),
-    "option type": ({"kernel_options": {"NUM_THREADS": "2"}}, ValueError, "NUM_THREADS takes a int, not '2'"),
+    "option type": ({"kernel_options": {"NUM_THREADS": "2"}}, ValueError, "NUM_THREADS takes an int, not '2'"),
     "option value": ({"kernel_options": {"NUM_THREADS": 0}}, ValueError, "NUM_THREADS is 0; expected at least 1"),
     "unknown backend": (
         {"kernel_options": {"BACKEND": "tpu"}},

@@ -148,7 +148,11 @@ BAD = {
         "BLOCK_SIZE is 0; expected a positive int",
     ),
     "length": (lambda: flex.create_block_mask(causal, None, None, -1, 8), ValueError, "Q_LEN is -1"),
-    "batch": (lambda: flex.create_mask(causal, 0, None, 8, 8), ValueError, "B is 0; expected a whole number or None"),
+    "batch": (
+        lambda: flex.create_mask(causal, 0, None, 8, 8),
+        ValueError,
+        "B is 0; expected a whole number from 1 on or",
+    ),
     "heads needed": (
         lambda: flex.create_block_mask(by_head, 2, None, 8, 8),
         ValueError,

@@ -747,7 +747,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     ),
     (lambda: mods.mla_rope(np.zeros((1, 3, 4, 2)), np.zeros((1, 2, 4, 2))), "query_heads a multiple of rope_heads"),
     (lambda: mods.softcap(0), "cap is 0; expected a positive number"),
-    (lambda: mods.softcap(mx.array([1.0])), "0-d float array"),  # type: ignore[arg-type]
+    (lambda: mods.softcap(mx.array([1.0])), "cap is an mx.array of float32 and shape .*; expected a number"),  # type: ignore[arg-type]
     (lambda: mods.activation("tanh"), "there is no activation 'tanh'; take one of relu, squared_relu, sigmoid, gelu"),
     (lambda: mods.activation("gelu", -1.0), "offset is -1.0"),
     (lambda: mods.undo_softmax(mx.ones((1, 1)), mx.ones((1,)), offset=1.0), "needs value_sum"),

@@ -44,7 +44,7 @@ TORCH = "is torch's and has no meaning here"
         ({"PIPELINE": "unfused"}, "PIPELINE is one of fused, staged; got 'unfused'; did you mean 'fused'"),
         ({"QK_QUANT": "fp8"}, "QK_QUANT is one of int8; got 'fp8'$"),
         ({"SMOOTH_K": 1}, "SMOOTH_K takes a bool, not 1"),
-        ({"NUM_THREADS": True}, "NUM_THREADS takes a int, not True"),
+        ({"NUM_THREADS": True}, "NUM_THREADS takes an int, not True"),
     ],
 )
 def test_messages(options: dict[Any, Any], message: str) -> None:
@@ -57,7 +57,7 @@ def test_messages(options: dict[Any, Any], message: str) -> None:
 
 def test_known_options_pass() -> None:
     options = {"BACKEND": "cpu", "NUM_THREADS": 2, "PIPELINE": "fused", "QK_QUANT": "int8", "SMOOTH_K": True}
-    assert check_options(options) is options and check_options(None) == {}
+    assert check_options(options) == options and check_options(None) == {}
 
 
 def test_no_option_of_ours_is_called_torchs() -> None:

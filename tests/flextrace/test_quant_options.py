@@ -54,7 +54,7 @@ def test_options_together(options: dict[str, Any], quant: QKQuant | None, smooth
         ({"QK_QUANT": True}, "QK_QUANT takes a str or a QKQuant, not True"),
         ({"QK_QUANT": QKQuant}, r"not <class .*QKQuant'>; write QKQuant\(\)"),
         ({"SMOOTH_K": 1}, "SMOOTH_K takes a bool, not 1"),
-        ({"NUM_THREADS": True}, "NUM_THREADS takes a int, not True"),
+        ({"NUM_THREADS": True}, "NUM_THREADS takes an int, not True"),
         ({"SMOOTH_Q": True}, 'add "QK_QUANT": "int8", or leave it out'),
         ({"SMOOTH_Q": True, "SMOOTH_K": True}, 'add "QK_QUANT": "int8", or leave it out'),
         ({"QK_QUANTS": "int8"}, "did you mean 'QK_QUANT'?"),

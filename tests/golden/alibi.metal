@@ -47,7 +47,9 @@ inline int sub(int a, int b) { return int(uint(a) - uint(b)); }
 inline int mul(int a, int b) { return int(uint(a) * uint(b)); }
 inline int neg(int a) { return int(0u - uint(a)); }
 inline int abs(int a) { return a < 0 ? neg(a) : a; }
-inline int shl(int a, int count) { return int(uint(a) << (count & 31)); }
+// Python's shifts at 32 bits; a negative count is taken as one that is too large.
+inline int shl(int a, int count) { return uint(count) < 32u ? int(uint(a) << (count & 31)) : 0; }
+inline int shr(int a, int count) { return a >> (uint(count) < 32u ? count : 31); }
 
 inline int floor_div(int a, int b) {
   if (b == 0) return 0;
@@ -1139,7 +1141,7 @@ inline void attention_forward(
   }
 }
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int BLOCKS>
-[[kernel]] void flextrace_attention_5a212b3923de0971(
+[[kernel]] void flextrace_attention_bd653a31f6d7f3a1(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],

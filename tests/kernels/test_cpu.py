@@ -122,11 +122,46 @@ def test_the_fingerprint_follows_compiler_and_processor(monkeypatch: pytest.Monk
 
 
 def test_a_kernel_that_cannot_be_loaded_names_the_remedy(tmp_path: Path) -> None:
-    from flextrace.kernels.cpu.launch import Kernel
+    from flextrace.kernels.cpu.launch import load
 
     (tmp_path / "kernel.so").write_bytes(b"not a library")
-    with pytest.raises(RuntimeError, match="cannot be loaded.*noexec.*FLEXTRACE_CACHE_DIR"):
-        Kernel(tmp_path / "kernel.so")
+    with pytest.raises(RuntimeError, match="cannot be loaded.*noexec.*FLEXTRACE_CACHE_DIR.*CXX"):
+        load(tmp_path / "kernel.so", "flextrace_attention")
+
+
+def fake_compiler(folder: Path, body: str) -> str:
+    """A compiler that answers --version and ends with status 0; `body` has its output's path in $out."""
+    path = folder / "c++"
+    path.write_text(
+        '#!/bin/sh\nif [ "$1" = --version ]; then echo fake 1.0; exit 0; fi\n'
+        f'while [ $# -gt 0 ]; do if [ "$1" = -o ]; then out="$2"; fi; shift; done\n{body}\n'
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("exit 0", r"c\+\+ ended with status 0 and wrote no .*kernel.so"),
+        ("echo junk > $out", "the compiled kernel cannot be loaded: .* name another C.. compiler in CXX"),
+        (f"cp {next(Path('/').glob('usr/lib/*/libm.so.6'), '')} $out", "cannot be loaded: .*flextrace_attention.*CXX"),
+    ],
+    ids=["nothing", "junk", "another library"],
+)
+def test_a_compiler_that_ends_well_without_a_kernel_is_told_and_keeps_nothing(
+    fresh_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
+) -> None:
+    if body.startswith("cp  "):
+        pytest.skip("there is no libm.so.6 to pass off as a kernel")
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path, body))
+    q = mx.ones((1, 1, 4, 8))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=message):
+            flex.flex_attention(q, q, q, kernel_options={"BACKEND": "cpu"})
+        assert list(fresh_cache.glob("kernels/*/*")) == []
+    monkeypatch.delenv("CXX")
+    assert mx.all(flex.flex_attention(q, q, q, kernel_options={"BACKEND": "cpu"}) == 1)
 
 
 # ---- disk ----------------------------------------------------------------------------------------------------------
@@ -168,6 +203,27 @@ print(backend_for("cpu").compiled)
     assert compiled() == 1  # one flipped bit: rebuilt
     assert compiled() == 0
     assert mx.all(expected == 1)
+
+
+def test_a_cache_that_is_cleared_before_the_kernel_is_loaded_fails_no_call(
+    fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flextrace.cache import Store
+    from flextrace.kernels import registry
+
+    q = mx.ones((1, 1, 4, 8))
+    real = Store.get_or_build
+
+    def cleared(store: Store, *rest: Any) -> Any:
+        entry = real(store, *rest)
+        store.clear()
+        return entry
+
+    for get_or_build in (real, cleared):
+        monkeypatch.setattr(Store, "get_or_build", get_or_build)
+        monkeypatch.setattr(registry, "_made", {})
+        assert mx.all(flex.flex_attention(q, q, q, block_mask=causal) == 1)
+    assert list(fresh_cache.glob("kernels/*/*")) == []
 
 
 def test_prepare_says_what_it_took(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from expressions import (
     combine,
     define,
     programs,
+    rejecting_known_errors,
 )
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -148,12 +149,14 @@ def check_numpy(program: Program, points: tuple[np.ndarray, ...] = POINTS) -> No
         arguments = ", ".join(ARGUMENTS)
         for half, want in ((">> 16", values >> 16), ("& 65535", values & 65535)):
             source = f"{program.source}\ndef half({arguments}):\n    return {program.name}({arguments}) {half}\n"
-            got = run_numpy(define(source, "half", program.captures(mx.array)), "score", *points)
+            with rejecting_known_errors():
+                got = run_numpy(define(source, "half", program.captures(mx.array)), "score", *points)
             assert_same(program, got, Expected(want.astype(np.float32), margin), points)
         return
     if program.kind == "score":
         values = values.astype(np.float32)
-    got = run_numpy(program.function(mx.array), program.kind, *points)
+    with rejecting_known_errors():
+        got = run_numpy(program.function(mx.array), program.kind, *points)
     assert_same(program, got, Expected(values, margin), points)
 
 
@@ -244,7 +247,8 @@ def check_score_kernel(group: Sequence[Program], backend: str, kv_len: int = 7) 
     _, *indices = grid(*shape)
     points = (scores[indices[2]], *indices)
     expected = [program.expected(*head(points, h)) for h, program in enumerate(group)]
-    highest, weights = run_kernel(judged(group, expected), None, scores, shape, backend)
+    with rejecting_known_errors():
+        highest, weights = run_kernel(judged(group, expected), None, scores, shape, backend)
     assert np.isin(np.round(highest, 3), (0.0, 1.0)).all(), f"not a verdict, but {np.unique(highest)}, on {backend}"
     # Within a row the answers 1 weigh e times the answers 0.
     wrong = (highest[..., None] > 0.5) & (weights > 0.7 * weights.max(axis=-1, keepdims=True))
@@ -263,7 +267,8 @@ def check_mask_kernel(group: Sequence[Program], backend: str) -> None:
     shape = (1, len(group), 70, 150)
     names = {k: v for program in group for k, v in program.captures(mx.array).items()}
     mod = define(combine(group, "combined"), "combined", names)
-    _, weights = run_kernel(None, mod, np.zeros(shape[2], np.float32), shape, backend)
+    with rejecting_known_errors():
+        _, weights = run_kernel(None, mod, np.zeros(shape[2], np.float32), shape, backend)
     rng = np.random.default_rng(0)
     q_idx, kv_idx = rng.integers(shape[2], size=500), rng.integers(shape[3], size=500)
     for h, program in enumerate(group):
@@ -394,7 +399,7 @@ def test_i32_is_pythons_int_that_wraps(op: str) -> None:
             if b == 0 and op in ("//", "%"):
                 want = 0
             elif op in ("<<", ">>"):
-                want = eval(f"a {op} (b & 31)")
+                want = eval(f"a {op} min(b, 100)") if b >= 0 else eval(f"a {op} 100")
             else:
                 want = eval(f"a {op} b")
             assert got.value == wrapped(want), (a, op, b)

@@ -755,6 +755,48 @@ def test_division_by_a_captured_zero(operation: str) -> None:
         traces.bind(function, "score_mod")
 
 
+def test_shifts_by_a_captured_negative_count() -> None:
+    config = {"n": 3}
+
+    def left(score, b, h, q_idx, kv_idx):
+        return score + (q_idx << config["n"])
+
+    def computed(score, b, h, q_idx, kv_idx):
+        return score + mx.right_shift(q_idx, config["n"] - 1)
+
+    def decided(score, b, h, q_idx, kv_idx):
+        for _ in range(config["n"] + 2):
+            score += q_idx >> config["n"]
+        return score
+
+    traces = tracer.Traces()
+    for mod in (left, computed, decided):
+        traces.bind(mod, "score_mod")
+    config["n"] = -1
+    with pytest.raises(ValueError, match=r"left: negative shift count config\['n'\] = -1"):
+        traces.bind(left, "score_mod")
+    with pytest.raises(ValueError, match=r"computed: negative shift count sub\(config\['n'\], 1\) = -2"):
+        traces.bind(computed, "score_mod")
+    with pytest.raises(ValueError, match=r"decided: negative shift count config\['n'\] = -1"):
+        traces.bind(decided, "score_mod")
+
+
+def test_division_by_a_captured_zero_that_the_trace_is_bound_to() -> None:
+    config = {"n": 0, "m": 4}
+
+    def computed(score, b, h, q_idx, kv_idx):
+        return score + q_idx // (config["m"] - 4)
+
+    def decided(score, b, h, q_idx, kv_idx):
+        number = config["n"]
+        return score + sum(range(number)) + q_idx % number
+
+    with pytest.raises(ZeroDivisionError, match=r"integer division or modulo by sub\(config\['m'\], 4\) = 0"):
+        tracer.Traces().bind(computed, "score_mod")
+    with pytest.raises(tracer.TraceError, match=r"integer division or modulo by config\['n'\] = 0"):
+        tracer.trace(decided, "score_mod")
+
+
 def test_a_trace_that_no_longer_holds_says_so() -> None:
     config = {"n": 3}
     function = lambda score, b, h, q_idx, kv_idx: score + (1 if config["n"] == 3 else 2)
