@@ -273,6 +273,7 @@ Q = mx.zeros((1, 2, 4, 16))
         (Rows(VALUES[..., :8], SCALES), GOOD, {}, ValueError, "head_dim of query is 16, of key 8"),
         (GOOD, GOOD, {"SMOOTH_K": True}, ValueError, "SMOOTH_K=True does not go with a key in int8"),
         (GOOD, GOOD, {"QK_QUANT": flex.QKQuant("block")}, ValueError, "does not go with a key in int8"),
+        (GOOD, GOOD, {"QK_QUANT": flex.QKQuant("row", smooth_q=True)}, ValueError, "does not go with a key in int8"),
         (
             GOOD,
             GOOD,
