@@ -187,12 +187,16 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("if (SMOOTHED_Q) score +=", "if (false) score +="),
     ],
     # ---- the disk ----------------------------------------------------------------------------------------------
+    ("cache/trust.py", "tests/cache/test_trust.py tests/cache/test_entries.py"): [
+        ("elif status.st_mode & OTHERS_WRITE:", "elif False:"),
+        ("if mode & stat.S_ISVTX or not mode & OTHERS_WRITE:", "if mode & stat.S_ISVTX or True:"),
+        ("_check_owner(path, status, folder)\n            target", "target"),
+    ],
     ("cache/entry.py", "tests/cache/test_entries.py"): [
         ('digest.update(len(content).to_bytes(8, "little"))', ""),
         ('if hashlib.sha256(content).hexdigest() != expected["sha256"]:', "if False:"),
         ("if checksum != _manifest_sha256(manifest) or key != folder.name:", "if key != folder.name:"),
         ("if found != FORMAT:", "if False:"),
-        ("elif status.st_mode & OTHERS_WRITE:", "elif False:"),
         ("os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK", "os.O_RDONLY | os.O_NONBLOCK"),
         ("if now - entry.used > TOUCH_SECONDS:", "if True:"),
     ],
