@@ -166,7 +166,6 @@ def _numbered(rows: Array, keys: Array) -> Groups:
         sorted_already = bool((ids[1:] >= ids[:-1]).all())
         segments.append(Segments(None if sorted_already else mx.array(order.astype(np.int32)), mx.array(ranges)))
     keys_at, rows_at = (mx.array(groups.astype(np.int32)) for groups in (key_groups, row_groups))
-    mx.eval(keys_at, rows_at, [part for one in segments for part in one if part is not None])
     return Groups(len(documents), keys_at, rows_at, segments)
 
 
