@@ -17,7 +17,7 @@ from .build import INT32
 from .errors import Untraceable
 from .expr import DType
 from .paths import Held, Path
-from .reads import NUMBER_CHECKS, ArrayCapture, NumberCapture, Reads, equals, every, is_array
+from .reads import NUMBER_CHECKS, ArrayCapture, NumberCapture, Reads, equals, every, has_int32_axes, is_array
 
 ARRAY_TYPES = (mx.array, np.ndarray)
 
@@ -143,4 +143,10 @@ def element_of(value: Any, path: Path) -> str:
         )
     if value.size == 0:
         raise Untraceable(f"{path} is an empty array, of shape {tuple(value.shape)}", "capture at least one element")
+    if not has_int32_axes(value):
+        raise Untraceable(
+            f"{path} has an axis of {max(value.shape)} elements, but the indices of kernels are int32: {INT32.stop - 1} is "
+            "the most",
+            "capture the part that the mod reads, or reshape it to more axes",
+        )
     return name

@@ -126,15 +126,22 @@ def every(checks: Iterable[Check]) -> Check | None:
     return several[0] if several else None
 
 
+def has_int32_axes(value: Any) -> bool:
+    """Whether an int32 can say every place of an array."""
+    return bool(value.size < 2**31 or max(value.shape) < 2**31)
+
+
 def is_array(element: str, ndim: int) -> Check:
-    """Same element type and rank; an empty array fails, because a kernel has nothing to read in it."""
+    """Same element type and rank; a kernel can read an element, and every one."""
     dtype = getattr(mx, "bool_" if element == "bool" else element)
     numpy_dtype = None if element == "bfloat16" else np.dtype(element)
 
     def holds(value: Any) -> bool:
         if isinstance(value, mx.array):
-            return bool(value.dtype == dtype) and value.ndim == ndim and value.size > 0
-        return isinstance(value, np.ndarray) and value.dtype == numpy_dtype and value.ndim == ndim and value.size > 0
+            same = bool(value.dtype == dtype)
+        else:
+            same = isinstance(value, np.ndarray) and value.dtype == numpy_dtype
+        return same and value.ndim == ndim and value.size > 0 and has_int32_axes(value)
 
     return holds
 

@@ -63,7 +63,7 @@ INLINE int64_t inside(int32_t index, int64_t size) {
   return i > 0 ? i : 0;
 }
 INLINE vint inside(vint index, int64_t size) {
-  int32_t n = size < INT32_MAX ? (int32_t)size : INT32_MAX;
+  int32_t n = (int32_t)size;  // an axis has no more elements than an index can say
   vint i = select(index < 0, index + n, index);
   i = select(i < n, i, splat(n - 1));
   return select(i > 0, i, vint{});

@@ -154,26 +154,26 @@ static void run_attend_job(const Attention& a, const Round& round, int64_t job, 
   if (first < end) attend(a, s, {(int)b, (int)h, (int)first, (int)(end - first), index, unit});
 }
 
-static void run_job(Jobs& jobs, int64_t job, int thread) {
-  const Attention& a = *(const Attention*)jobs.state;
+static void run_job(Jobs& jobs, int64_t job, int thread, void* state) {
+  const Attention& a = *(const Attention*)state;
   if (job < a.first_jobs) return a.run_first_job(job);
   Round round = a.round_of(job);
   int64_t done = round.first_job + round.pack_jobs;
   if (job < done) {
-    jobs.wait_until_done(round.first_job);  // the round before still reads what this one overwrites
-    a.run_pack_job(round, job - round.first_job);
+    // The round before still reads what this one overwrites.
+    if (jobs.wait_until_done(round.first_job)) a.run_pack_job(round, job - round.first_job);
   } else {
-    if (done > 0) jobs.wait_until_done(done);
+    if (done > 0 && !jobs.wait_until_done(done)) return;
     run_attend_job(a, round, job - done, a.scratch[thread]);
   }
 }
 
 extern "C" __attribute__((visibility("default"))) int flextrace_attention(const Params* params) {
+  Unlocked python(params->caller.host);
   Attention attention(*params);
   if (attention.q_tiles * params->batch * params->query_heads == 0) return OK;
   if (!attention.allocate()) return OUT_OF_MEMORY;
-  Jobs jobs = {attention.total_jobs, run_job, &attention};
-  jobs.run_all(attention.threads);
+  Result result = Jobs::run_all({attention.total_jobs, run_job, &attention}, attention.threads, python);
   attention.finish();
-  return attention.overflow ? INTEGER_OVERFLOW : OK;
+  return result == OK && attention.overflow ? INTEGER_OVERFLOW : result;
 }

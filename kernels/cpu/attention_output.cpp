@@ -5,13 +5,13 @@
 struct AttentionOutput {
   Tensor product, max_scores, sums, out;  // max_scores and sums with a last axis of 1
   float* lse;                             // [rows]
-  int64_t max_threads;
+  Caller caller;
 };
 
 extern "C" __attribute__((visibility("default"))) int flextrace_stage(const AttentionOutput* call) {
   const AttentionOutput& s = *call;
   int64_t columns = s.product.shape[3];
-  return for_each(s.product.rows(), columns + 16, s.max_threads, round_up(columns, VL) * 4,
+  return for_each(s.product.rows(), columns + 16, s.caller, round_up(columns, VL) * 4,
                   [&](int64_t i, void* memory) {
     Matrix product = s.product.row(i);
     float* row = (float*)memory;

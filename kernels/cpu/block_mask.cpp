@@ -12,7 +12,7 @@ struct BlockMask {
   int64_t batch, heads, q_len, kv_len, q_block, kv_block;
   const Array* arrays;  // captured by mask_mod
   const Number* numbers;
-  int64_t max_threads;
+  Caller caller;
 };
 
 struct Kept {
@@ -41,7 +41,7 @@ extern "C" __attribute__((visibility("default"))) int flextrace_stage(const Bloc
   int64_t q_blocks = (s.q_len + s.q_block - 1) / s.q_block, kv_blocks = (s.kv_len + s.kv_block - 1) / s.kv_block;
   int32_t overflow = 0;
   const Inputs in = {s.arrays, s.numbers, &overflow, nullptr};
-  int status = for_each(s.batch * s.heads * q_blocks, smaller(s.q_block, s.q_len) * s.kv_len * 8, s.max_threads, 0,
+  int status = for_each(s.batch * s.heads * q_blocks, smaller(s.q_block, s.q_len) * s.kv_len * 8, s.caller, 0,
                         [&](int64_t line, void*) {
     int64_t head = line / q_blocks, first_row = line % q_blocks * s.q_block;
     int32_t* partial = s.kv_indices + line * kv_blocks;

@@ -7,7 +7,7 @@ struct BlockSparseMatmul {
   Tensor a, b, out;
   BlockLists blocks;
   int64_t sampled;
-  int64_t max_threads;
+  Caller caller;
 };
 
 constexpr int64_t TILE_ROWS = 8 * ROWS, TILE_COLUMNS = 4 * PANEL, TILE_STEPS = 256;
@@ -69,7 +69,7 @@ extern "C" __attribute__((visibility("default"))) int flextrace_stage(const Bloc
   int64_t per_block = (smaller(q_block, q_len) + height - 1) / height, q_blocks = (q_len + q_block - 1) / q_block;
   int64_t floats = round_up(ProductTile::floats(round_up(height, ROWS), TILE_COLUMNS, TILE_STEPS), 16);
   int64_t blocks = s.blocks.kv_blocks(kv_len), work = height * kv_len * (s.sampled ? s.a.shape[3] : s.out.shape[3]);
-  return for_each(s.out.heads() * q_blocks * per_block, work, s.max_threads, floats * 4 + blocks,
+  return for_each(s.out.heads() * q_blocks * per_block, work, s.caller, floats * 4 + blocks,
                   [&](int64_t job, char* memory) {
     int64_t head = job / (q_blocks * per_block), block = job / per_block % q_blocks;
     int64_t first = block * q_block + job % per_block * height;

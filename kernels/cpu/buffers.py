@@ -60,6 +60,23 @@ def locate(array: Any) -> tuple[int, tuple[int, ...]]:
     return address, strides
 
 
+def readable(array: Any) -> Any:
+    """The array, or a copy where its address or strides are no multiples of its element: a field of a packed record,
+    bytes viewed as another type."""
+    if isinstance(array, np.ndarray):
+        in_place = array.flags.aligned and not any(stride % array.itemsize for stride in array.strides)
+        return array if in_place else array.copy()
+    address, _ = locate(array)
+    return array if address % array.itemsize == 0 else copied(array)
+
+
+def copied(array: mx.array) -> mx.array:
+    """An evaluated mlx array with memory of its own."""
+    copy = mx.where(True, array, array)
+    mx.eval(copy)
+    return copy
+
+
 def new_array(shape: tuple[int, ...], dtype: mx.Dtype) -> tuple[mx.array, int]:
     """An evaluated mlx array of any content and its address.
 

@@ -21,7 +21,7 @@ from flextrace.tracer import Bound
 from ..blocks import Blocks
 from ..call import AttentionCall, Result
 from ..quant_types import QKQuant, Smoothing
-from .buffers import locate, new_array
+from .buffers import copied, locate, new_array, readable
 from .generate import Keys
 
 DTYPES = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2}
@@ -35,7 +35,7 @@ PARAMS = struct.Struct(
     "f i"  # scale, dtype
     "q 4Q"  # has_block_mask; run_offsets, run_first, run_end, run_state
     "5q"  # mask_batch, mask_heads, mask_rows, q_block, kv_block
-    "2Q q Q"  # arrays, numbers, max_threads, tile_counts
+    "2Q q 2Q"  # arrays, numbers, max_threads, host, tile_counts
     "3Q"  # means, key_groups, row_groups
     "4q"  # groups, means_batch, key_groups_batch, row_groups_batch
     "5q"  # average_keys, add_back, q_mean_rows, q_scale_rows, k_scale_rows
@@ -65,13 +65,16 @@ def thread_count() -> int:
 
 
 def load(library: Path, name: str) -> Callable[[bytes], int]:
-    """The function of that name: takes a packed struct, gives a status.
+    """The function of that name: takes a packed struct, gives a status; or raises what a signal raises meanwhile.
+
+    It is called with Python's lock and releases it (threads.h). The library stays for good, as a thread of an earlier
+    call may still have its last instructions before it.
 
     Raises:
         LoadError: the system refuses the library, or it has no such function.
     """
     try:
-        entry = getattr(ctypes.CDLL(str(library)), name)
+        entry = getattr(ctypes.PyDLL(str(library), mode=os.RTLD_NODELETE), name)
     except (OSError, AttributeError) as error:
         raise LoadError(
             f"the compiled kernel cannot be loaded: {error}; if its folder is mounted noexec, point TMPDIR or "
@@ -94,6 +97,7 @@ class Kernel:
         Raises:
             MemoryError: no room for the packed keys and values.
             OverflowError: a captured integer array holds a value outside int32.
+            KeyboardInterrupt: Ctrl-C, or what else the handler of a signal raises; seen between two jobs.
         """
         q, k, v = call.q, call.k, call.v
         batch, query_heads, q_len, head_dim = q.shape
@@ -102,6 +106,8 @@ class Kernel:
         q_at, q_strides = locate(q)
         k_at, k_strides = locate(k)
         v_at, v_strides = locate(v)
+        if (q_at | k_at | v_at) % q.itemsize:  # bytes viewed as another type; int8 is copied for nothing
+            return self.run(replace(call, q=copied(q), k=copied(k), v=copied(v)), tile_counts)
         if k.shape[0] != batch:  # one batch of keys serves all
             k_strides = (0, *k_strides[1:])
             v_strides = (0, *v_strides[1:])
@@ -109,20 +115,21 @@ class Kernel:
         lse, lse_at = new_array(rows, mx.float32) if call.want_lse else (None, 0)
         max_scores, max_at = new_array(rows, mx.float32) if call.want_max else (None, 0)
         mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
-        arrays, numbers = captured(mods) if mods else (b"", b"")
+        arrays, numbers, kept = captured(mods) if mods else (b"", b"", [])
         smoothing = None if call.smoothing is None else contiguous(call.smoothing)
-        # `arrays`, `numbers` and `smoothing` live until the call returns.
+        # `arrays`, `numbers`, `kept` and `smoothing` live until the call returns.
         params = PARAMS.pack(
             *(q_at, k_at, v_at, *q_strides, *k_strides, *v_strides, out_at, lse_at, max_at),
             *(batch, query_heads, kv_heads, q_len, kv_len, head_dim, value_dim, call.scale, DTYPES[q.dtype]),
             *(NO_BLOCKS if call.blocks is None else _block_mask(call.blocks)),
-            *(address_of(arrays), address_of(numbers), call.threads or thread_count()),
+            *(address_of(arrays), address_of(numbers), call.threads or thread_count(), HOST_AT),
             0 if tile_counts is None else tile_counts.ctypes.data,
             *(NO_SMOOTHING if smoothing is None else _smoothing(smoothing)),
             *((0, 1, 1) if call.quant is None else _quant(call.quant)),
             *(NO_INT8 if call.k_scales is None else _int8(call)),
         )
         status = self.entry(params)
+        del kept
         if status == 1:
             raise MemoryError("no memory for the packed keys and values of one head")
         if status == 2:
@@ -177,17 +184,29 @@ def address_of(data: bytes) -> int:
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0 if data else 0
 
 
-def captured(mods: Sequence[Bound]) -> tuple[bytes, bytes]:
-    """The captured arrays and numbers of all mods as the kernel reads them."""
-    arrays, numbers = [], []
+def _host() -> bytes:
+    """The struct Host."""
+    needed = ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")
+    addresses = (ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value for name in needed)
+    return struct.pack("=3Q", *addresses)
+
+
+HOST = _host()
+HOST_AT = address_of(HOST)
+
+
+def captured(mods: Sequence[Bound]) -> tuple[bytes, bytes, list[Any]]:
+    """The captured arrays and numbers of all mods as the kernel reads them, and what has to live as long as they."""
+    arrays, numbers, kept = [], [], []
     for mod in mods:
-        for array in mod.arrays:
+        for array in map(readable, mod.arrays):
+            kept.append(array)
             address, strides = locate(array)
             rest = (0,) * (MAX_NDIM - len(strides))
             arrays.append(ARRAY.pack(address, *array.shape, *rest, *strides, *rest, len(strides)))
         for capture, number in zip(mod.trace.numbers, mod.numbers, strict=True):
             numbers.append(_number(capture.dtype, number))
-    return b"".join(arrays), b"".join(numbers)
+    return b"".join(arrays), b"".join(numbers), kept
 
 
 def _number(dtype: str, number: bool | int | float) -> bytes:

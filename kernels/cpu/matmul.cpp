@@ -5,7 +5,7 @@
 struct Matmul {
   Tensor a, b, out;  // [B, H, M, K], [1 or B, Hb, K, N], [B, H, M, N]
   int64_t tile_rows, tile_columns, tile_steps;
-  int64_t max_threads;
+  Caller caller;
 };
 
 extern "C" __attribute__((visibility("default"))) int flextrace_stage(const Matmul* call) {
@@ -16,7 +16,7 @@ extern "C" __attribute__((visibility("default"))) int flextrace_stage(const Matm
   if (s.out.heads() * m * n == 0) return OK;
   int64_t across = (n + columns - 1) / columns, down = (m + rows - 1) / rows;
   int64_t bytes = ProductTile::floats(rows, columns, steps) * sizeof(float);
-  return for_each(s.out.heads() * down * across, rows * columns * k, s.max_threads, bytes,
+  return for_each(s.out.heads() * down * across, rows * columns * k, s.caller, bytes,
                   [&](int64_t tile, void* memory) {
     int64_t head = tile / (down * across), b = head / s.out.shape[1], h = head % s.out.shape[1];
     int64_t row = tile / across % down * rows, column = tile % across * columns;

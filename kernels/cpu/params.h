@@ -37,7 +37,21 @@ enum Dtype : int32_t { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2 };
 // How the kernel text reads keys: as they are, less their mean, or as int8.
 enum Keys : int { PLAIN, SMOOTHED, QUANTISED };
 
-enum Result : int { OK = 0, OUT_OF_MEMORY = 1, INTEGER_OVERFLOW = 2 };
+enum Result : int { OK = 0, OUT_OF_MEMORY = 1, INTEGER_OVERFLOW = 2, INTERRUPTED = 3 };
+
+// What a kernel needs of Python, whose lock (GIL) its caller holds: PyEval_SaveThread, PyEval_RestoreThread,
+// PyErr_CheckSignals.
+struct Host {
+  void* (*release)();
+  void (*take)(void*);
+  int (*check_signals)();
+};
+
+// Who asks for a kernel.
+struct Caller {
+  int64_t max_threads;
+  const Host* host;  // null: there is no Python
+};
 
 struct Params {
   // q: [batch, query_heads, q_len, head_dim]; k: [batch, kv_heads, kv_len, head_dim];
@@ -80,7 +94,7 @@ struct Params {
   const Array* arrays;  // captured by the mods
   const Number* numbers;
 
-  int64_t max_threads;
+  Caller caller;
   // Null, or [4], added to. A tile here is one of keys for one group of rows: skipped, run with the mask, run without;
   // and how many of them the mask was evaluated for, because its bounds decided nothing.
   int64_t* tile_counts;

@@ -130,8 +130,9 @@ struct Attention {
               p.mask_batch, p.mask_heads, p.mask_rows, p.kv_block};
 
     int64_t batch_heads = p.batch * p.query_heads;
-    int64_t multiply_adds = round_up(p.q_len, ROWS) * p.kv_len * (p.head_dim + p.value_dim);
-    threads = smaller(smaller(p.max_threads, MOST_THREADS), 1 + batch_heads * multiply_adds / WORK_PER_THREAD);
+    int64_t rows = p.q_len == 1 ? ROWS / 2 : round_up(p.q_len, ROWS);  // a group of rows takes as long as two single ones
+    int64_t multiply_adds = rows * p.kv_len * (p.head_dim + p.value_dim);
+    threads = smaller(smaller(p.caller.max_threads, MOST_THREADS), 1 + batch_heads * multiply_adds / WORK_PER_THREAD);
     if (threads < 1) threads = 1;
 
     q_block = p.has_block_mask ? smaller(p.q_block, p.q_len) : p.q_len;

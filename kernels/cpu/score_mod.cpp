@@ -9,7 +9,7 @@ struct ScoreMod {
   BlockLists blocks;
   const Array* arrays;  // captured by the mods
   const Number* numbers;
-  int64_t max_threads;
+  Caller caller;
 };
 
 // row[first .. end) = the scores there, after the mods; what is written beyond `end` means nothing.
@@ -35,7 +35,7 @@ extern "C" __attribute__((visibility("default"))) int flextrace_stage(const Scor
   int64_t row_bytes = round_up((columns + VL) * 4, 64);
   int32_t overflow = 0;
   const Inputs in = {s.arrays, s.numbers, &overflow, nullptr};
-  int status = for_each(s.scores.rows(), columns * 16, s.max_threads, row_bytes + blocks,
+  int status = for_each(s.scores.rows(), columns * 16, s.caller, row_bytes + blocks,
                         [&](int64_t i, char* memory) {
     float* row = (float*)memory;
     uint8_t* states = (uint8_t*)memory + row_bytes;

@@ -8,7 +8,7 @@ struct Softmax {
   float* max_scores;  // [rows]
   float* sums;
   int64_t normalise;
-  int64_t max_threads;
+  Caller caller;
 };
 
 constexpr int64_t TILE = 512;  // scores whose maximum is taken before their sum
@@ -54,6 +54,6 @@ static void softmax_row(const Softmax& s, int64_t i, float* row) {
 extern "C" __attribute__((visibility("default"))) int flextrace_stage(const Softmax* call) {
   const Softmax& s = *call;
   int64_t columns = s.x.shape[3];
-  return for_each(s.x.rows(), columns * 8, s.max_threads, round_up(columns, VL) * 4,
+  return for_each(s.x.rows(), columns * 8, s.caller, round_up(columns, VL) * 4,
                   [&](int64_t i, void* memory) { softmax_row(s, i, (float*)memory); });
 }

@@ -65,13 +65,14 @@ struct BlockLists {
 };
 
 // body(i, memory) for every i below count, on as many threads as the work is worth; `memory` has that many bytes for
-// each thread, aligned to 64. work: per i, in operations.
+// each thread, aligned to 64. work: per i, in operations, of which one job has so few that a call that is stopped ends
+// within milliseconds.
 template <class Body>
-int for_each(int64_t count, int64_t work, int64_t max_threads, int64_t bytes, const Body& body) {
-  constexpr int64_t WORTH_A_THREAD = 1 << 20, MOST_THREADS = 256;
+int for_each(int64_t count, int64_t work, const Caller& caller, int64_t bytes, const Body& body) {
+  constexpr int64_t WORTH_A_THREAD = 1 << 20, MOST_THREADS = 256, MOST_PER_JOB = 16 << 20;
   if (count < 1) return OK;
   if (work < 1) work = 1;
-  int64_t threads = smaller(smaller(max_threads, MOST_THREADS), smaller(count, 1 + count * work / WORTH_A_THREAD));
+  int64_t threads = smaller(smaller(caller.max_threads, MOST_THREADS), smaller(count, 1 + count * work / WORTH_A_THREAD));
   bytes = round_up(bytes, 64);
   char* memory = (char*)malloc(threads * bytes + 64);
   if (!memory) return OUT_OF_MEMORY;
@@ -80,14 +81,14 @@ int for_each(int64_t count, int64_t work, int64_t max_threads, int64_t bytes, co
     char* memory;
     int64_t bytes, count, per_job;
   } state = {body, (char*)round_up((int64_t)memory, 64), bytes, count, 0};
-  state.per_job = 1 + count / (8 * threads);
-  auto run = [](Jobs& jobs, int64_t job, int thread) {
-    const State& s = *(const State*)jobs.state;
+  state.per_job = 1 + smaller(count / (8 * threads), MOST_PER_JOB / work);
+  auto run = [](Jobs&, int64_t job, int thread, void* of) {
+    const State& s = *(const State*)of;
     int64_t end = smaller((job + 1) * s.per_job, s.count);
     for (int64_t i = job * s.per_job; i < end; i++) s.body(i, s.memory + thread * s.bytes);
   };
-  Jobs jobs = {(count + state.per_job - 1) / state.per_job, run, &state};
-  jobs.run_all(threads);
+  Unlocked python(caller.host);
+  Result result = Jobs::run_all({(count + state.per_job - 1) / state.per_job, run, &state}, threads, python);
   free(memory);
-  return OK;
+  return result;
 }

@@ -13,8 +13,8 @@ import numpy as np
 from flextrace.tracer import Bound, Trace
 
 from ..stage_types import BlockLists, OutputParts, SoftmaxParts
-from .buffers import locate, new_array
-from .launch import DTYPES, address_of, captured, overflow_message, thread_count
+from .buffers import locate, new_array, readable
+from .launch import DTYPES, HOST_AT, address_of, captured, overflow_message, thread_count
 
 Load = Callable[[str, "Trace | None", "Trace | None"], Callable[[bytes], int]]
 TENSOR = struct.Struct("=Q 4q 4q q")  # data, shape, strides, dtype
@@ -43,7 +43,7 @@ class CpuStages:
     ) -> mx.array:
         a = a.swapaxes(-1, -2) if transpose_a else a
         b = b.swapaxes(-1, -2) if transpose_b else b
-        mx.eval(a, b)
+        a, b = _evaluated(a), _evaluated(b)
         out, target = _result((*a.shape[:3], b.shape[3]), dtype)
         rows, columns, *steps = TILES if tiles is None else tiles
         sizes = struct.pack("=3q", rows, columns, steps[0] if steps else max(1, a.shape[3]))
@@ -90,7 +90,7 @@ class CpuStages:
         self, a: mx.array, b: mx.array, blocks: BlockLists, *, transpose_b: bool, dtype: mx.Dtype
     ) -> mx.array:
         b = b.swapaxes(-1, -2) if transpose_b else b
-        mx.eval(a, b)
+        a, b = _evaluated(a), _evaluated(b)
         out, target = _result((*a.shape[:3], b.shape[3]), dtype)
         lists, kept = _lists(blocks)
         self._run("block_sparse_matmul", _tensor(a) + _tensor(b) + target + lists + struct.pack("=q", transpose_b))
@@ -122,10 +122,11 @@ class CpuStages:
         mods = [mod for mod in (score_mod, mask_mod) if mod is not None]
         mx.eval(*(a for mod in mods for a in mod.arrays if isinstance(a, mx.array)))
         traces = (None if mod is None else mod.trace for mod in (score_mod, mask_mod))
-        arrays, numbers = captured(mods)
+        arrays, numbers, kept = captured(mods)
         if captures:
             packed += struct.pack("=2Q", address_of(arrays), address_of(numbers))
-        status = self._load(name, *traces)(packed + struct.pack("=q", self._threads or thread_count()))
+        status = self._load(name, *traces)(packed + struct.pack("=qQ", self._threads or thread_count(), HOST_AT))
+        del kept
         if status == 1:
             raise MemoryError(f"no working memory for {name}; give it smaller tiles or fewer threads")
         if status == 2:
@@ -137,7 +138,7 @@ def _evaluated(x: mx.array) -> mx.array:
     mx.vmap."""
     x = x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]) if x.ndim > 4 else x
     mx.eval(x)
-    return x
+    return readable(x)
 
 
 def _tensor(x: mx.array) -> bytes:

@@ -75,6 +75,51 @@ def test_strides_are_read_in_place(backend: str, element: str) -> None:
         np.testing.assert_array_equal(largest_scores(picked, backend), expected)
 
 
+def packed_record() -> np.ndarray:
+    """13 bytes per row: no stride of a field is a multiple of its element."""
+    record = np.zeros(2 * N, np.dtype([("flag", "?"), ("id", "<i4"), ("weight", "<f8")]))
+    record["flag"] = np.arange(2 * N) % 3 == 0
+    record["id"] = 3 * np.arange(2 * N) - 20
+    record["weight"] = np.linspace(-3, 3, 2 * N)
+    return record
+
+
+@each_backend
+@pytest.mark.parametrize("step", [1, -1, 2])
+@pytest.mark.parametrize("field", ["flag", "id", "weight"])
+def test_fields_of_packed_records_are_read_at_their_places(backend: str, field: str, step: int) -> None:
+    table = packed_record()[::step][:N][field]
+
+    def by_row(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return float(table[q_idx])
+
+    def positive(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return table[kv_idx] > 0
+
+    np.testing.assert_array_equal(largest_scores(by_row, backend), table.astype(np.float32))
+    q, k, v = mx.zeros((1, 1, N, 4)), mx.zeros((1, 1, N, 4)), mx.eye(N)[None, None]
+    for mask in (positive, flex.create_block_mask(positive, None, None, N, N, BLOCK_SIZE=8)):
+        out = flex.flex_attention(q, k, v, block_mask=mask, kernel_options={"BACKEND": backend})
+        np.testing.assert_array_equal(np.array(out)[0, 0, 0] > 0, table > 0)
+
+
+def test_an_axis_that_an_index_cannot_say_is_refused() -> None:
+    table = np.broadcast_to(np.uint8(3), (2, 2**31))
+
+    def reads(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return score + table[0, q_idx - kv_idx]
+
+    with pytest.raises(
+        flex.TraceError, match=r"table has an axis of 2147483648 elements.*int32: 2147483647 is the most"
+    ):
+        largest_scores(reads, "cpu")
+    table = table[:, 1:]
+    assert (largest_scores(reads, "cpu") == 3).all()
+    table = np.broadcast_to(np.uint8(3), (2**31, 2))
+    with pytest.raises(flex.TraceError, match="table has an axis of 2147483648 elements"):
+        largest_scores(reads, "cpu")
+
+
 @each_backend
 def test_indices_wrap_once_and_stay_inside(backend: str) -> None:
     table = mx.arange(5) * 10
@@ -98,6 +143,44 @@ def test_keys_read_neighbours_past_the_end(backend: str) -> None:
 
     out = flex.flex_attention(q, k, k, biased, kernel_options={"BACKEND": backend})
     np.testing.assert_allclose(np.array(out), reference.attention(q, k, k, biased)[0], atol=2e-5)
+
+
+@each_backend
+@pytest.mark.parametrize("shift", [-16, 5])
+def test_neighbours_are_read_inside_their_array(backend: str, shift: int) -> None:
+    """Neighbours in memory, but for the first or the last of them: around the array lie nans."""
+    memory = np.full(260, np.nan, np.float32)
+    table = memory[50:210]
+    table[:] = np.linspace(-2, 2, 160)
+
+    def biased(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return score + table[kv_idx + shift - q_idx]
+
+    q, k = mx.zeros((1, 1, 3, 8)), mx.random.normal((1, 1, 160, 8), key=mx.random.key(1))
+    out = flex.flex_attention(q, k, k, biased, kernel_options={"BACKEND": backend})
+    weights = np.exp(table[np.minimum(np.arange(160) + shift - np.arange(3)[:, None], 159)])
+    expected = weights / weights.sum(axis=-1, keepdims=True) @ np.array(k)[0, 0]
+    np.testing.assert_allclose(np.array(out)[0, 0], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("element", "value"),
+    [("uint32", 2**31), ("uint32", 2**32 - 1), ("int64", 2**31), ("int64", -(2**31) - 1), ("uint64", 2**63)],
+)
+@pytest.mark.parametrize("axis", ["q_idx", "kv_idx", "unit"])
+def test_an_integer_outside_int32_is_an_error(element: str, value: int, axis: str) -> None:
+    table = np.full(40, 7, element)
+    table[20] = value
+    mods: dict[str, Any] = {
+        "q_idx": lambda score, b, h, q_idx, kv_idx: score + table[q_idx],
+        "kv_idx": lambda score, b, h, q_idx, kv_idx: score + table[39 - kv_idx],
+        "unit": lambda score, b, h, q_idx, kv_idx: score + table[kv_idx],
+    }
+    q = mx.zeros((1, 1, 40, 4))
+    with pytest.raises(OverflowError, match=r"\(table\) holds a value outside int32"):
+        flex.flex_attention(q, q, q, mods[axis], kernel_options={"BACKEND": "cpu"})
+    table[20] = 8
+    flex.flex_attention(q, q, q, mods[axis], kernel_options={"BACKEND": "cpu"})
 
 
 @each_backend

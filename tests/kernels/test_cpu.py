@@ -303,12 +303,3 @@ def test_an_unwritable_cache_still_computes_with_one_warning(tmp_path: Path) -> 
     )
     environment = {**os.environ, "FLEXTRACE_CACHE_DIR": str(tmp_path / "file" / "cache")}
     subprocess.run([sys.executable, str(script)], check=True, env=environment)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-def test_no_thread_outlives_a_call() -> None:
-    q = mx.random.normal((1, 4, 512, 32))
-    mx.eval(q)
-    before = len(os.listdir("/proc/self/task"))
-    flex.flex_attention(q, q, q, kernel_options={"NUM_THREADS": 4})
-    assert len(os.listdir("/proc/self/task")) == before

@@ -303,7 +303,7 @@ def test_extremes_of_any_range_are_exact(tmp_path: Path) -> None:
     last = np.minimum(n - 1, first + rng.choice([0, 10, 63, 64, 130, 700, 4096, 9000, 70000], size=count))
     ranges = np.stack([rng.integers(0, 2, size=count), first, last], axis=1).astype(np.int64)
     out = np.zeros((len(arrays), count, 2), np.float32)
-    described, _ = captured([bound])
+    described, _, _kept = captured([bound])
     numbers = (described, b"", ranges.ctypes.data, out.ctypes.data, count)
     call = (ctypes.c_uint64 * 5)(ctypes.cast(described, ctypes.c_void_p).value, 0, *numbers[2:])
     assert ctypes.CDLL(str(tmp_path / "ranges.so")).flextrace_stage(call) == 3 * len(arrays)  # jobs
