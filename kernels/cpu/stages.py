@@ -138,7 +138,8 @@ def _evaluated(x: mx.array) -> mx.array:
     mx.vmap."""
     x = x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]) if x.ndim > 4 else x
     mx.eval(x)
-    return readable(x)
+    in_place: mx.array = readable(x)
+    return in_place
 
 
 def _tensor(x: mx.array) -> bytes:

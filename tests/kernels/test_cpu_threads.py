@@ -23,7 +23,7 @@ from flextrace import kernels
 from flextrace.kernels import AttentionCall, backend_for
 from flextrace.kernels.cpu import toolchain
 from flextrace.kernels.cpu.generate import kernel_source
-from flextrace.kernels.cpu.launch import Kernel
+from flextrace.kernels.cpu.launch import Kernel, load
 
 HERE = Path(__file__).parent
 CPU = {"BACKEND": "cpu"}
@@ -82,7 +82,7 @@ def threads_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
     assert text.count("#include <pthread.h>\n") == 1
     (folder / "kernel.cpp").write_text(text.replace("#include <pthread.h>\n", COUNTED), encoding="ascii")
     compiler().build(folder / "kernel.cpp", folder / "kernel.so")
-    kernel = Kernel(folder / "kernel.so")
+    kernel = Kernel(load(folder / "kernel.so", "flextrace_attention"))
     asked = ctypes.c_int.in_dll(ctypes.CDLL(str(folder / "kernel.so")), "threads_asked")
 
     def threads(q: mx.array, kv: mx.array, most: int = 8) -> int:
