@@ -137,8 +137,9 @@ def flex_attention(
         enable_gqa: allow query_heads to be a multiple of kv_heads (grouped-query attention).
         return_lse: also return the log-sum-exp.
         kernel_options: "BACKEND" ("metal", "simulator", "cpu" or "ops"), "NUM_THREADS" (cpu backend) and "ASYNC_COPY":
-            "intrinsic" copies tiles of key and value by simdgroup_async_copy (metal and simulator; macOS 15 and
-            earlier on M1 and M2; elsewhere a notice, and the default, "pipelined"). A backend ignores what is not its.
+            "intrinsic" copies tiles of key and value by simdgroup_async_copy (metal and simulator; experimental: the
+            intrinsic is undocumented; macOS 15 and earlier on M1 and M2; elsewhere a notice, and the default,
+            "pipelined"). A backend ignores what is not its.
             "PIPELINE": "staged" runs the stage kernels one after the other instead of the fused one, in quadratic
             memory (cpu, metal, simulator). "QK_QUANT": "int8" or a `QKQuant` multiplies query and key as int8, with
             key smoothed ("SMOOTH_K": False leaves that out, "SMOOTH_Q": True smooths query too); "SMOOTH_K": True by

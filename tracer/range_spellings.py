@@ -42,7 +42,7 @@ UNKNOWN = "bounds::unknown()"
 
 def _const(node: Expr) -> str:
     if node.dtype == "float" and not math.isfinite(node.value):
-        return UNKNOWN  # Metal's fast mathematics has no infinities, and masks hardly need them
+        return UNKNOWN  # as Metal's bounds.h takes them, and masks hardly need them
     return f"bounds::exactly({c_const(node)})"
 
 

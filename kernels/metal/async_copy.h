@@ -27,6 +27,12 @@ inline metal::ulong2 tile_size(int columns, int rows) {
 inline bool can_be_copied(const constant int64_t* strides) { return strides[3] == 1 && strides[2] > 0; }
 
 // As StagedTile; the first simdgroup copies for all, and the rest goes on.
+//
+// Two rules, without which an M1 is said to hang until it is restarted (metal-flash-attention, GEMMHeaders.swift), and
+// which the simulator watches, at whatever point a kernel ends:
+// - each tile that was copied is read by some thread, before the next copy to its place and before the kernel ends; so
+//   no copy is started of a tile that may not be needed;
+// - a barrier of the threadgroup follows each `store`, before the kernel ends.
 template <typename T, int BK, int WIDTH, int DIM, int THREADS>
 struct AsyncTile {
   thread _simdgroup_event_t* event;

@@ -5,7 +5,7 @@ namespace bounds {
 
 constexpr constant int64_t LEAST = -2147483647 - 1, MOST = 2147483647;
 
-// Infinities are not known either: fast mathematics assumes that there are none.
+// Infinities are not known either: they are the extremes of a block that holds a nan (launch.py).
 inline bool is_known(float x) { return (as_type<uint>(x) & 0x7f800000u) != 0x7f800000u; }
 inline float floor_of(float x) { return metal::floor(x); }
 inline float ceil_of(float x) { return metal::ceil(x); }

@@ -16,9 +16,20 @@ from .scoring import PLAIN, Scoring
 
 FRAGMENT, LANES = 8, 32
 REGISTERS = 128
+# Of the 208 KB of registers that a core of M1 or M2 has, what each thread of a threadgroup can have; a pipeline that
+# needs more takes fewer threads, and MLX refuses the launch. (Mesa's src/asahi has the same steps, in 16-bit halves.)
+REGISTERS_OF_THREADS = {384: 128, 512: 104, 768: 68, 1024: 52}
 OTHER_REGISTERS = 20  # addresses, row statistics, one fragment of each operand
 THREADGROUP_BYTES = 32 * 1024
 SIMDGROUPS = 4
+
+
+def registers_of(threads: int) -> int:
+    """What a thread of a threadgroup of so many may need. Raises ValueError for more threads than a threadgroup has."""
+    for most, registers in REGISTERS_OF_THREADS.items():
+        if threads <= most:
+            return registers
+    raise ValueError(f"a threadgroup has at most {most} threads, not {threads}")
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ class Plan:
         return (_parts(self.head_dim, self.bd) + self.value_tiles) / self.bk
 
     def fits(self) -> bool:
-        return self.registers <= REGISTERS and self.threadgroup_bytes <= THREADGROUP_BYTES
+        return self.registers <= registers_of(self.threads) and self.threadgroup_bytes <= THREADGROUP_BYTES
 
     def template(self) -> list[tuple[str, int | bool]]:
         """The arguments by name, as plan.h and the kernel's body name them."""

@@ -1,7 +1,7 @@
 """Sizes, dtypes, tiles -> ProductPlan: how threadgroups cut a matrix product (stages/product.h).
 
-The model of plan.py: 32-bit registers per thread, of which an Apple GPU has about 128 before fewer threads are
-resident, and 32 KB of threadgroup memory. Among the tiles that fit, the ones that read the operands least often win.
+The model of plan.py: 32-bit registers per thread, of which an Apple GPU has 128 for up to 384 threads and fewer for
+more, and 32 KB of threadgroup memory. Among the tiles that fit, the ones that read the operands least often win.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from .plan import FRAGMENT, LANES, OTHER_REGISTERS, REGISTERS, THREADGROUP_BYTES
+from .plan import FRAGMENT, LANES, OTHER_REGISTERS, REGISTERS_OF_THREADS, THREADGROUP_BYTES, registers_of
 
 SIDES = (64, 32, 16, 8)  # of the tiles that are chosen here
 STEPS = (32, 16, 8)
@@ -67,7 +67,7 @@ class ProductPlan:
         return 2 * rows * columns + fragments + ahead + OTHER_REGISTERS
 
     def fits(self) -> bool:
-        return self.registers <= REGISTERS and self.threadgroup_bytes <= THREADGROUP_BYTES
+        return self.registers <= registers_of(self.threads) and self.threadgroup_bytes <= THREADGROUP_BYTES
 
     def template(self) -> list[tuple[str, int | bool]]:
         """The arguments by name, as the bodies of matmul and block_sparse_matmul name them."""
@@ -120,9 +120,10 @@ def plan_of(operands: Operands, tiles: tuple[int, ...], k: int) -> ProductPlan:
         remedy = f"no 2-D tiles do; use 3-D ones, up to {(three.bm, three.bn, three.bk)}"
     else:
         remedy = f"the largest that do are {(smaller.bm, smaller.bn, smaller.bk)[: len(tiles)]}"
+    limits = ", ".join(f"{most} for up to {threads}" for threads, most in REGISTERS_OF_THREADS.items())
     raise ValueError(
         f"{what} need {wanted.threadgroup_bytes} bytes of threadgroup memory and do not fit its {THREADGROUP_BYTES} "
-        f"bytes with {REGISTERS} registers a thread; {remedy}"
+        f"bytes with the registers that a thread has ({limits} threads); {remedy}"
     )
 
 
@@ -144,7 +145,7 @@ def _shared_out(plan: ProductPlan) -> ProductPlan | None:
     """The plan with its tile shared out to simdgroups: four, or as few more as its registers need; None: no fit."""
     if plan.threadgroup_bytes > THREADGROUP_BYTES:
         return None
-    for most in (4, 8, 16, 32):
+    for most in (4, 8, 12, 16, 24, 32):
         layouts = [
             replace(plan, row_groups=r, column_groups=c)
             for r, c in product(_divisors(plan.bm // FRAGMENT, most), _divisors(plan.bn // FRAGMENT, most))

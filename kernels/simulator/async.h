@@ -2,6 +2,10 @@
 //
 // Not in Metal's documentation; the compiler of macOS 15 and earlier knows it as the symbols below. Every lane of a
 // simdgroup calls with the same arguments. Vectors arrive by reference here.
+//
+// An M1 can hang until it is restarted where the kernel ends, or the tile is copied over, before somebody has read what
+// arrived, or where no barrier of the threadgroup lies between the wait and the end (metal-flash-attention,
+// GEMMHeaders.swift). So a copy is kept until both have happened; what is kept at the end is reported.
 #pragma once
 
 namespace simulator {
@@ -12,11 +16,40 @@ struct Copy {
   const char* source;
   const void* pc;
   unsigned lane;
-  bool pending;
+  bool pending;  // nobody has waited
+  bool ordered;  // a barrier of the threadgroup came after the wait
+  bool was_read;
+
+  bool kept() const { return pending || !ordered || !was_read; }
+  bool holds(const char* at, uint64_t size) const {
+    const char* end = target + ((target_tile[1] - 1) * target_row + target_tile[0]) * element;
+    return target_tile[0] > 0 && target_tile[1] > 0 && at < end && at + size > target;
+  }
 };
+
+enum CopyFault { NOBODY_WAITED, NOBODY_READ, NO_BARRIER };
 
 static Copy copies[256];
 static uintptr_t copy_count = 0;
+
+static void report_copy(const Copy& copy, CopyFault fault) {
+  if (sim_finding* finding = add(SIM_ASYNC, 1000, relative(copy.pc), 0)) {
+    finding->lane = int(copy.lane);
+    finding->write = fault;
+  }
+}
+
+static void note_read_of_copies(const void* at, size_t size) {
+  for (uintptr_t i = 0; i < copy_count; i++) {
+    copies[i].was_read |= !copies[i].pending && copies[i].holds(static_cast<const char*>(at), size);
+  }
+}
+
+static void order_copies() {
+  for (uintptr_t i = 0; i < copy_count; i++) {
+    copies[i].ordered |= !copies[i].pending;
+  }
+}
 
 static void move(const Copy& copy, char* to, const char* from) {
   if (from != nullptr) {
@@ -30,6 +63,13 @@ static void move(const Copy& copy, char* to, const char* from) {
 }
 
 static void land(Copy& copy) {
+  for (uintptr_t i = 0; i < copy_count; i++) {
+    Copy& other = copies[i];
+    if (&other != &copy && !other.pending && !other.was_read && other.holds(copy.target, copy.element)) {
+      report_copy(other, NOBODY_READ);  // copied over
+      other.was_read = true;
+    }
+  }
   copy.pending = false;
   for (uint64_t row = 0; row < copy.target_tile[1]; row++) {
     for (uint64_t column = 0; column < copy.target_tile[0]; column++) {
@@ -44,12 +84,11 @@ static void land(Copy& copy) {
   }
 }
 
-static void report_pending_copies() {
+static void report_kept_copies() {
   for (uintptr_t i = 0; i < copy_count; i++) {
-    if (copies[i].pending) {
-      if (sim_finding* finding = add(SIM_ASYNC, 1000, relative(copies[i].pc), 0)) {
-        finding->lane = int(copies[i].lane);
-      }
+    const Copy& copy = copies[i];
+    if (copy.kept()) {
+      report_copy(copy, copy.pending ? NOBODY_WAITED : !copy.was_read ? NOBODY_READ : NO_BARRIER);
     }
   }
 }
@@ -72,10 +111,11 @@ void* sim_async_copy(uint64_t element, uint64_t, void* target, uint64_t target_r
   using namespace simulator;
   const void* pc = __builtin_return_address(0);
   incoming = {element, target_row, {target_tile[0], target_tile[1]}, source_row, {source_tile[0], source_tile[1]},
-              static_cast<char*>(target), static_cast<const char*>(source), pc, run->current, true};
+              static_cast<char*>(target), static_cast<const char*>(source), pc, run->current, true, false,
+              run->launch->checks == 0};  // without checks no read is seen
   void* table = exchange(SIM_ASYNC_COPY, nullptr, 0, [](void* rows, unsigned) {
     uintptr_t event = 0;
-    while (event < copy_count && copies[event].pending) {
+    while (event < copy_count && copies[event].kept()) {
       event += 1;
     }
     if (event == 256) {

@@ -35,6 +35,11 @@ OPERATIONS = (
     "simdgroup_async_copy",
     "the wait for an asynchronous copy",
 )
+COPY_FAULTS = (  # enum CopyFault of async.h; a GPU may hang
+    "that nobody waited for",
+    "whose tile nobody reads before the next copy to it, or the end of the kernel; read it, or do not copy",
+    "with no threadgroup_barrier between its wait and the end of the kernel",
+)
 _OWN = {file.name for file in HERE.glob("*.h")}
 NO_SPACE = 1000
 
@@ -88,7 +93,7 @@ def explain(
     elif kind == "wild access":
         message = f"{me} follows a pointer that leads into no buffer"
     else:
-        message = f"{me} leaves an asynchronous copy that nobody waited for"
+        message = f"{me} leaves an asynchronous copy {COPY_FAULTS[raw.write]}"
     return Finding(kind, message, place, name, lanes)
 
 

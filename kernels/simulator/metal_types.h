@@ -24,6 +24,12 @@ struct bfloat {
   uint16_t bits;
 
   bfloat() = default;
+  // Without it, an element of memory that is an argument of a call is copied by no access that a hook sees.
+  SIM_INLINE constexpr bfloat(const bfloat& other) : bits(other.bits) {}
+  SIM_INLINE constexpr bfloat& operator=(const bfloat& other) {
+    bits = other.bits;
+    return *this;
+  }
   template <class U>
     requires(std::is_arithmetic_v<U> || std::is_same_v<U, half>)
   SIM_INLINE constexpr explicit bfloat(U value) : bits(rounded(static_cast<float>(value))) {}

@@ -207,6 +207,13 @@ template <class T, int N>
 struct packed_vec {
   T data[N];
   packed_vec() = default;
+  SIM_INLINE packed_vec(const packed_vec& other) { *this = other; }  // seen by the hooks, as bfloat's
+  SIM_INLINE packed_vec& operator=(const packed_vec& other) {
+    for (int i = 0; i < N; i++) {
+      data[i] = other.data[i];
+    }
+    return *this;
+  }
   SIM_INLINE packed_vec(vec<T, N> value) {
     for (int i = 0; i < N; i++) {
       data[i] = value.data[i];

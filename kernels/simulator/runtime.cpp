@@ -93,6 +93,8 @@ static void unpack_group(uint32_t index, unsigned* group) {
   group[2] = index / groups[0] / groups[1];
 }
 
+static void note_read_of_copies(const void* at, size_t size);  // async.h
+
 static void access(const void* address, size_t size, bool write, bool atomic, const void* pc) {
   int space = 0;
   Region* region = run->arena.region_of(address, space);
@@ -108,6 +110,9 @@ static void access(const void* address, size_t size, bool write, bool atomic, co
     stop();
   }
   (write ? region->written : region->read) += size;
+  if (space < 0 && !write) {
+    note_read_of_copies(address, size);
+  }
   if (!region->shadowed) {
     return;
   }

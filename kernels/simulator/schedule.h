@@ -114,6 +114,7 @@ static void run_group() {
       run->time += 1;
       if (run->barrier_flags & 2) {
         run->threadgroup_clock.group = run->time;
+        order_copies();
       }
       if (run->barrier_flags & 1) {
         run->device_clock.group = run->time;
@@ -125,7 +126,7 @@ static void run_group() {
       continue;
     }
     if (run->arrived == 0) {
-      return report_pending_copies();
+      return report_kept_copies();
     }
     const Lane *waiting = nullptr, *absent = nullptr;
     for (unsigned i = 0; i < run->lane_count; i++) {

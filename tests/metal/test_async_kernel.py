@@ -16,6 +16,7 @@ from flextrace.kernels import AttentionCall
 from flextrace.kernels.metal import SimulatorBackend
 from flextrace.kernels.metal.generate import kernel_text
 from flextrace.kernels.metal.plan import plan_for
+from flextrace.kernels.metal.probe import why_no_async_copy
 from flextrace.kernels.metal.tiles import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.simulator import SimulationError, metal_kernel
 
@@ -101,6 +102,60 @@ def call_of(view: Callable[[mx.array], mx.array] = lambda x: x) -> AttentionCall
 def test_a_missing_wait_is_caught() -> None:
     with pytest.raises(SimulationError, match="an asynchronous copy that nobody waited for"):
         broken(WAIT, "").attention(call_of())
+
+
+NOT_READ = "an asynchronous copy whose tile nobody reads"
+ONE_MORE = [
+    ("      else if (following.exists) next_keys.load(", "      else next_keys.load("),
+    ("      else if (following.exists) next_keys.store(", "      else next_keys.store("),
+    ("if (!last || following.exists) metal::threadgroup_barrier", "metal::threadgroup_barrier"),
+]
+
+
+def ahead_of_the_end(backend: SimulatorBackend) -> SimulatorBackend:
+    """With a copy of the tile that would follow the last one, as a prefetch that does not look writes it."""
+    factory = backend.metal_kernel
+
+    def changed(**definition: Any) -> Any:
+        if definition["name"].startswith("flextrace_attention"):
+            for right, wrong in ONE_MORE:
+                assert definition["header"].count(right) == 1, right
+                definition["header"] = definition["header"].replace(right, wrong)
+            definition["name"] += "_ahead"
+        return factory(**definition)
+
+    return SimulatorBackend(changed)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_copy_ahead_of_the_end_is_caught(order: str) -> None:
+    q, k, v = inputs((1, 1, 20, 16, 1, 1, 70, 16), "float32")
+    for mod in (None, flex.mask_mod(lambda b, h, q_idx, kv_idx: kv_idx < 40).bind()):  # the loop ends early
+        call = AttentionCall(q, k, v, 1.0, None, mod, async_copy=True)
+        backend(order).attention(call)
+        with pytest.raises(SimulationError, match=NOT_READ):
+            ahead_of_the_end(backend(order)).attention(call)
+
+
+def test_a_tile_that_nobody_multiplies_is_caught() -> None:
+    with pytest.raises(SimulationError, match=NOT_READ):
+        broken("if (tile.live) multiply_values<V, P>(", "if (false) multiply_values<V, P>(").attention(call_of())
+
+
+def test_the_probe_holds_to_the_rules() -> None:
+    """One simdgroup needs no barrier for its numbers, but the copy does."""
+
+    def without(right: str, wrong: str) -> str | None:
+        def factory(**definition: Any) -> Any:
+            head, tail = definition["header"].rsplit(right, 1)
+            return metal_kernel(**definition | {"header": head + wrong + tail, "name": "probe_broken"})
+
+        return why_no_async_copy(factory)
+
+    assert why_no_async_copy(metal_kernel) is None
+    assert "no threadgroup_barrier between" in (without(BARRIER, "") or "")
+    read = "staged[i / FRAGMENT * Leading<float, FRAGMENT>::value + i % FRAGMENT]"
+    assert "nobody reads" in (without(read, "float(i)") or "")
 
 
 @pytest.mark.parametrize("which", range(1, 5))

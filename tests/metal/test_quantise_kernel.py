@@ -19,6 +19,7 @@ from metal.stage_launches import Launched, Recorder
 
 from flextrace.kernels import AttentionCall, QKQuant, Smoothing
 from flextrace.kernels.assemble import assemble
+from flextrace.kernels.metal.plan import OTHER_REGISTERS, registers_of
 from flextrace.kernels.metal.quantise import Operands, operands
 from flextrace.kernels.metal.rounding import FOLDER, HELD, SHARED, Rounding, Runs, row_plan
 from flextrace.kernels.metal.stages import MetalStages
@@ -234,6 +235,7 @@ def test_a_plan_fits_registers_and_threadgroup_memory(columns: int, block: int |
     assert plan.width * 32 >= columns and plan.held * plan.width <= max(HELD, plan.width)
     assert plan.team == 1 or plan.team * plan.width <= SHARED
     assert plan.once == (plan.team * plan.held >= plan.block) and plan.threads <= 512
+    assert plan.held * plan.width + OTHER_REGISTERS <= registers_of(plan.threads), "as the pipelines of M1 have them"
     assert 8 * plan.team * (plan.width * 32 + 1) <= 17 * 1024 or plan.team == 1
     if columns <= 128 and block in (None, 64, 128):
         assert plan.once, "the usual sizes are read once"

@@ -66,3 +66,41 @@ def test_a_wrong_tile_is_out_of_bounds() -> None:
         run(SOURCE.replace("min(4u, ROWS - row)", "4"))
     with pytest.raises(SimulationError, match="out of bounds"):
         run(SOURCE.replace("tile[64]", "tile[63]"))
+
+
+NOT_READ = "whose tile nobody reads before the next copy to it, or the end of the kernel"
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", "shuffled"])
+def test_a_copy_that_nobody_reads_is_seen(order: str) -> None:
+    with pytest.raises(SimulationError, match=NOT_READ):
+        run(SOURCE.replace("= tile[i];", "= 1.0f;"), order=order)
+
+
+def test_a_copy_over_one_that_nobody_has_read_is_seen() -> None:
+    """The first of two copies to one place."""
+    start, end = SOURCE.index("    if (simdgroup_index"), SOURCE.index("    out[row")
+    twice = SOURCE[:start] + SOURCE[start:end] * 2 + SOURCE[end:]
+    with pytest.raises(SimulationError, match=NOT_READ):
+        run(twice)
+    read_between = SOURCE[:start] + SOURCE[start:end] + "    out[row * 16 + i] = tile[i];\n" + SOURCE[start:]
+    barrier = "    threadgroup_barrier(mem_flags::mem_threadgroup);\n"
+    wrong, report = run(read_between.replace("tile[i];\n    if", f"tile[i];\n{barrier}    if"))
+    assert wrong == 0 and report.findings == ()
+
+
+def test_a_kernel_that_ends_without_a_barrier_after_the_wait_is_seen() -> None:
+    """One simdgroup needs none for its numbers."""
+    alone = SOURCE.replace("tile[i]", "tile[i] + tile[i + 32]").replace("row * 16 + i", "row * 16 + i % 32")
+    for source, message in (
+        (alone, None),
+        (alone.replace("threadgroup_barrier", "simdgroup_barrier"), "no threadgroup_b"),
+    ):
+        kernel = metal_kernel("copy", ["a"], ["out"], source, header=HEADER)
+        sizes: dict[str, Any] = {"grid": (32, 1, 1), "threadgroup": (32, 1, 1), "output_dtypes": [mx.float32]}
+        call = {"inputs": [mx.ones((4, 20))], "template": [("ROWS", 4)], "output_shapes": [(4, 16)], **sizes}
+        if message is None:
+            kernel(**call, init_value=0)
+        else:
+            with pytest.raises(SimulationError, match=message):
+                kernel(**call, init_value=0)

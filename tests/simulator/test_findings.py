@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from flextrace.simulator import Finding, MetalKernel, SimulationError, metal_kernel
+from flextrace.simulator import Finding, MetalKernel, SimulationError, metal_kernel, recording
 
 TILE = """uint i = thread_position_in_threadgroup.x, g = thread_position_in_grid.x;
 threadgroup float tile[64];
@@ -213,3 +213,25 @@ def test_unchecked_runs_still_catch_what_faults() -> None:
 def test_a_run_after_a_fault_is_right() -> None:
     findings(WRONG["wild pointer"][1])
     probe(RIGHT["barrier"])
+
+
+BY_VALUE = {"float": 4, "half": 2, "bfloat": 2, "char": 1, "float2": 8, "half4": 8, "float4": 16, "packed_float3": 12}
+
+
+@pytest.mark.parametrize("kind", BY_VALUE)
+def test_an_element_that_is_an_argument_is_seen_to_be_read(kind: str) -> None:
+    """Of every type: a copy that the compiler makes by itself is an access too."""
+    header = "template <typename T> inline void pass(T x, device float* out) { *out = 1.0f; }"
+    source = f"threadgroup {kind} tile[32]; uint i = thread_index_in_simdgroup; WRITE pass(tile[i ^ 1], out + i);"
+    one = "float3(1)" if kind == "packed_float3" else "1.0f"
+    written = f"tile[i] = {kind}({one}); simdgroup_barrier(mem_flags::mem_threadgroup);"
+
+    def run(source: str) -> None:
+        sizes = {"grid": (32, 1, 1), "threadgroup": (32, 1, 1), "output_shapes": [(32,)], "output_dtypes": [mx.float32]}
+        metal_kernel("by_value", ["a"], ["out"], source, header=header)(inputs=[mx.ones(32)], **sizes)
+
+    with pytest.raises(SimulationError, match="reads .* threadgroup 'tile' .* nobody wrote"):
+        run(source.replace("WRITE", ""))
+    with recording() as reports:
+        run(source.replace("WRITE", written))
+    assert reports[-1].threadgroup_read == 32 * BY_VALUE[kind]
