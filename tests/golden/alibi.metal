@@ -546,8 +546,8 @@ inline void multiply_values(
 #line 1 "softmax.h"
 // softmax.h: the online softmax (arXiv 1805.02867) on score fragments in registers.
 //
-// A score that is not attended to is -inf. It is told by its bits and never computed with: older MLX compiles with fast
-// math, which assumes that there are no infinities. The running maximum starts at the lowest finite number.
+// A score that is not attended to is -inf. It is told by its bits and never computed with: -inf less a maximum of -inf is
+// nan, and metal::fast::exp2 promises nothing of infinities. The running maximum starts at the lowest finite number.
 
 
 
@@ -1141,7 +1141,7 @@ inline void attention_forward(
   }
 }
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int BLOCKS>
-[[kernel]] void flextrace_attention_bd653a31f6d7f3a1(
+[[kernel]] void flextrace_attention_b1d8157186e6661c(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],
