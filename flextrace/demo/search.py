@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import platform
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 
 import mlx.core as mx
@@ -34,6 +37,12 @@ EXAMPLE_QUERIES = (
     "pick a random element from a list",
 )
 ANSWERS = 3
+NEXT = {
+    'demo "how do I sort a list"': "asks something else",
+    "show flextrace.mods:causal": "a mask, its expression, its kernel",
+    "simulate flextrace.mods:causal": "it in the Metal kernel, without a Mac",
+    "doctor": "checks every kernel on this machine",
+}
 
 FloatRows = npt.NDArray[np.float64]
 
@@ -79,7 +88,20 @@ def run(queries: Sequence[str] = (), documents: int | None = None, console: Cons
     questions = list(queries or EXAMPLE_QUERIES)
     vectors = mx.concatenate([encoder(one, document_attention(one)) for one in packed(questions)])
     answer(console, questions, cosine(vectors, embeddings), corpus)
-    console.print(f"[dim]Total {perf_counter() - started:.0f} s.[/dim]")
+    console.print(f"[dim]Total {perf_counter() - started:.0f} s.[/dim]\n")
+    what_next(console)
+
+
+def what_next(console: Console) -> None:
+    """Commands to try, as this one was typed."""
+    typed = Path(sys.argv[0])
+    command = str(typed) if typed.name == "flextrace" and shutil.which("flextrace") != str(typed) else "flextrace"
+    table = Table.grid(padding=(0, 2))
+    table.add_column(width=max(len(f"{command} {arguments}") for arguments in NEXT))
+    for arguments, what in NEXT.items():
+        table.add_row(Text(f"{command} {arguments}"), what)
+    console.print(Text("Next", style="bold"), table, sep="\n")
+    console.print("A mod of your own: write the function in a file, then show FILE.py:NAME, or call it as README does.")
 
 
 def passage(document: Document) -> str:

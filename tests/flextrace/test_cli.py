@@ -158,6 +158,25 @@ def test_bench_prints_a_table() -> None:
     assert "multiply-add peak" in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sections"),
+    [
+        ([], None),
+        (["--no-peers"], None),
+        (["--mods", "causal"], ["attention"]),
+        (["--lengths", "64", "--no-peers"], ["attention"]),
+        (["--sections", "masks"], ["masks"]),
+    ],
+)
+def test_bench_runs_what_was_asked_for(
+    arguments: list[str], sections: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr("flextrace.bench.main", lambda **options: asked.append(options))
+    assert CliRunner().invoke(app, ["bench", *arguments]).exit_code == 0
+    assert [options.get("sections") for options in asked] == [sections]
+
+
 def test_bench_json_in_a_real_process() -> None:
     command = Path(sys.executable).with_name("flextrace")
     arguments = ["--mods", "none", "--sections", "attention,start", "--json", "--no-peers"]

@@ -206,3 +206,24 @@ def test_run_fits_the_terminal_and_answers(library: list[corpus.Document], monke
     assert name == "abs"
     same = next(line for line in lines if line.startswith("Same embeddings"))
     assert abs(float(same.rpartition("1 - ")[2].rstrip("."))) < 1e-6
+    rest = " ".join(" ".join(lines).split()).partition("Next ")[2]
+    assert all(f"flextrace {arguments}" in rest for arguments in search.NEXT)
+
+
+def test_what_to_try_next_is_typed_as_this_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    for typed, shown in ((".venv/bin/flextrace", ".venv/bin/flextrace"), ("/x/flextrace/__main__.py", "flextrace")):
+        monkeypatch.setattr("sys.argv", [typed])
+        text = io.StringIO()
+        search.what_next(Console(file=text, width=200))
+        assert f"\n{shown} doctor  " in text.getvalue()
+
+
+@pytest.mark.parametrize("arguments", [name for name in search.NEXT if not name.startswith(("demo", "doctor"))])
+def test_what_to_try_next_works(arguments: str) -> None:
+    from typer.testing import CliRunner
+
+    from flextrace.cli import app
+
+    small = ["--shape", "1,1,32,32"] if arguments.startswith("simulate") else []
+    result = CliRunner().invoke(app, [*arguments.split(), *small])
+    assert result.exit_code == 0, result.output
