@@ -93,7 +93,7 @@ class Copy:
 
 def chosen(words: Iterable[str]) -> list[Mutant]:
     words = list(words)
-    return [m for m in MUTANTS if not words or any(word in f"{m.file} {m.old} {m.new} {m.says}" for word in words)]
+    return [m for m in MUTANTS if not words or any(word in f"{m.file} {m.old} {m.new}" for word in words)]
 
 
 def stale(mutants: Iterable[Mutant]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mutants.run import Copy, stale
+from mutants.run import Copy, chosen, stale
 from mutants.table import MUTANTS, Mutant
 
 
@@ -30,6 +30,12 @@ def test_every_mistake_changes_something_and_names_tests() -> None:
 def test_rows_that_do_not_fit_are_named(row: Mutant, says: str) -> None:
     (found,) = stale([row])
     assert says in found
+
+
+def test_words_choose_rows() -> None:
+    rows = chosen(["cpu/visits.h", "MAX_FACTOR"])
+    assert {row.file for row in rows if "visits" in row.file} == {"kernels/cpu/visits.h"}
+    assert len(rows) < len(MUTANTS) == len(chosen([]))
 
 
 def test_a_planted_mistake_is_caught_and_taken_back(tmp_path: Path) -> None:
