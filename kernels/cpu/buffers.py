@@ -60,14 +60,13 @@ def locate(array: Any) -> tuple[int, tuple[int, ...]]:
     return address, strides
 
 
-def readable(array: Any) -> Any:
-    """The array, or a copy where its address or strides are no multiples of its element: a field of a packed record,
-    bytes viewed as another type."""
-    if isinstance(array, np.ndarray):
-        in_place = array.flags.aligned and not any(stride % array.itemsize for stride in array.strides)
-        return array if in_place else array.copy()
-    address, _ = locate(array)
-    return array if address % array.itemsize == 0 else copied(array)
+def locate_aligned(array: Any) -> tuple[Any, int, tuple[int, ...]]:
+    """The array, or a copy where its address or strides are no multiples of its element (a field of a packed record,
+    bytes viewed as another type); the address and strides of that."""
+    if isinstance(array, np.ndarray) and not array.flags.aligned:
+        array = array.copy()
+    address, strides = locate(array)
+    return (array, address, strides) if address % array.itemsize == 0 else locate_aligned(copied(array))
 
 
 def copied(array: mx.array) -> mx.array:

@@ -21,7 +21,7 @@ from flextrace.tracer import Bound
 from ..blocks import Blocks
 from ..call import AttentionCall, Result
 from ..quant_types import QKQuant, Smoothing
-from .buffers import copied, locate, new_array, readable
+from .buffers import copied, locate, locate_aligned, new_array
 from .generate import Keys
 
 DTYPES = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2}
@@ -106,7 +106,7 @@ class Kernel:
         q_at, q_strides = locate(q)
         k_at, k_strides = locate(k)
         v_at, v_strides = locate(v)
-        if (q_at | k_at | v_at) % q.itemsize:  # bytes viewed as another type; int8 is copied for nothing
+        if q_at % q.itemsize or k_at % k.itemsize or v_at % v.itemsize:  # bytes viewed as another type
             return self.run(replace(call, q=copied(q), k=copied(k), v=copied(v)), tile_counts)
         if k.shape[0] != batch:  # one batch of keys serves all
             k_strides = (0, *k_strides[1:])
@@ -199,9 +199,8 @@ def captured(mods: Sequence[Bound]) -> tuple[bytes, bytes, list[Any]]:
     """The captured arrays and numbers of all mods as the kernel reads them, and what has to live as long as they."""
     arrays, numbers, kept = [], [], []
     for mod in mods:
-        for array in map(readable, mod.arrays):
+        for array, address, strides in map(locate_aligned, mod.arrays):
             kept.append(array)
-            address, strides = locate(array)
             rest = (0,) * (MAX_NDIM - len(strides))
             arrays.append(ARRAY.pack(address, *array.shape, *rest, *strides, *rest, len(strides)))
         for capture, number in zip(mod.trace.numbers, mod.numbers, strict=True):

@@ -13,7 +13,7 @@ import numpy as np
 from flextrace.tracer import Bound, Trace
 
 from ..stage_types import BlockLists, OutputParts, SoftmaxParts
-from .buffers import locate, new_array, readable
+from .buffers import locate, locate_aligned, new_array
 from .launch import DTYPES, HOST_AT, address_of, captured, overflow_message, thread_count
 
 Load = Callable[[str, "Trace | None", "Trace | None"], Callable[[bytes], int]]
@@ -138,8 +138,8 @@ def _evaluated(x: mx.array) -> mx.array:
     mx.vmap."""
     x = x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]) if x.ndim > 4 else x
     mx.eval(x)
-    in_place: mx.array = readable(x)
-    return in_place
+    aligned: mx.array = locate_aligned(x)[0]
+    return aligned
 
 
 def _tensor(x: mx.array) -> bytes:

@@ -164,10 +164,16 @@ def test_neighbours_are_read_inside_their_array(backend: str, shift: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("element", "value"),
-    [("uint32", 2**31), ("uint32", 2**32 - 1), ("int64", 2**31), ("int64", -(2**31) - 1), ("uint64", 2**63)],
+    ("element", "value", "axis"),
+    [
+        ("uint32", 2**31, "q_idx"),
+        ("uint32", 2**32 - 1, "kv_idx"),
+        ("uint32", 2**31, "unit"),
+        ("int64", 2**31, "unit"),
+        ("int64", -(2**31) - 1, "unit"),
+        ("uint64", 2**63, "unit"),
+    ],
 )
-@pytest.mark.parametrize("axis", ["q_idx", "kv_idx", "unit"])
 def test_an_integer_outside_int32_is_an_error(element: str, value: int, axis: str) -> None:
     table = np.full(40, 7, element)
     table[20] = value

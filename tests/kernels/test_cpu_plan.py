@@ -64,7 +64,7 @@ def test_the_last_round_packs_the_heads_that_are_left() -> None:
 def test_a_round_waits_for_the_readers_of_the_one_before() -> None:
     """Rows enough for a reader to take longer than packing does; more threads than processors, so that some reader
     is at work while another thread comes to the next round."""
-    inputs = Packed.heads(5, 60)
+    inputs = Packed.heads(5, 40)
     assert_attention(attend(*inputs, threads=16), *inputs)
 
 
