@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from . import mlx_build  # noqa: F401  # first: it says what to install where MLX does not load
@@ -61,7 +62,7 @@ def __getattr__(name: str) -> Any:
     """`flex.mods`, `flex.simulator` and `flex.visualize`, imported when first used: most programs never do."""
     if name in ("mods", "simulator", "visualize"):
         return importlib.import_module(f"flextrace.{name}")
-    raise AttributeError(f"module 'flextrace' has no attribute {name!r}")
+    raise AttributeError(f"module 'flextrace' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
 
 
 def load_ipython_extension(ipython: Any) -> None:

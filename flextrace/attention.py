@@ -16,9 +16,11 @@ import mlx.core as mx
 
 from flextrace.kernels import AttentionCall, Int8Rows
 from flextrace.kernels.registry import chosen_name
+from flextrace.tracer.errors import with_article
 
 from .block_mask import BlockMask
 from .checks import check_options, check_tensors, checked_scale
+from .keywords import OF_ATTENTION, knows
 from .mod import MaskMod, ScoreMod, as_mod
 from .notices import FlextraceWarning
 from .quantise import add_scales, elements, quant_of_int8_keys, quant_options
@@ -111,6 +113,7 @@ def flex_attention(
     *,
     return_aux: AuxRequest,
 ) -> tuple[mx.array, AuxOutput]: ...
+@knows(OF_ATTENTION)
 def flex_attention(
     query: mx.array,
     key: mx.array | Int8Rows,
@@ -175,7 +178,7 @@ def flex_attention(
     if return_lse and return_aux is not None:
         raise ValueError("return_lse and return_aux exclude each other; write return_aux=AuxRequest(lse=True)")
     if return_aux is not None and not isinstance(return_aux, AuxRequest):
-        raise TypeError(f"return_aux takes an AuxRequest, not a {type(return_aux).__name__}")
+        raise TypeError(f"return_aux takes an AuxRequest, not {with_article(type(return_aux).__name__)}")
     options = check_options(kernel_options)
     quant, smooth_k = (quant_of_int8_keys if isinstance(key, Int8Rows) else quant_options)(options)
     aux = return_aux or AuxRequest(lse=return_lse)

@@ -107,6 +107,8 @@ def _grid(lengths: Lengths, block: tuple[int, int]) -> tuple[int, int]:
 
 def block_size(size: Any) -> tuple[int, int]:
     """(rows, columns) of BLOCK_SIZE. Raises ValueError."""
+    if isinstance(size, str):
+        raise ValueError(f"BLOCK_SIZE is {size!r}; if it is torch's device, leave it out: arrays of MLX are on none")
     return check_block_size(size, "BLOCK_SIZE")
 
 

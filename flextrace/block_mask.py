@@ -14,11 +14,12 @@ import numpy as np
 
 from flextrace.kernels import Blocks, Int8Rows
 from flextrace.kernels.blocks import FULL, Array
-from flextrace.kernels.scalars import as_int
+from flextrace.kernels.scalars import as_int, shown
 from flextrace.kernels.stage_checks import check_size, check_whole
 
 from .block_fields import BlockFields
 from .block_input import BlockRanges, block_size, blocks_of_lists, blocks_of_ranges
+from .keywords import OF_BLOCK_MASK, knows
 from .masks import lookup_mask, noop_mask, pick_mask, shift_mask
 from .mod import MaskMod, as_mod
 from .portable import same
@@ -75,6 +76,7 @@ class BlockMask(BlockFields):
         return cls(shape[2:], blocks, shifted, implied=True, offset=offset)
 
     @classmethod
+    @knows(OF_BLOCK_MASK)
     def from_kv_blocks(
         cls,
         kv_num_blocks: Any,
@@ -129,6 +131,9 @@ class BlockMask(BlockFields):
             ValueError: the last, shorter row of blocks is taken before another one.
         """
         parts = index if isinstance(index, tuple) else (index,)
+        if any(part is Ellipsis for part in parts):
+            at = next(i for i, part in enumerate(parts) if part is Ellipsis)
+            parts = (*parts[:at], *(slice(None),) * (4 - len(parts)), *parts[at + 1 :])
         if len(parts) > 3:
             raise IndexError(f"a BlockMask has three axes of blocks to index (B, H, q_blocks), not {len(parts)}")
         names = ("B", "H", "q_blocks")
@@ -265,12 +270,16 @@ class BlockMask(BlockFields):
             )
 
 
-def _chosen(part: Any, n: int, name: str) -> Array:
+def _chosen(given: Any, n: int, name: str) -> Array:
     """The numbers that an index of one axis chooses."""
-    one = as_int(part, name)
-    if one is not None:
-        part = [one]
+    part, one = given, as_int(given, name)
+    if not isinstance(part, slice):
+        part = np.asarray(part if one is None else [one])
+        if part.ndim != 1 or (part.size and part.dtype.kind not in "iub"):
+            raise IndexError(f"{name} is indexed by {shown(given)}; a BlockMask takes ints, slices and lists of ints")
+        part = part if part.size else part.astype(int)
+    numbers: Array = np.arange(n)
     try:
-        return np.arange(n)[np.asarray(part) if not isinstance(part, slice) else part].reshape(-1)
+        return numbers[part].reshape(-1)
     except IndexError as error:
         raise IndexError(f"{name} has {n} entries: {error}") from None

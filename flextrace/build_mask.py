@@ -16,6 +16,7 @@ from flextrace.tracer.expr import leaves
 
 from .block_input import block_size
 from .block_mask import DEFAULT_BLOCK, BlockMask
+from .keywords import OF_BLOCK_MASK, knows
 from .mod import MaskMod, as_mod
 from .refine import captured_arrays
 
@@ -26,6 +27,7 @@ def _sizes(*, B: Any, H: Any, Q_LEN: Any, KV_LEN: Any) -> tuple[int | None, int 
     return heads[0], heads[1], check_size("Q_LEN", Q_LEN, 0), check_size("KV_LEN", KV_LEN, 0)
 
 
+@knows(OF_BLOCK_MASK)
 def create_mask(mask_mod: Callable[..., Any], B: int | None, H: int | None, Q_LEN: int, KV_LEN: int) -> mx.array:
     """The dense mask: bool [B or 1, H or 1, Q_LEN, KV_LEN]. For looking at and comparing; kernels never need it.
 
@@ -50,6 +52,7 @@ def create_mask(mask_mod: Callable[..., Any], B: int | None, H: int | None, Q_LE
     return mx.array(np.broadcast_to(kept, (B or 1, H or 1, Q_LEN, KV_LEN)))
 
 
+@knows(OF_BLOCK_MASK)
 def create_block_mask(
     mask_mod: Callable[..., Any],
     B: int | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from flextrace.kernels import BACKENDS, Int8Rows, QKQuant
 from flextrace.kernels.scalars import as_bool, as_float, as_int, shown
 from flextrace.kernels.stage_checks import name_of
 from flextrace.tracer.errors import with_article
+from flextrace.tracer.nearest import nearest
 
 from .kv_cache import Int8KV
 
@@ -66,7 +66,7 @@ def check_tensors(query: mx.array, key: Rows, value: Rows, enable_gqa: bool) -> 
         elif isinstance(tensor, Int8KV):
             raise TypeError(f"{name} is an Int8KV; pass its rows: flex_attention(query, cache.key, cache.value)")
         elif not isinstance(tensor, mx.array):
-            raise TypeError(f"{name} is a {type(tensor).__name__}; convert it with mx.array(...)")
+            raise TypeError(f"{name} is {with_article(type(tensor).__name__)}; convert it with mx.array(...)")
         if len(tensor.shape) != 4:
             raise ValueError(f"{name} has shape {tensor.shape}; expected 4 axes: [batch, heads, length, head_dim]")
     if isinstance(value, Int8Rows) and not isinstance(key, Int8Rows):
@@ -109,7 +109,7 @@ def _check_int8(name: str, rows: Int8Rows) -> None:
     """Raises TypeError or ValueError unless the parts of ready-made int8 rows fit each other."""
     for part, array in rows._asdict().items():
         if not isinstance(array, mx.array) and not (part == "means" and array is None):
-            raise TypeError(f"{name}.{part} is a {type(array).__name__}; expected an mx.array")
+            raise TypeError(f"{name}.{part} is {with_article(type(array).__name__)}; expected an mx.array")
     if rows.values.dtype != mx.int8 or rows.scales.dtype != mx.float32:
         raise TypeError(f"{name} has {_name(rows)} and scales {_name(rows.scales)}; expected int8 and float32")
     batch_heads_length, columns = rows.shape[:-1], rows.shape[-1:]
@@ -130,6 +130,11 @@ def check_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The options with Python's numbers. Raises ValueError on an unknown one or a value that it does not take."""
     if options is None:
         return {}
+    if not isinstance(options, Mapping):
+        backend = f'"{options}"' if isinstance(options, str) and options in BACKENDS else "..."
+        raise TypeError(
+            f'kernel_options is {shown(options)}; expected a dict: write kernel_options={{"BACKEND": {backend}}}'
+        )
     checked: dict[str, Any] = {}
     for key, given in options.items():
         if key not in OPTIONS:
@@ -152,8 +157,9 @@ def check_options(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
                 "for the fastest that runs here"
             )
         checked[key] = value
-    if checked.get("NUM_THREADS", 1) < 1:
-        raise ValueError(f"kernel option NUM_THREADS is {checked['NUM_THREADS']}; expected at least 1")
+    if not 1 <= checked.get("NUM_THREADS", 1) < 2**31:
+        expected = "expected at least 1, and less than 2**31"
+        raise ValueError(f"kernel option NUM_THREADS is {checked['NUM_THREADS']}; {expected}")
     return checked
 
 
@@ -169,5 +175,5 @@ def _unknown_option(key: object) -> str:
 
 
 def _nearest(word: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(word, known)
+    return f"; did you mean {near!r}?" if near else ""

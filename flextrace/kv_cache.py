@@ -10,6 +10,7 @@ from flextrace.kernels.quant_types import LEVELS, SMALLEST, Int8Rows
 from flextrace.kernels.scalars import as_int, shown
 from flextrace.kernels.smoothing import mean_of_rows
 from flextrace.kernels.stage_checks import name_of
+from flextrace.tracer.errors import with_article
 
 DTYPES = ("float32", "float16", "bfloat16")
 ENOUGH = 64  # tokens for a mean
@@ -144,7 +145,7 @@ class Int8KV:
     def _check(self, key: mx.array, value: mx.array) -> None:
         for name, rows in (("key", key), ("value", value)):
             if not isinstance(rows, mx.array):
-                raise TypeError(f"{name} is a {type(rows).__name__}; convert it with mx.array(...)")
+                raise TypeError(f"{name} is {with_article(type(rows).__name__)}; convert it with mx.array(...)")
         if key.ndim != 4 or value.ndim != 4 or key.shape[:3] != value.shape[:3] or 0 in (key.shape[3], value.shape[3]):
             raise ValueError(
                 f"key has shape {key.shape}, value {value.shape}; expected [batch, kv_heads, new, head_dim] and "

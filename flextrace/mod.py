@@ -11,10 +11,13 @@ from flextrace.kernels import backend_for
 from flextrace.kernels.cpu.generate import tile_lines
 from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.tracer import Bound, Expr, Kind, Trace, Traces, name_of
+from flextrace.tracer.errors import with_article
 from flextrace.tracer.invariance import shifts_with_score
+from flextrace.tracer.signature import PASSED_AS
 
 from .hole import written_by
 from .portable import function_of, global_name, rendered
+from .wrong_mods import wrong_mod
 
 AnyMod = TypeVar("AnyMod", bound="Mod")
 _traces = Traces()
@@ -33,7 +36,7 @@ class Mod:
         if isinstance(function, Mod):
             function = function.__flextrace_function__
         if not callable(function):
-            raise TypeError(f"@flex.{self.kind} decorates a function, not a {type(function).__name__}")
+            raise TypeError(f"@flex.{self.kind} decorates a function, not {with_article(type(function).__name__)}")
         self.__flextrace_function__: Callable[..., Any] = function
         functools.update_wrapper(self, function)
 
@@ -279,7 +282,8 @@ def as_mod(function: Any, wanted: type[AnyMod], argument: str) -> AnyMod:
     if isinstance(function, wanted):
         return function
     if isinstance(function, Mod):
-        raise TypeError(f"{argument} takes a {wanted.kind}, {function!r} is a {function.kind}")
+        place = PASSED_AS[function.kind]
+        raise TypeError(f"{argument} takes a {wanted.kind}, {function!r} is a {function.kind}: pass it as {place}")
     if not callable(function):
-        raise TypeError(f"{argument} takes a {wanted.kind} function, not a {type(function).__name__}")
+        raise wrong_mod(function, wanted.kind, argument)
     return wanted(function)

@@ -18,6 +18,7 @@ import numpy as np
 
 from flextrace.kernels import Blocks
 from flextrace.kernels.blocks import FULL, PARTIAL, Array
+from flextrace.kernels.registry import needs_values
 from flextrace.tracer import Bound, evaluate
 from flextrace.tracer.bounds import bounds_of
 from flextrace.tracer.expr import leaves
@@ -78,9 +79,17 @@ def _refined(bound: Bound, arrays: list[Array], shape: Shape, block: tuple[int, 
 def captured_arrays(bound: Bound) -> list[Array]:
     """The captured arrays for numpy, which has no bfloat16."""
     found = []
-    for array in bound.arrays:
+    for capture, array in zip(bound.trace.arrays, bound.arrays, strict=True):
         bfloat16 = isinstance(array, mx.array) and array.dtype == mx.bfloat16
-        found.append(np.asarray(array.astype(mx.float32) if bfloat16 else array))
+        try:
+            found.append(np.asarray(array.astype(mx.float32) if bfloat16 else array))
+        except ValueError as error:
+            if not needs_values(error):
+                raise
+            raise ValueError(
+                f"a BlockMask or dense mask needs the values of {capture.name}, which mx.compile and mx.vmap hide; "
+                "make it outside them, or pass the mask_mod itself to flex_attention inside"
+            ) from None
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -15,6 +14,8 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from flextrace.tracer import name_of
+from flextrace.tracer.errors import with_article
+from flextrace.tracer.nearest import nearest
 from flextrace.tracer.signature import count_parameters, underlying
 
 from .block_mask import BlockMask
@@ -157,9 +158,9 @@ def _imported(place: str, load: Callable[[], Any]) -> Any:
 def _offer(owner: Any, missing: str) -> str:
     """What to write instead of a name that is not there."""
     mods = [name for name, value in vars(owner).items() if isinstance(value, Mod)] if hasattr(owner, "__dict__") else []
-    near = difflib.get_close_matches(missing, mods or dir(owner), n=1)
+    near = nearest(missing, mods or dir(owner))
     if near:
-        return f"did you mean {near[0]!r}?"
+        return f"did you mean {near!r}?"
     return f"its mods: {', '.join(mods)}" if mods else "it has no mods: decorate one with @flex.score_mod or mask_mod"
 
 
@@ -169,7 +170,7 @@ def _as_mod(found: Any, target: str) -> ScoreMod | MaskMod:
     if isinstance(found, BlockMask):
         raise ResolveError(f"{target} is a BlockMask; name its function: {target}.mask_mod")
     if not callable(found) or inspect.isclass(found) or underlying(found) is None:
-        raise ResolveError(f"{target} is a {type(found).__name__}, not a mod; name a function")
+        raise ResolveError(f"{target} is {with_article(type(found).__name__)}, not a mod; name a function")
     count = count_parameters(found)
     if _returns_mod(found) or count not in _OF_COUNT:
         takes = "any number of parameters" if count is None else f"{count} parameter{'' if count == 1 else 's'}"

@@ -9,6 +9,7 @@ from typing import Protocol
 import mlx.core as mx
 
 from flextrace.tracer import Trace
+from flextrace.tracer.nearest import nearest
 
 from .call import AttentionCall, Result
 from .stage_types import Stages
@@ -98,7 +99,9 @@ def backend_for(name: str, *, to_run: bool = True) -> Backend:
     backend = _made.get(name)
     if backend is None:
         if name not in BACKENDS:
-            raise ValueError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
+            near = nearest(name, BACKENDS)
+            meant = f"; did you mean {near!r}?" if near else ""
+            raise ValueError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}{meant}")
         backend = BACKENDS[name]()
         reason = backend.unavailable()
         if reason is None:
@@ -120,5 +123,12 @@ def needs_values(error: Exception) -> bool:
 
 
 def chosen_name(option: str | None) -> str | None:
-    """The backend that the caller asked for: kernel_options before FLEXTRACE_BACKEND; None leaves it to us."""
-    return option or os.environ.get("FLEXTRACE_BACKEND") or None
+    """The backend that the caller asked for: kernel_options before FLEXTRACE_BACKEND; None leaves it to us.
+
+    Raises:
+        ValueError: FLEXTRACE_BACKEND names none.
+    """
+    wanted = os.environ.get("FLEXTRACE_BACKEND")
+    if not option and wanted and wanted not in BACKENDS:
+        raise ValueError(f"FLEXTRACE_BACKEND is {wanted!r}; unset it, or choose one of {', '.join(BACKENDS)}")
+    return option or wanted or None

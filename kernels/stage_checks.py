@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 from flextrace.tracer import Bound, Kind, Traces
+from flextrace.tracer.errors import with_article
 from flextrace.tracer.expr import B, H, leaves
 
 from .scalars import as_float, as_int, shown
@@ -25,7 +26,7 @@ def check_tensor(
 ) -> None:
     """x must be an mx.array of floats with `least` to `most` axes; `axes` names them for the message."""
     if not isinstance(x, mx.array):
-        raise TypeError(f"{name} is a {type(x).__name__}; convert it with mx.array(...)")
+        raise TypeError(f"{name} is {with_article(type(x).__name__)}; convert it with mx.array(...)")
     if x.ndim < least or (most is not None and x.ndim > most):
         raise ValueError(f"{name} has shape {x.shape}; expected {axes}")
     if only_float32 and x.dtype != mx.float32:
@@ -100,13 +101,16 @@ def check_blocks(blocks: Any, batch: int, heads: int, q_len: int) -> BlockLists:
     """Lists that fit scores of [batch, heads, q_len, ...]. Their contents are not looked at."""
     if not isinstance(blocks, BlockLists):
         raise TypeError(
-            f"blocks is a {type(blocks).__name__}; expected BlockLists as block_mask gives them (of a BlockMask m: "
-            "BlockLists(m.kv_num_blocks, m.kv_indices, m.full_kv_num_blocks, m.full_kv_indices, *m.BLOCK_SIZE))"
+            f"blocks is {with_article(type(blocks).__name__)}; expected BlockLists as block_mask gives them (of a "
+            "BlockMask m: BlockLists(m.kv_num_blocks, m.kv_indices, m.full_kv_num_blocks, m.full_kv_indices, "
+            "*m.BLOCK_SIZE))"
         )
     check_block_size((blocks.q_block, blocks.kv_block))
     for name, x, axes in zip(BlockLists._fields, blocks[:4], (3, 4, 3, 4), strict=False):
         if not isinstance(x, mx.array) or x.dtype != mx.int32 or x.ndim != axes:
-            shown = f"{name_of(x.dtype)} of shape {x.shape}" if isinstance(x, mx.array) else f"a {type(x).__name__}"
+            shown = (
+                f"{name_of(x.dtype)} of shape {x.shape}" if isinstance(x, mx.array) else with_article(type(x).__name__)
+            )
             raise TypeError(f"blocks.{name} is {shown}; expected an int32 mx.array of {axes} axes")
         b, h, rows = x.shape[:3]
         wanted = -(-q_len // blocks.q_block)
@@ -158,7 +162,7 @@ def bind(mod: Any, kind: Kind, argument: str) -> Bound | None:
         return mod
     if not callable(mod):
         raise TypeError(
-            f"{argument} takes a {kind}: a function, a decorated one or a Bound, not a {type(mod).__name__}"
+            f"{argument} takes a {kind}: a function, a decorated one or a Bound, not {with_article(type(mod).__name__)}"
         )
     return _traces.bind(mod, kind)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .errors import Untraceable
+from .errors import Untraceable, with_article
 from .expr import FALSE, TRUE, DType, Expr, apply, const
 
 INT32 = range(-(2**31), 2**31)
@@ -27,7 +27,7 @@ def lift(value: Any) -> Expr:
     if isinstance(value, (bool, int, float)):
         return const(value)
     raise Untraceable(
-        f"a {type(value).__name__} cannot be combined with a symbolic number",
+        f"{with_article(type(value).__name__)} cannot be combined with a symbolic number",
         "use numbers, booleans and elements of captured arrays",
     )
 

@@ -136,6 +136,11 @@ def element_of(value: Any, path: Path) -> str:
     """The element type of an mlx or numpy array as mlx names it."""
     name = str(value.dtype).removeprefix("mlx.core.")
     name = "bool" if name == "bool_" else name
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        raise Untraceable(
+            f"{path} is an array of {name}, whose bytes lie in the order of other machines",
+            f"turn them outside the mod, {path} = {path}.astype({path}.dtype.newbyteorder('=')), and capture that",
+        )
     if name.startswith("complex") or not hasattr(mx, "bool_" if name == "bool" else name):
         raise Untraceable(
             f"{path} is an array of {name}, which a kernel cannot read",

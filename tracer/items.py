@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import operator
 import types
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from . import build, functions, porting
-from .errors import Untraceable
+from .errors import Untraceable, with_article
 from .expr import IN_KERNEL, Expr
+from .nearest import nearest
 from .objects import CONTAINERS, Objects, is_trusted
 from .paths import as_number_array
 from .values import MLX_DTYPES, NUMBERS, PYTHON_TYPES, ArrayView, Native
@@ -99,6 +99,8 @@ class Items(Objects):
         if isinstance(value, ArrayView):
             return self._element(value, key)
         key = self.number(key)
+        if porting.is_module(value) and self.is_in_kernel(key):
+            raise porting.module_advice(value, str(self.recorder.origin(value)))
         if isinstance(self.number(value), Expr):
             raise Untraceable(f"{value!r} is a number and cannot be indexed", "index a captured array")
         if isinstance(key, Expr) and key.stage == IN_KERNEL and not isinstance(value, dict):
@@ -124,7 +126,7 @@ class Items(Objects):
             dtype = part.dtype if isinstance(part, Expr) else type(part).__name__
             if dtype != "int":
                 raise Untraceable(
-                    f"{view.path} is indexed with a {dtype}, and array indices are integers",
+                    f"{view.path} is indexed with {with_article(dtype)}, and array indices are integers",
                     "convert the index with int(...)",
                 )
             if len(indices) == view.ndim:
@@ -152,11 +154,11 @@ class Items(Objects):
         """A list of numbers indexed by a symbol: a captured one is read as an array, a local one selects."""
         if not isinstance(items, (list, tuple)):
             raise Untraceable(
-                f"a {type(items).__name__} is indexed by {key!r}, which is known only inside the kernel",
+                f"{with_article(type(items).__name__)} is indexed by {key!r}, which is known only inside the kernel",
                 "capture an mx.array instead (mx.array(x)) and index that",
             )
         if key.dtype != "int":
-            raise Untraceable(f"a list is indexed with a {key.dtype}", "convert the index with int(...)")
+            raise Untraceable(f"a list is indexed with {with_article(key.dtype)}", "convert the index with int(...)")
         if self.is_captured(items) and items and all(isinstance(x, (*NUMBERS, np.generic)) for x in items):
             path = self.recorder.origin(items).step("table")
             return self.number(self._element(self.capture(as_number_array(items), path), key))
@@ -174,5 +176,5 @@ class Items(Objects):
 
 
 def _closest(name: str) -> str:
-    close = difflib.get_close_matches(name, {**functions.ARRAY_FUNCTIONS, **functions.MLX_ONLY}, n=1)
-    return f"did you mean mx.{close[0]}?" if close else "check the spelling"
+    near = nearest(name, {**functions.ARRAY_FUNCTIONS, **functions.MLX_ONLY})
+    return f"did you mean mx.{near}?" if near else "check the spelling"

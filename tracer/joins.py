@@ -7,6 +7,7 @@ from typing import Any
 
 from . import build
 from .calls import Calls
+from .errors import with_article
 from .expr import Expr
 from .objects import IMMUTABLE
 from .values import NUMBERS, ArrayView, Conflict
@@ -53,5 +54,5 @@ def _describe(value: Any) -> str:
     if isinstance(value, ArrayView):
         return f"the array {value.path}"
     if isinstance(value, (list, tuple, dict)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+        return f"{with_article(type(value).__name__)} of {len(value)}"
+    return repr(value) if isinstance(value, str) else with_article(type(value).__name__)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import build
-from .errors import Untraceable
+from .errors import Untraceable, with_article
 from .expr import AT_CALL, FALSE, IN_KERNEL, TRUE, Expr
 from .items import Items
 from .objects import FIXED
@@ -57,7 +57,7 @@ class Operators(Items):
             if isinstance(sequence, (list, tuple, str, bytes)):
                 if symbol != "*":
                     raise Untraceable(
-                        f"{symbol} between a {type(sequence).__name__} and the number {other!r}",
+                        f"{symbol} between {with_article(type(sequence).__name__)} and the number {other!r}",
                         "use numbers on both sides",
                     )
                 times = self.concrete(other, "a repeat count")

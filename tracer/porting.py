@@ -81,6 +81,36 @@ class Ported(Untraceable):
                 return
 
 
+class CalledModule(Ported):
+    """A call of a module of mlx.nn, which computes whole arrays."""
+
+    def rewrite(self, call: ast.Call, args: Sequence[ast.expr], alone: bool) -> None:
+        name = ast.unparse(call.func)
+        index = ", ".join(map(ast.unparse, args))
+        words = _module_words(self.called, name, index)
+        self.reason: str = words[0]
+        self.remedy: str = words[1]
+
+
+def is_module(value: Any) -> bool:
+    """Whether a value is one of mlx.nn's own modules."""
+    return any(
+        kind.__module__.startswith("mlx.nn.layers") and kind.__name__ == "Module" for kind in type(value).__mro__
+    )
+
+
+def module_advice(module: Any, name: str) -> Untraceable:
+    """What to write for a module that is called or indexed."""
+    return CalledModule(module, [], *_module_words(module, name, "..."))
+
+
+def _module_words(module: Any, name: str, index: str) -> tuple[str, str]:
+    reason = f"{name} is an nn.{type(module).__name__}, a module that makes arrays, and a mod sees one score at a time"
+    if any(kind.__name__ == "Embedding" for kind in type(module).__mro__):
+        return reason, f"index its weight: {name}.weight[{index}]"
+    return reason, f"compute {name}(...) outside the mod for all positions, and index the result inside it"
+
+
 def is_foreign(function: Any, args: Sequence[Any] = ()) -> bool:
     """Whether a callable computes with arrays that no kernel reads, so that it is refused for plain numbers too."""
     if functions.package_of(function) not in FOREIGN:
@@ -93,6 +123,8 @@ def is_foreign(function: Any, args: Sequence[Any] = ()) -> bool:
 
 def advice(function: Any) -> Untraceable:
     """Why `function` cannot be called on a symbolic number, and what to write instead."""
+    if is_module(function):
+        return module_advice(function, type(function).__name__.lower())
     name, rows = _name(function), _rows_of(function)
     package = functions.package_of(function)
     alias = next((ALIASES[start] for start in ALIASES if functions.module_of(function).startswith(start)), package)

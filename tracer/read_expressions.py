@@ -168,6 +168,8 @@ class ExpressionReader(ContainerReader):
         for keyword in node.keywords:
             value = self.eval(keyword.value, frame)
             kwargs.update(self.values.known(value) if keyword.arg is None else {keyword.arg: value})
+        if function is super and not args and not kwargs:
+            args = self._super_arguments(frame)
         try:
             return self.values.call(function, args, kwargs)
         except Untraceable as error:
@@ -176,6 +178,14 @@ class ExpressionReader(ContainerReader):
             if isinstance(error, Ported) and error.called is function:
                 error.rewrite(node, node.args, _stands_alone(node, frame))
             raise
+
+    def _super_arguments(self, frame: Frame) -> list[Any]:
+        """What Python takes for `super()`: the class that the method stands in, and its first argument."""
+        spec = frame.source.node.args
+        first = next((arg.arg for arg in (*spec.posonlyargs, *spec.args)), None)
+        if frame.home.parent is not None or first is None:
+            raise Untraceable("super() stands in a function inside the method", "call super() in the method itself")
+        return [self.lookup("__class__", frame), frame.home.variables[first]]
 
     def _called(self, node: ast.Call, frame: Frame) -> Any:
         """What a call calls; a method that numbers do not have is reported with the whole call."""

@@ -7,7 +7,7 @@ import builtins
 from collections.abc import Callable
 from typing import Any
 
-from .errors import Untraceable
+from .errors import Untraceable, with_article
 from .frames import Frame
 from .joins import Semantics
 from .paths import Cell
@@ -104,9 +104,11 @@ class NameReader:
     def set_item(self, container: Any, key: Any, value: Any) -> None:
         """`container[key] = value`, for a list or dict that the mod made."""
         if isinstance(container, ArrayView) or not isinstance(container, (list, dict)):
-            kind = "array" if isinstance(container, ArrayView) else type(container).__name__
+            kind = "a captured array"
+            if not isinstance(container, ArrayView):
+                kind = with_article(type(container).__name__)
             raise Untraceable(
-                f"an element of a captured {kind} is set" if kind == "array" else f"an element of a {kind} is set",
+                f"an element of {kind} is set",
                 "a mod must not change what it captures: keep intermediate values in local variables",
             )
         self.values.check_change(container, "setting an element")

@@ -15,6 +15,7 @@ ARGUMENTS: dict[Kind, tuple[str, ...]] = {
     "score_mod": ("score", "b", "h", "q_idx", "kv_idx"),
     "mask_mod": ("b", "h", "q_idx", "kv_idx"),
 }
+PASSED_AS: dict[Kind, str] = {"score_mod": "score_mod", "mask_mod": "block_mask"}
 
 
 def name_of(function: Any) -> str:
@@ -59,8 +60,37 @@ def check_parameters(function: Any, kind: Kind) -> None:
     if count is not None and count != len(wanted):
         raise Untraceable(
             f"a {kind} takes {len(wanted)} arguments ({', '.join(wanted)}), {name_of(function)} takes {count}",
-            f"write def {name_of(function).strip('<>')}({', '.join(wanted)}): ...",
+            _remedy(function, python, kind, count),
         )
+
+
+def _remedy(function: Any, python: types.FunctionType, kind: Kind, count: int) -> str:
+    """What to write for a function that takes `count` arguments, which are not those of its kind."""
+    name, made, wanted = name_of(function), _made_by(python), ", ".join(ARGUMENTS[kind])
+    if made is not None:
+        owner = "flex.mods." if python.__module__.startswith("flextrace.mods.") else ""
+        names = python.__code__.co_varnames[: python.__code__.co_argcount]
+        call = f"{owner}{name}({', '.join(names[: max(1, count)])})"
+        return f"it makes a {made}: call it and pass what it gives as {PASSED_AS[made]}, {call}"
+    write = f"lambda {wanted}: ..." if name == "<lambda>" else f"def {name}({wanted}): ..."
+    first = python.__code__.co_varnames[:1]
+    for other, arguments in ARGUMENTS.items():
+        if other != kind and len(arguments) == count and (other == "score_mod" or first != ("score",)):
+            return f"a function of {count} arguments is a {other}: pass it as {PASSED_AS[other]}; else write {write}"
+    return f"write {write}"
+
+
+def _made_by(factory: types.FunctionType) -> Kind | None:
+    """The kind of mod that a function makes: by what it says that it returns, or by the function inside it."""
+    said = factory.__annotations__.get("return")
+    said = said if isinstance(said, str) else getattr(said, "__name__", "")
+    names: dict[str, Kind] = {"ScoreMod": "score_mod", "MaskMod": "mask_mod"}
+    if said.rpartition(".")[2] in names:
+        return names[said.rpartition(".")[2]]
+    if {*factory.__code__.co_varnames[: factory.__code__.co_argcount]} & {*ARGUMENTS["score_mod"]}:
+        return None
+    inner = {code.co_argcount for code in factory.__code__.co_consts if isinstance(code, types.CodeType)}
+    return next((kind for kind, arguments in ARGUMENTS.items() if len(arguments) in inner), None)
 
 
 def count_parameters(function: Any) -> int | None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .build import cast
 from .captures import Recorder
-from .errors import Place, TraceError, Untraceable
+from .errors import Place, TraceError, Untraceable, with_article
 from .expr import AT_CALL, KV_IDX, Q_IDX, SCORE, B, Expr, H, const, leaves, rebuild, walk
 from .read_statements import StatementReader
 from .reads import ArrayCapture, NumberCapture, Reads
@@ -136,7 +136,10 @@ def _result(result: Any, kind: Kind, name: str) -> Expr:
     if result is None:
         raise Untraceable(f"{name} returns nothing", "end it with a `return`")
     if not isinstance(result, (Expr, bool, int, float)):
-        raise Untraceable(f"{name} returns a {type(result).__name__}", "return one number")
+        remedy = "return one number"
+        if callable(result):
+            remedy += f"; where {name} makes the mod, call it and pass what it gives: {name}(...)"
+        raise Untraceable(f"{name} returns {with_article(type(result).__name__)}", remedy)
     if kind == "score_mod":
         return cast(result, "float")
     if isinstance(result, float) or (isinstance(result, Expr) and result.dtype == "float"):

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from . import build
 from .captures import Recorder
-from .errors import Untraceable
+from .errors import Untraceable, with_article
 from .evaluate import fold
 from .expr import AT_CALL, IN_KERNEL, NOW, Expr, apply, const, leaves, rebuild
 from .paths import Path, Result, plain
@@ -248,8 +248,9 @@ class Values:
             )
         born = self._births.get(id(container), (None, 0))[1]
         if born < self.floor:
+            kind = with_article(type(container).__name__)
             raise Untraceable(
-                f"{what} changes a {type(container).__name__} under a condition known only inside the kernel",
+                f"{what} changes {kind} under a condition known only inside the kernel",
                 "change it on every path, with an element chosen by the condition: xs[i] = x if c else xs[i]",
             )
 

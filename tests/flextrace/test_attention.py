@@ -252,7 +252,7 @@ def ones(*shape: int, dtype: Any = mx.float32) -> mx.array:
 Q = ones(2, 4, 8, 16)
 mx.eval(Q)
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "not an array": ({"query": np.ones((2, 4, 8, 16))}, TypeError, "query is a ndarray; convert it with mx.array"),
+    "not an array": ({"query": np.ones((2, 4, 8, 16))}, TypeError, "query is an ndarray; convert it with mx.array"),
     "three axes": ({"key": ones(4, 8, 16)}, ValueError, r"key has shape \(4, 8, 16\); expected 4 axes"),
     "mixed dtypes": ({"value": ones(2, 4, 8, 16, dtype=mx.float16)}, TypeError, "float32 and float16; make all three"),
     "integers": (
@@ -289,13 +289,13 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "lse and aux": ({"return_lse": True, "return_aux": flex.AuxRequest()}, ValueError, "exclude each other"),
     "aux type": ({"return_aux": {"lse": True}}, TypeError, "return_aux takes an AuxRequest, not a dict"),
-    "score_mod type": ({"score_mod": 3}, TypeError, "score_mod takes a score_mod function, not a int"),
+    "score_mod type": ({"score_mod": 3}, TypeError, "score_mod takes a score_mod function, not an int"),
     "mask as score": (
         {"score_mod": flex.mask_mod(causal)},
         TypeError,
         "score_mod takes a score_mod, <mask_mod causal>",
     ),
-    "block_mask type": ({"block_mask": ones(8, 8)}, TypeError, "block_mask takes a mask_mod function, not a array"),
+    "block_mask type": ({"block_mask": 3}, TypeError, "block_mask takes a mask_mod function, not an int"),
     "block_mask lengths": (
         {"block_mask": flex.create_block_mask(causal, None, None, 9, 9)},
         ValueError,

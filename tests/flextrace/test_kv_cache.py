@@ -312,7 +312,7 @@ def test_shapes_that_do_not_fit(key: Any, value: Any, error: Any, message: str) 
 
 def test_dtypes_that_do_not_fit() -> None:
     cache, _, _ = filled([4], mx.float16)
-    with pytest.raises(TypeError, match=r"key is a ndarray; convert it with mx.array\(...\)"):
+    with pytest.raises(TypeError, match=r"key is an ndarray; convert it with mx.array\(...\)"):
         cache.update(np.zeros((1, 1, 1, 8), np.float32), tokens(1))  # type: ignore[arg-type]
     for key, value in ((mx.float32, mx.float32), (mx.float16, mx.float32), (mx.int32, mx.int32)):
         with pytest.raises(TypeError, match="make them one of float32, float16 and bfloat16"):

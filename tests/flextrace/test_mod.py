@@ -13,6 +13,7 @@ import pytest
 
 import flextrace as flex
 from flextrace.mod import MaskMod, ScoreMod, as_mod
+from flextrace.tracer.errors import with_article
 
 slopes = mx.array([0.5, 0.25])
 
@@ -75,7 +76,7 @@ def test_decorating_twice_is_decorating_once() -> None:
 @pytest.mark.parametrize("value", [3, None, "text", mx.array(1.0)])
 @pytest.mark.parametrize(("decorator", "kind"), [(flex.score_mod, "score_mod"), (flex.mask_mod, "mask_mod")])
 def test_only_functions_are_decorated(decorator: Any, kind: str, value: Any) -> None:
-    with pytest.raises(TypeError, match=f"@flex.{kind} decorates a function, not a {type(value).__name__}"):
+    with pytest.raises(TypeError, match=f"@flex.{kind} decorates a function, not {with_article(type(value).__name__)}"):
         decorator(value)
 
 
@@ -188,7 +189,7 @@ def test_as_mod() -> None:
     assert isinstance(as_mod(plain_mask, MaskMod, "block_mask"), MaskMod)
     with pytest.raises(TypeError, match="block_mask takes a mask_mod, <score_mod alibi> is a score_mod"):
         as_mod(alibi, MaskMod, "block_mask")
-    with pytest.raises(TypeError, match="score_mod takes a score_mod function, not a int"):
+    with pytest.raises(TypeError, match="score_mod takes a score_mod function, not an int"):
         as_mod(3, ScoreMod, "score_mod")
 
 

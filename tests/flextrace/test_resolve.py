@@ -81,7 +81,7 @@ def test_a_file_elsewhere_finds_its_neighbours(folder: Path, monkeypatch: pytest
         ("package.inner:zzz", "it has no mods: decorate one with @flex.score_mod or mask_mod"),
         ("notes:band.modd", "notes.band has no 'modd'; did you mean 'mod'?"),
         ("notes:blocks", "notes:blocks is a BlockMask; name its function: notes:blocks.mask_mod"),
-        ("notes:window", "notes:window is a int, not a mod; name a function"),
+        ("notes:window", "notes:window is an int, not a mod; name a function"),
         ("notes:Band", "is a type, not a mod"),
         ("notes:make_window", "write my_mod = make_window(...) in a module of yours and name MODULE:my_mod"),
         ("notes:make_band", "notes:make_band takes 4 parameters: it is no score_mod"),

@@ -472,7 +472,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "matmul: no array": (
         lambda: matmul(np.ones((2, 3)), A),
         TypeError,
-        "a is a ndarray; convert it with mx.array(...)",
+        "a is an ndarray; convert it with mx.array(...)",
     ),
     "matmul: integers": (lambda: matmul(A, A.astype(mx.int32)), TypeError, "b is int32; make it float32, float16 or"),
     "matmul: one axis": (lambda: matmul(A[0], A), ValueError, "a has shape (3,); expected 2 to 4 axes"),
@@ -513,7 +513,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "score_mod: no function": (
         lambda: score_mod(S, 3),
         TypeError,
-        "score_mod takes a score_mod: a function, a decorated one or a Bound, not a int",
+        "score_mod takes a score_mod: a function, a decorated one or a Bound, not an int",
     ),
     "score_mod: other kind": (
         lambda: score_mod(S, flex.mask_mod(causal)),
@@ -528,7 +528,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "score_mod: blocks": (
         lambda: score_mod(S, blocks=3),
         TypeError,
-        "blocks is a int; expected BlockLists as block_mask",
+        "blocks is an int; expected BlockLists as block_mask",
     ),  # type: ignore[arg-type]
     "softmax: scalar": (lambda: softmax(mx.array(1.0)), ValueError, "x has shape (); expected at least 1 axis"),
     "softmax: dtype of x": (lambda: softmax(A.astype(mx.bfloat16)), TypeError, "x is bfloat16; make it float32"),

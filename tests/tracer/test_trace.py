@@ -782,6 +782,43 @@ def test_callables(name: str) -> None:
     assert not tracer.trace(function, kind).volatile
 
 
+class Base:
+    def __init__(self, scale):
+        self.scale = scale
+
+    def mod(self, score, b, h, q_idx, kv_idx):
+        return score * self.scale - h
+
+
+class Middle(Base):
+    def mod(self, score, b, h, q_idx, kv_idx):
+        return super().mod(score, b, h, q_idx, kv_idx) + kv_idx
+
+    @classmethod
+    def of_class(cls, score, b, h, q_idx, kv_idx):
+        return score - super().__name__ if False else score - len(cls.__mro__)
+
+
+class Last(Middle):
+    def mod(this, score, b, h, q_idx, kv_idx):  # Python takes the first argument, whatever its name
+        if kv_idx > q_idx:
+            score = score * 2
+        return super().mod(score, b, h, q_idx, kv_idx)
+
+
+@pytest.mark.parametrize("function", [Middle(0.5).mod, Last(2.0).mod, Last.of_class], ids=lambda f: f.__qualname__)
+def test_super_without_arguments(function: Any) -> None:
+    agrees(function, "score_mod")
+
+
+def test_super_follows_the_instance_of_each_call() -> None:
+    layer = Last(2.0)
+    mod = flex.score_mod(layer.mod)
+    assert mod.bind().numbers.count(2.0) == 1
+    layer.scale = 3.0
+    assert mod.bind().numbers.count(3.0) == 1 and 2.0 not in mod.bind().numbers
+
+
 def test_a_method_decorated_in_its_class() -> None:
     class Model:
         slope = 0.5
