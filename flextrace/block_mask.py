@@ -280,6 +280,7 @@ def _chosen(given: Any, n: int, name: str) -> Array:
         part = part if part.size else part.astype(int)
     numbers: Array = np.arange(n)
     try:
-        return numbers[part].reshape(-1)
+        kept: Array = numbers[part]
     except IndexError as error:
         raise IndexError(f"{name} has {n} entries: {error}") from None
+    return kept.reshape(-1)

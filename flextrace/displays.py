@@ -148,9 +148,8 @@ def _kernel(mod: Mod, trace: Trace) -> tuple[str, str, str]:
 
 def _backend() -> Backend:
     """As flex_attention chooses it without options."""
-    wanted = chosen_name(None)
     try:
-        return backend_for(wanted or default_name())
+        return backend_for(chosen_name(None) or default_name())
     except (BackendUnavailable, ValueError):
         return backend_for("ops")
 

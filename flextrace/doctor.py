@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from flextrace.cache import CacheError, Store, key_of
 from flextrace.cache_report import REMEDY as CACHE_REMEDY
 from flextrace.kernels import BACKENDS
 from flextrace.kernels.cpu.launch import thread_count
-from flextrace.kernels.cpu.toolchain import REMEDY, find_compiler
+from flextrace.kernels.cpu.toolchain import find_compiler, no_compiler
 from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.printing import output
 
@@ -95,10 +96,10 @@ def environment() -> Iterator[Check]:
 
 def _chosen_backend() -> Check:
     """The backend of a call that asks for none."""
-    wanted = chosen_name(None)
-    if wanted is not None and wanted not in BACKENDS:
-        remedy = f"unset FLEXTRACE_BACKEND, or choose one of {', '.join(BACKENDS)}"
-        return Check("system", "backend", FAILED, f"FLEXTRACE_BACKEND is {wanted!r}: {remedy}")
+    try:
+        wanted = chosen_name(None)
+    except ValueError as error:
+        return Check("system", "backend", FAILED, str(error))
     return Check("system", "backend", OK, f"{wanted or default_name()}{', by FLEXTRACE_BACKEND' if wanted else ''}")
 
 
@@ -149,15 +150,15 @@ def _compiler(name: str, find: Callable[[], tuple[str, str]]) -> Check:
 def _cpu_compiler() -> tuple[str, str]:
     found = find_compiler(os.environ.get("CXX"))
     if found is None:
-        raise RuntimeError(REMEDY)
-    return found.path, found.version()
+        raise RuntimeError(no_compiler(os.environ.get("CXX")))
+    return shlex.join([found.path, *found.words]), found.version()
 
 
 def _simulator_compiler() -> tuple[str, str]:
     from flextrace.kernels.simulator.build import compiler
 
     found = compiler()
-    return found.path, found.version()
+    return shlex.join([found.path, *found.words]), found.version()
 
 
 def cache_health() -> Iterator[Check]:

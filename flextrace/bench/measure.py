@@ -46,11 +46,11 @@ def medians_ms(runs: Mapping[str, Run | None]) -> dict[str, float | None]:
 
 def peak_gflops(threads: int) -> float:
     """float32 multiply-adds per second that this machine reaches on registers, on all threads at once (best of 5)."""
-    from flextrace.kernels.cpu.toolchain import REMEDY, find_compiler
+    from flextrace.kernels.cpu.toolchain import find_compiler, no_compiler
 
     compiler = find_compiler(os.environ.get("CXX"))
     if compiler is None:
-        raise RuntimeError(f"no C++ compiler; {REMEDY}")
+        raise RuntimeError(no_compiler(os.environ.get("CXX")))
     import flextrace.kernels.cpu as cpu
 
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ from ..mods import describe, expressions, state_in_memory
 from .generate import Keys, kernel_source
 from .launch import MAX_NDIM, Kernel, keys_of, load
 from .stages import CpuStages
-from .toolchain import REMEDY, Compiler, find_compiler
+from .toolchain import Compiler, find_compiler, no_compiler
 
 LIBRARY, SOURCE = "kernel.so", "kernel.cpp"
 
@@ -42,7 +42,7 @@ class CpuBackend:
     def unavailable(self) -> str | None:
         if self._compiler() is not None:
             return None
-        return f"the cpu backend found no C++ compiler; {REMEDY}"
+        return f"the cpu backend found {no_compiler(os.environ.get('CXX'))}"
 
     @staticmethod
     def _compiler() -> Compiler | None:
@@ -108,7 +108,7 @@ class CpuBackend:
 
         def build(folder: Path) -> dict[str, Any]:
             (folder / SOURCE).write_text(text, encoding="ascii")
-            command = compiler.build(folder / SOURCE, folder / LIBRARY)
+            compiler.build(folder / SOURCE, folder / LIBRARY)
             self.compiled += 1
             return {
                 "backend": self.name,
@@ -117,7 +117,7 @@ class CpuBackend:
                 "score_mod": None if score_mod is None else describe(score_mod),
                 "mask_mod": None if mask_mod is None else describe(mask_mod),
                 "compiler": compiler.version(),
-                "flags": command[1 : 1 + len(compiler.flags)],
+                "flags": [*compiler.words, *compiler.flags],
                 "mlx": importlib.metadata.version("mlx"),
             }
 

@@ -26,6 +26,7 @@ from .generate import Keys
 
 DTYPES = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2}
 MAX_NDIM = 8
+MOST_THREADS = 2**31 - 1  # that may be asked for; far fewer ever start
 # The structs of params.h, field by field.
 PARAMS = struct.Struct(
     "=3Q"  # q, k, v
@@ -56,9 +57,12 @@ def thread_count() -> int:
     """
     wanted = os.environ.get("FLEXTRACE_NUM_THREADS")
     if wanted:
-        if not wanted.isdigit() or int(wanted) < 1:
+        digits = wanted.strip().lstrip("0")
+        if not (digits.isascii() and digits.isdigit()):
             raise ValueError(f"FLEXTRACE_NUM_THREADS={wanted!r} is not a positive number; unset it or write one")
-        return int(wanted)
+        if len(digits) > 10 or int(digits) > MOST_THREADS:
+            raise ValueError(f"FLEXTRACE_NUM_THREADS={wanted!r} is more than {MOST_THREADS}; unset it or write less")
+        return int(digits)
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -58,17 +58,21 @@ class Library:
 
 def compiler() -> Compiler:
     """The g++ that builds kernels. Raises SimulatorUnavailable."""
-    wanted = os.environ.get("CXX")
+    wanted = os.environ.get("CXX", "").strip()
     for name in [wanted] if wanted else ["g++", "c++"]:
         found = find_compiler(name)
-        if found is not None and _is_recent_gcc(found.path):
-            return replace(found, flags=())
-    raise SimulatorUnavailable(f"the simulator found no g++ 12 or later; {REMEDY}")
+        if found is not None and _is_recent_gcc(found):
+            return replace(found, flags=(), chosen=wanted)
+    why = f": CXX={wanted!r} is none" if wanted else ""
+    raise SimulatorUnavailable(f"the simulator found no g++ 12 or later{why}; {REMEDY}")
 
 
 @functools.cache
-def _is_recent_gcc(path: str) -> bool:
-    done = subprocess.run([path, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True, check=False)
+def _is_recent_gcc(found: Compiler) -> bool:
+    try:
+        done = found.run(["-dM", "-E", "-x", "c++", os.devnull])
+    except CompileError:  # a file that is no program
+        return False
     version = re.search(r"#define __GNUC__ (\d+)", done.stdout)
     return "__clang__" not in done.stdout and version is not None and int(version[1]) >= 12
 
@@ -150,7 +154,7 @@ def places(library: str, address: int) -> list[tuple[str, int]]:
     if tool is None or address <= 0:
         return []
     command = [tool, "-i", "-e", library, hex(address - 1)]  # the call itself lies before its return address
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     found = []
     for line in done.stdout.splitlines():
         matched = re.match(r"(.*):(\d+)", line)

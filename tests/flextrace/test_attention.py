@@ -390,7 +390,9 @@ def test_without_a_compiler_ops_runs_and_says_so_once(
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     q, k, v = tensors()
-    with pytest.warns(flex.FlextraceWarning, match=r"found no C\+\+ compiler; install a C\+\+17 compiler") as caught:
+    with pytest.warns(
+        flex.FlextraceWarning, match=r"found no C\+\+ compiler: CXX='no-such-compiler' names no"
+    ) as caught:
         close(flex.flex_attention(q, k, v), reference.attention(q, k, v)[0])
         flex.flex_attention(q, k, v)
     assert len(caught) == 1
@@ -398,9 +400,28 @@ def test_without_a_compiler_ops_runs_and_says_so_once(
         flex.flex_attention(q, k, v, kernel_options=options("cpu"))
 
 
+JUNK = {"\u00b2": "is not a positive number", "\u0663": "is not a positive", " ": "is not a positive", "-1": "is not a"}
+JUNK |= {str(2**70): "is more than 2147483647", "9" * 5000: "is more than 2147483647", "\udcff": "is not a positive"}
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=lambda text: ascii(text)[:12])
+def test_no_number_of_threads_ends_in_another_error(monkeypatch: pytest.MonkeyPatch, junk: str) -> None:
+    monkeypatch.setenv("FLEXTRACE_NUM_THREADS", junk)
+    with pytest.raises(ValueError, match="^FLEXTRACE_NUM_THREADS='.*" + JUNK[junk]):
+        flex.flex_attention(Q, Q, Q, kernel_options={"BACKEND": "cpu"})
+
+
+@pytest.mark.parametrize("count", [2**31, 2**63, 2**70])
+def test_more_threads_than_a_kernel_counts_are_refused(count: int) -> None:
+    with pytest.raises(ValueError, match=f"NUM_THREADS is {count}; expected at least 1, and less than 2..31"):
+        flex.flex_attention(Q, Q, Q, kernel_options={"NUM_THREADS": count})
+
+
 def test_backend_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXTRACE_BACKEND", "nonsense")
-    with pytest.raises(ValueError, match="unknown backend 'nonsense'"):
+    with pytest.raises(
+        ValueError, match="FLEXTRACE_BACKEND is 'nonsense'; unset it, or choose one of metal, simulator, cpu, ops"
+    ):
         flex.flex_attention(Q, Q, Q)
     monkeypatch.setenv("FLEXTRACE_BACKEND", "ops")
     mx.compile(lambda x: flex.flex_attention(x, x, x))(Q)  # no notice: ops was asked for

@@ -247,6 +247,13 @@ def test_a_cache_that_cannot_be_written_to_is_not_available(tmp_path: Path, monk
     assert checks["writing"].status == "not available" and "temporary folder" in checks["writing"].detail
 
 
+def test_compilers_are_named_with_the_words_of_cxx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "env g++ -g1")
+    checks = {check.name: check for check in doctor.environment()}
+    for name in ("C++ compiler", "g++ of the simulator"):
+        assert checks[name].status == "ok" and re.match(r"/.*/env g\+\+ -g1, .*[0-9]", checks[name].detail)
+
+
 def test_without_a_compiler_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     checks = {check.name: check for check in doctor.environment()}

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import flextrace as flex
-from flextrace import kernels
+from flextrace import doctor, kernels
+from flextrace.cache import Store
 from flextrace.kernels import AttentionCall, backend_for
 from flextrace.kernels.assemble import assemble
 from flextrace.kernels.cpu import CompileError, toolchain
@@ -143,7 +144,7 @@ def fake_compiler(folder: Path, body: str) -> str:
 @pytest.mark.parametrize(
     "body, message",
     [
-        ("exit 0", r"c\+\+ ended with status 0 and wrote no .*kernel.so"),
+        ("exit 0", r"c\+\+, of CXX=.*, ended with status 0 and wrote no .*kernel.so"),
         ("echo junk > $out", "the compiled kernel cannot be loaded: .* name another C.. compiler in CXX"),
         (f"cp {next(Path('/').glob('usr/lib/*/libm.so.6'), '')} $out", "cannot be loaded: .*flextrace_attention.*CXX"),
     ],
@@ -162,6 +163,81 @@ def test_a_compiler_that_ends_well_without_a_kernel_is_told_and_keeps_nothing(
         assert list(fresh_cache.glob("kernels/*/*")) == []
     monkeypatch.delenv("CXX")
     assert mx.all(flex.flex_attention(q, q, q, kernel_options={"BACKEND": "cpu"}) == 1)
+
+
+def script(path: Path, body: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("form", ["{wrapper} c++", "{wrapper} -v 'c++'  -DALSO=1", "{spaced}", " {wrapper}  c++ "])
+def test_cxx_is_read_as_make_reads_it(
+    fresh_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """A program before the compiler, options behind it, and a path with a space in it, which make cannot take."""
+    log = tmp_path / "log"
+    wrapper = script(tmp_path / "ccache", f'echo "$@" >> "{log}"\n[ "$1" = -v ] && shift\nexec "$@"')
+    spaced = script(tmp_path / "a folder" / "c++", f'echo c++ "$@" >> "{log}"\nexec c++ "$@"')
+    monkeypatch.setenv("CXX", form.format(wrapper=wrapper, spaced=spaced))
+    q = mx.ones((1, 1, 4, 8))
+    assert mx.all(flex.flex_attention(q, q, q, kernel_options={"BACKEND": "cpu"}) == 1)
+    assert "-o" in log.read_text() and ("-DALSO=1" in log.read_text()) is ("ALSO" in form)
+    (entry,) = Store().entries()
+    assert ("-DALSO=1" in entry.manifest["flags"]) is ("ALSO" in form) and "-O2" in entry.manifest["flags"]
+
+
+def test_the_fingerprint_follows_what_a_wrapper_runs(tmp_path: Path) -> None:
+    wrapper, first = script(tmp_path / "ccache", 'exec "$@"'), script(tmp_path / "first", "exit 0")
+    found = {name: toolchain.find_compiler(f"{wrapper} {name}") for name in (str(first), "c++", "c++ -m64")}
+    assert None not in found.values() and len({c.fingerprint for c in found.values() if c is not None}) == 3
+    toolchain.find_compiler.cache_clear()
+    script(first, "exit 0 # another version")
+    again = toolchain.find_compiler(f"{wrapper} {first}")
+    assert again is not None and again.fingerprint != found[str(first)].fingerprint  # type: ignore[union-attr]
+    toolchain.find_compiler.cache_clear()
+
+
+UNUSABLE = {
+    "not there": ("no-such-compiler -m64", "found no C.. compiler: CXX='no-such-compiler -m64' names no program that"),
+    "a quote left open": ("c++ '-m64", 'found no C.. compiler: CXX="c.. \'-m64" names no program that can be run'),
+    "a folder": ("/usr/bin", "found no C.. compiler: CXX='/usr/bin' names no program that can be run"),
+    "no compiler": ("false -x", "false, of CXX='false -x', failed .1.:"),
+    "no program": ("{garbage}", "cannot run .*garbage, of CXX='.*garbage',: .*; unset CXX, or name a C..17 compiler"),
+    "an option it lacks": ("c++ --no-such-option", "of CXX='c.. --no-such-option', failed .1.:\n.*no-such-option"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_an_unusable_cxx_is_named_with_its_value(
+    fresh_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    value, message = UNUSABLE[case]
+    garbage = tmp_path / "garbage"
+    garbage.write_bytes(b"\x7fELF no program")
+    garbage.chmod(0o755)
+    monkeypatch.setenv("CXX", value.format(garbage=garbage))
+    q = mx.ones((1, 1, 4, 8))
+    with pytest.raises((flex.BackendUnavailable, CompileError), match=message):
+        flex.flex_attention(q, q, q, kernel_options={"BACKEND": "cpu"})
+    checks = {check.name: check for check in doctor.environment()}
+    assert checks["C++ compiler"].status == ("ok" if case in ("no compiler", "an option it lacks") else "not available")
+
+
+def test_a_blank_cxx_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert toolchain.find_compiler("  ") == toolchain.find_compiler(None)
+
+
+def test_a_compilers_words_in_another_encoding_are_shown(tmp_path: Path) -> None:
+    """Latin-1, as a compiler speaks in such a locale, or quotes from a source."""
+    speaker = script(tmp_path / "c++", "printf 'erreur: d\\351clar\\351\\n' >&2; printf '\\377 1.0\\n'; exit 1")
+    compiler = toolchain.find_compiler(str(speaker))
+    assert compiler is not None
+    (tmp_path / "a.cpp").write_text("int a;")
+    with pytest.raises(CompileError, match="erreur: d\ufffdclar\ufffd"):
+        compiler.build(tmp_path / "a.cpp", tmp_path / "a.so")
+    assert compiler.version() == "\ufffd 1.0"
 
 
 # ---- disk ----------------------------------------------------------------------------------------------------------
