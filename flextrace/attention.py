@@ -154,7 +154,7 @@ def flex_attention(
         attends to nothing gives 0, with lse and max_scores -inf.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit, before any work.
+        TypeError, ValueError: arguments that do not fit, before any work; also captured arrays that are too short.
         TraceError: a mod cannot become a kernel; the message shows its line.
         OverflowError: a captured integer does not fit int32. (Of an array that mx.compile or mx.vmap replaces nobody
             sees the values: they are taken modulo 2**32.)
@@ -193,6 +193,10 @@ def flex_attention(
         block_mask.check_lengths(query, key)
         mask_function, blocks = block_mask.mask_mod, block_mask.blocks
     mask = None if mask_function is None else as_mod(mask_function, MaskMod, "block_mask").bind()
+    sizes = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    for bound in (score, mask):
+        if bound is not None:
+            bound.check_sizes(sizes)
     call = AttentionCall(
         query,
         elements(key),

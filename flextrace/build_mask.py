@@ -33,6 +33,7 @@ def create_mask(mask_mod: Callable[..., Any], B: int | None, H: int | None, Q_LE
 
     Raises:
         TraceError: the mask_mod cannot be traced.
+        ValueError: a captured array is too short for these sizes.
 
     Example:
         >>> import flextrace as flex
@@ -42,6 +43,7 @@ def create_mask(mask_mod: Callable[..., Any], B: int | None, H: int | None, Q_LE
     """
     B, H, Q_LEN, KV_LEN = _sizes(B=B, H=H, Q_LEN=Q_LEN, KV_LEN=KV_LEN)
     bound = as_mod(mask_mod, MaskMod, "mask_mod").bind()
+    bound.check_sizes((B or 1, H or 1, Q_LEN, KV_LEN))
     values = {
         "b": np.arange(B or 1).reshape(-1, 1, 1, 1),
         "h": np.arange(H or 1).reshape(1, -1, 1, 1),
@@ -74,7 +76,8 @@ def create_block_mask(
 
     Raises:
         TraceError: the mask_mod cannot be traced.
-        ValueError: a size is not positive, or B or H is None though the mask reads b or h.
+        ValueError: a size is not positive, B or H is None though the mask reads b or h, or a captured array is
+            too short for these sizes.
 
     Example:
         >>> import flextrace as flex

@@ -41,7 +41,7 @@ def mod_html(mod: Mod) -> str:
     source = _labelled("source", highlighted(user_source(mod), "python"), "wide")
     try:
         bound = mod.bind()
-    except (TraceError, ArithmeticError) as error:
+    except (TraceError, ArithmeticError, ValueError) as error:
         wrong = "cannot be traced" if isinstance(error, TraceError) else "a captured number cannot be used"
         return display(_head(mod, wrong), source, f'<pre class="error">{escape(str(error))}</pre>')
     trace = bound.trace
@@ -180,7 +180,11 @@ def _mask_picture(mod: MaskMod, bound: Bound) -> tuple[str, str]:
     spans = [3 * abs(value) for value in numbers] + [int(array.shape[-1]) for array in bound.arrays if array.ndim == 1]
     shortest, longest = PICTURE_LENGTHS
     length = min(max([shortest, *spans]), longest)
-    cells = mask_cells(mod, length, length, 0, 0, (64, 64))
+    length = bound.trace.array_sizes.fitting(bound.arrays, bound.numbers, length)
+    try:
+        cells = mask_cells(mod, length, length, 0, 0, (64, 64))
+    except ValueError as error:  # it reads past the end of an array wherever it is
+        return "no picture", f'<pre class="error">{escape(str(error))}</pre>'
     return f"first {length} rows and keys", states_svg(cells.states, 160, "what the mask keeps")
 
 

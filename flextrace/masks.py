@@ -12,6 +12,7 @@ import numpy as np
 
 from flextrace.kernels import Blocks
 from flextrace.kernels.blocks import FULL, PARTIAL, Array
+from flextrace.tracer import Start
 
 from .mod import MaskMod, as_mod
 
@@ -56,7 +57,7 @@ def or_masks(*masks: Callable[..., Any]) -> MaskMod:
 def shift_mask(mask: MaskMod, q_from: int) -> MaskMod:
     """The mask whose row 0 is row q_from of `mask`; shifts of shifts are one shift."""
     origin, before = mask.shifted_from or (mask, 0)
-    start = before + q_from
+    start = Start(before + q_from)
     if start == 0:
         return origin
 

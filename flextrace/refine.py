@@ -36,7 +36,12 @@ _lock = threading.Lock()
 
 
 def refine(bound: Bound, shape: Shape, block: tuple[int, int]) -> Blocks:
-    """The blocks of a mask over (B, H, q_len, kv_len); remembered by expression, captured values, lengths."""
+    """The blocks of a mask over (B, H, q_len, kv_len); remembered by expression, captured values, lengths.
+
+    Raises:
+        ValueError: a captured array is too short for this shape.
+    """
+    bound.check_sizes(shape)
     arrays = captured_arrays(bound)
     if any(_is_dense(array, shape) for array in arrays):
         return _refined(bound, arrays, shape, block)

@@ -153,6 +153,9 @@ def score_mod(
     """
     check_tensor("scores", scores, "4 axes: [batch, heads, q_len, kv_len]", least=4, most=4, only_float32=True)
     score, mask = bind(score_mod, "score_mod", "score_mod"), bind(mask_mod, "mask_mod", "mask_mod")
+    for bound in (score, mask):
+        if bound is not None:
+            bound.check_sizes((scores.shape[0], scores.shape[1], scores.shape[2], scores.shape[3]))
     lists = None if blocks is None else check_blocks(blocks, *scores.shape[:3])
     inputs = [scores, *_captured(score), *_captured(mask)]
     return _run("score_mod", backend, inputs, lambda stages: [stages.score_mod(scores, score, mask, lists)])[0]
@@ -238,6 +241,7 @@ def block_mask(
     batch, heads = (check_size(name, 1 if n is None else n, 1) for name, n in (("B", B), ("H", H)))
     lengths = check_size("q_len", q_len, 0), check_size("kv_len", kv_len, 0)
     size = check_block_size(block_size)
+    bound.check_sizes((batch, heads, *lengths))
 
     def compute(stages: Stages) -> Sequence[mx.array]:
         return stages.block_mask(bound, batch, heads, *lengths, size)[:4]

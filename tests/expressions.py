@@ -422,7 +422,7 @@ TABLES: dict[str, np.ndarray] = {
     "ints": np.array([3, -1, 0, INT_MAX, INT_MIN, 17, 2], np.int32),
     "grid": np.array([[0.5, -0.0, 3e38], [np.inf, -2.25, 1e-40]], np.float32),
     "flags": np.array([True, False, False, True, True]),
-    "edges": np.array(INT_CONSTANTS, np.int32),
+    "edges": np.resize(np.array(INT_CONSTANTS, np.int32), len(USUAL) + len(EXTREME)),  # as many as of the next
     "reals": np.array([*USUAL, *EXTREME], np.float32),
 }
 
@@ -517,15 +517,17 @@ class Program:
         printer.text(f"<program {self.name}>")  # hypothesis: the failure itself shows the text
 
 
+KNOWN_ERRORS = "integer division or modulo by|negative shift count|shift with the negative count"
+KNOWN_ERRORS += "|entries along axis .* (outside of it|make it longer)"
+
+
 @contextlib.contextmanager
 def rejecting_known_errors() -> Iterator[None]:
-    """Leaves out a program whose divisor or shift count turns out, by a choice that is known, to be a bad constant."""
+    """Leaves out a program with a divisor, a shift count or an index that turns out to be known, and a bad one."""
     try:
         yield
     except (TraceError, ValueError, ZeroDivisionError) as error:
-        if not re.search(
-            "integer division or modulo by|negative shift count|shift with the negative count", str(error)
-        ):
+        if not re.search(KNOWN_ERRORS, str(error)):
             raise
         reject()
 
@@ -652,16 +654,20 @@ class Writer:
             return f"sum(({self.expr('int', depth)}, {self.operand('bool', depth)}, {self.operand('int', depth)}))"
         return f"sum(({self.expr('int', depth)}) * i + i for i in range({self.choose((1, 3, 4))}))"
 
+    def place(self, depth: int) -> str:
+        """An index of a captured array. One that is exactly q_idx, ... or a constant must be inside, as in Python; only
+        what a mod computes is clamped."""
+        return f"({self.expr('int', depth)} {self.choose('+-')} 1)"
+
     def int_load(self, depth: int) -> str:
-        return f"ints[{self.expr('int', depth)}]"
+        return f"ints[{self.place(depth)}]"
 
     def bool_load(self, depth: int) -> str:
-        return f"flags[{self.expr('int', depth)}]"
+        return f"flags[{self.place(depth)}]"
 
     def float_load(self, depth: int) -> str:
-        row = self.expr("int", depth)
-        # A constant beyond the array is an error, as in Python; only what a mod computes is clamped.
-        column = self.int_constant((0, 1, 2, -1, -3)) if self.chance(3) else self.expr("int", depth)
+        row = self.place(depth)
+        column = self.int_constant((0, 1, 2, -1, -3)) if self.chance(3) else self.place(depth)
         return self.choose((f"grid[{row}, {column}]", f"grid[{row}][{column}]"))
 
     def float_binary(self, depth: int) -> str:

@@ -7,7 +7,7 @@ from .emit import Emitted, Language, emit, show
 from .errors import Place, TraceError, Untraceable
 from .evaluate import evaluate
 from .expr import OPS, Expr, leaves
-from .reads import ArrayCapture, NumberCapture
+from .reads import ArrayCapture, NumberCapture, Start
 from .signature import Kind, count_parameters, name_of, underlying
 from .simplify import simplify
 from .source import source_of
@@ -27,6 +27,7 @@ __all__ = [
     "Language",
     "NumberCapture",
     "Place",
+    "Start",
     "Trace",
     "TraceError",
     "Traces",

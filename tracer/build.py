@@ -11,7 +11,7 @@ from typing import Any
 from .errors import Untraceable, with_article
 from .expr import FALSE, TRUE, DType, Expr, apply, const
 
-INT32 = range(-(2**31), 2**31)
+INT32 = range(-(2**31), 2**31)  # ask it of an int itself: it looks through all its numbers for a subclass
 ZERO = const(0)
 
 
@@ -19,7 +19,7 @@ def lift(value: Any) -> Expr:
     """A Python number as a constant; an Expr as itself."""
     if isinstance(value, Expr):
         return value
-    if isinstance(value, int) and value not in INT32:
+    if isinstance(value, int) and int(value) not in INT32:
         raise Untraceable(
             f"the integer {value} does not fit int32, the integer type of kernels",
             f"write it as a float ({value}.0) or keep it within [-2**31, 2**31)",
@@ -163,7 +163,7 @@ def _against_constant(op: str, a: Any, b: Any) -> Expr | None:
             continue
         if isinstance(number, float) and not math.isfinite(number):
             return None
-        if not isinstance(number, float) and number in INT32:
+        if not isinstance(number, float) and int(number) in INT32:
             return None
         if op in ("eq", "ne"):
             if number == int(number) and int(number) in INT32:

@@ -17,7 +17,7 @@ from .build import INT32
 from .errors import Untraceable
 from .expr import DType
 from .paths import Held, Path
-from .reads import NUMBER_CHECKS, ArrayCapture, NumberCapture, Reads, equals, every, has_int32_axes, is_array
+from .reads import NUMBER_CHECKS, ArrayCapture, NumberCapture, Reads, Start, equals, every, has_int32_axes, is_array
 
 ARRAY_TYPES = (mx.array, np.ndarray)
 
@@ -63,12 +63,12 @@ class Recorder:
 
     def number_slot(self, value: bool | int | float, path: Path) -> tuple[int, DType]:
         dtype: DType = "bool" if isinstance(value, bool) else "int" if isinstance(value, int) else "float"
-        if dtype == "int" and value not in INT32 and path.kind != "result":
+        if dtype == "int" and int(value) not in INT32 and path.kind != "result":
             raise Untraceable(
                 f"the captured integer {path} = {value} does not fit int32, the integer type of kernels",
                 f"make it a float ({value}.0) or keep it within [-2**31, 2**31)",
             )
-        self.numbers.append((NumberCapture(str(path), dtype), path))
+        self.numbers.append((NumberCapture(str(path), dtype, isinstance(value, Start)), path))
         self.number_values.append(value)
         path.check("type", NUMBER_CHECKS[dtype])
         return len(self.numbers) - 1, dtype

@@ -24,10 +24,18 @@ class ArrayCapture:
 
 @dataclass(frozen=True)
 class NumberCapture:
-    """A Python number that a kernel reads at run time, as bool, int (int32) or float (float32)."""
+    """A Python number that a kernel reads at run time, as bool, int (int32) or float (float32).
+
+    is_start: whether it says from which position on an index is counted.
+    """
 
     name: str
     dtype: DType
+    is_start: bool = False
+
+
+class Start(int):
+    """A captured int that an index is counted from: `index + start` is an index as `index` itself is."""
 
 
 @dataclass(frozen=True)

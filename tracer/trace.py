@@ -6,6 +6,7 @@ made anew when a check (a type, a length, a number that decided a branch) no lon
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import types
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .array_sizes import ArraySizes, Sizes
 from .build import cast
 from .captures import Recorder
 from .errors import Place, TraceError, Untraceable, with_article
@@ -46,6 +48,12 @@ class Trace:
         """The user's function as canonical text."""
         return "" if self.code is None else canonical_source(self.code)
 
+    @functools.cached_property
+    def array_sizes(self) -> ArraySizes:
+        """Which sizes of a call the captured arrays are long enough for."""
+        starts = [slot for slot, number in enumerate(self.numbers) if number.is_start]
+        return ArraySizes(self.name, self.expr, self.arrays, starts)
+
     def holds_for(self, function: Any) -> bool:
         """Whether every fact that the trace relied on is still so for `function`."""
         return self.reads.objects(function) is not None
@@ -77,6 +85,10 @@ class Bound(NamedTuple):
     trace: Trace
     arrays: list[Any]
     numbers: list[bool | int | float]
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Raises ValueError where a captured array is too short for (batch, query heads, q_len, kv_len)."""
+        self.trace.array_sizes.check(self.arrays, self.numbers, sizes)
 
 
 def trace(function: Callable[..., Any], kind: Kind) -> Trace:

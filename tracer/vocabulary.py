@@ -47,7 +47,10 @@ FORMS: dict[str, tuple[str, str]] = {  # what the reader dispatches on -> how it
     "IfExp": ("score if q_idx > 3 else 0.0", ""),
     "NamedExpr": ("(d := q_idx - kv_idx)", ""),
     "Attribute": ("config.slope", ""),
-    "Subscript": ("slopes[h]", "arrays and lists by any int; indices wrap once, then stay inside"),
+    "Subscript": (
+        "slopes[h]",
+        "arrays and lists by any int; indices wrap once, computed ones then stay inside, others must be inside",
+    ),
     "Slice": ("xs[1:]", "of lists and tuples"),
     "Call": ("helper(score, *xs)", "of what is listed here and of functions written in Python"),
     "Lambda": ("lambda x: x + 1", ""),

@@ -54,11 +54,11 @@ def alibi(slopes: Any, symmetric: bool = False) -> ScoreMod:
         score + (array0[h] * float((kv_idx - q_idx)))
     """
     heads = as_int(slopes, "slopes")
-    per_head = reals("slopes", slopes, (1,), "[query_heads]") if heads is None else alibi_slopes(heads)
+    slopes = reals("slopes", slopes, (1,), "[query_heads]") if heads is None else alibi_slopes(heads)
 
     @score_mod
     def alibi(score: float, b: int, h: int, q_idx: int, kv_idx: int) -> Any:
-        return score + per_head[h] * (-abs(q_idx - kv_idx) if symmetric else kv_idx - q_idx)
+        return score + slopes[h] * (-abs(q_idx - kv_idx) if symmetric else kv_idx - q_idx)
 
     return alibi
 

@@ -26,6 +26,8 @@ def document_starts(offsets: Array) -> mx.array:
 def document_ids(offsets: Any) -> mx.array:
     """Offsets of packed documents -> the document of each token, int32 [offsets[-1]].
 
+    Padding after the last document has no entry; `document(offsets=...)` knows of it.
+
     Args:
         offsets: integers [documents + 1], running totals of the lengths from 0 on (also known as cu_seqlens).
 
@@ -46,9 +48,11 @@ def document(ids: Any = None, kv_ids: Any = None, *, offsets: Any = None) -> Mas
     """Tokens see their own document: ids[q_idx] == kv_ids[kv_idx].
 
     Args:
-        ids: integers [q_len] or [B, q_len], the document of each query; sorted ids skip most tiles.
+        ids: integers [q_len] or [B, q_len], the document of each query; sorted ids skip most tiles. Padding is a
+            document of its own: give it a number that no other has.
         kv_ids: the same for keys; None for `ids`.
-        offsets: instead of ids, integers [documents + 1]: running totals of the documents' lengths from 0 on.
+        offsets: instead of ids, integers [documents + 1]: running totals of the documents' lengths from 0 on. Tokens
+            from offsets[-1] on are padding: they see nothing (a row of zeros), and nothing sees them.
 
     Raises:
         ValueError: neither or both of ids and offsets are given, or a shape does not fit.
@@ -68,15 +72,27 @@ def document(ids: Any = None, kv_ids: Any = None, *, offsets: Any = None) -> Mas
     """
     if (ids is None) == (offsets is None) or (offsets is not None and kv_ids is not None):
         raise ValueError("document takes ids (and kv_ids where keys differ), or offsets=, not both and not neither")
+    if offsets is not None:
+        return _packed_documents(document_ids(offsets))
     shape = "[length] or [B, length]"
-    q_ids = document_ids(offsets) if ids is None else integers("ids", ids, (1, 2), shape)
-    kv_ids = q_ids if kv_ids is None else integers("kv_ids", kv_ids, (1, 2), shape)
+    ids = integers("ids", ids, (1, 2), shape)
+    kv_ids = ids if kv_ids is None else integers("kv_ids", kv_ids, (1, 2), shape)
 
     @mask_mod
     def document(b: int, h: int, q_idx: int, kv_idx: int) -> Any:
-        q_row = q_ids[b] if q_ids.ndim == 2 else q_ids
+        q_row = ids[b] if ids.ndim == 2 else ids
         kv_row = kv_ids[b] if kv_ids.ndim == 2 else kv_ids
         return q_row[q_idx] == kv_row[kv_idx]
+
+    return document
+
+
+def _packed_documents(ids: mx.array) -> MaskMod:
+    tokens = ids.size
+
+    @mask_mod
+    def document(b: int, h: int, q_idx: int, kv_idx: int) -> Any:
+        return q_idx < tokens and kv_idx < tokens and ids[q_idx] == ids[kv_idx]
 
     return document
 
@@ -85,7 +101,8 @@ def causal_document(offsets: Any) -> MaskMod:
     """Causal inside each document: start[q_idx] <= kv_idx <= q_idx.
 
     Args:
-        offsets: integers [documents + 1], running totals of the lengths from 0 on; Q_LEN and KV_LEN are offsets[-1].
+        offsets: integers [documents + 1], running totals of the lengths from 0 on; tokens from offsets[-1] on are
+            padding: they see nothing (a row of zeros), and nothing sees them.
 
     Raises:
         ValueError: offsets does not start at 0, or falls.
@@ -104,10 +121,11 @@ def causal_document(offsets: Any) -> MaskMod:
         ...##+
     """
     start = document_starts(known_offsets(offsets))
+    tokens = start.size
 
     @mask_mod
     def causal_document(b: int, h: int, q_idx: int, kv_idx: int) -> Any:
-        return start[q_idx] <= kv_idx <= q_idx
+        return q_idx < tokens and start[q_idx] <= kv_idx <= q_idx
 
     return causal_document
 
@@ -119,7 +137,8 @@ def per_document(mask: Callable[..., Any], offsets: Any) -> MaskMod:
 
     Args:
         mask: mask_mod or plain function of one document.
-        offsets: integers [documents + 1], running totals of the lengths from 0 on; Q_LEN and KV_LEN are offsets[-1].
+        offsets: integers [documents + 1], running totals of the lengths from 0 on; tokens from offsets[-1] on are
+            padding: they see nothing (a row of zeros), and nothing sees them.
 
     Raises:
         ValueError: offsets does not start at 0, or falls.
@@ -139,9 +158,12 @@ def per_document(mask: Callable[..., Any], offsets: Any) -> MaskMod:
                [0, 0, 0, 1, 1, 1]], dtype=int32)
     """
     inner, start = as_mod(mask, MaskMod, "per_document"), document_starts(known_offsets(offsets))
+    tokens = start.size
 
     @mask_mod
     def per_document(b: int, h: int, q_idx: int, kv_idx: int) -> Any:
+        if q_idx >= tokens or kv_idx >= tokens:
+            return False
         q_start, kv_start = start[q_idx], start[kv_idx]
         return q_start == kv_start and inner(b, h, q_idx - q_start, kv_idx - kv_start)
 

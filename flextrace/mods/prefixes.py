@@ -54,7 +54,8 @@ def shared_prefix(offsets: Any, prefix_of: Any) -> MaskMod:
     start[q_idx] <= kv_idx <= q_idx, or prefix_start[q_idx] <= kv_idx < prefix_stop[q_idx]
 
     Args:
-        offsets: integers [documents + 1], running totals of the lengths from 0 on; Q_LEN and KV_LEN are offsets[-1].
+        offsets: integers [documents + 1], running totals of the lengths from 0 on; tokens from offsets[-1] on are
+            padding: they see nothing (a row of zeros), and nothing sees them.
         prefix_of: integers [documents], the prefix document of each; a document without one (and a prefix itself)
             names itself.
 
@@ -87,8 +88,12 @@ def shared_prefix(offsets: Any, prefix_of: Any) -> MaskMod:
         mx.array(end[ids].astype(np.int32)),
     )
 
+    tokens = start.size
+
     @mask_mod
     def shared_prefix(b: int, h: int, q_idx: int, kv_idx: int) -> Any:
+        if q_idx >= tokens:
+            return False
         return start[q_idx] <= kv_idx <= q_idx or prefix_start[q_idx] <= kv_idx < prefix_stop[q_idx]
 
     return shared_prefix

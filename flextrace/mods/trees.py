@@ -20,8 +20,8 @@ def tree_ancestor(parents: Any, prefix: int = 0) -> MaskMod:
 
     Args:
         parents: integers [nodes], the parent of each token; -1 for a root; parents precede their children.
-        prefix: keys before the tree that all see; query i is node i, key prefix + j is node j. Q_LEN is nodes,
-            KV_LEN is prefix + nodes.
+        prefix: keys before the tree that all see; query i is node i, key prefix + j is node j. Q_LEN is nodes; keys
+            from prefix + nodes on are padding, which nothing sees.
 
     Raises:
         ValueError: a parent does not precede its child, or prefix is negative.
@@ -52,10 +52,12 @@ def tree_ancestor(parents: Any, prefix: int = 0) -> MaskMod:
             enter_at[node] = free[known[node]]
             free[known[node]] += size[node]
         free[node] = enter_at[node] + 1
+    end = prefix + nodes
     enter, leave = mx.array(enter_at.astype(np.int32)), mx.array((enter_at + size).astype(np.int32))
 
     @mask_mod
     def tree_ancestor(b: int, h: int, q_idx: int, kv_idx: int) -> Any:
-        return kv_idx < prefix or (enter[kv_idx - prefix] <= enter[q_idx] < leave[kv_idx - prefix])
+        in_tree = kv_idx < end
+        return kv_idx < prefix or (in_tree and enter[kv_idx - prefix] <= enter[q_idx] < leave[kv_idx - prefix])
 
     return tree_ancestor

@@ -107,7 +107,7 @@ def vision_cross_attention(intervals: Any, image_tokens: int) -> MaskMod:
 
     Args:
         intervals: integers [images, 2], for each image the text positions (start, stop) that see it.
-        image_tokens: keys of one image; KV_LEN is images * image_tokens.
+        image_tokens: keys of one image; keys from images * image_tokens on are padding, which nothing sees.
 
     Raises:
         ValueError: intervals has another shape, or image_tokens is not positive.
@@ -129,10 +129,11 @@ def vision_cross_attention(intervals: Any, image_tokens: int) -> MaskMod:
             f"intervals has shape {known.shape}; expected [images, 2]: start and stop of each image's text"
         )
     start, stop = mx.array(known[:, 0].astype(np.int32)), mx.array(known[:, 1].astype(np.int32))
+    keys = len(known) * image_tokens
 
     @mask_mod
     def vision_cross_attention(b: int, h: int, q_idx: int, kv_idx: int) -> Any:
         image = kv_idx // image_tokens
-        return start[image] <= q_idx < stop[image]
+        return kv_idx < keys and start[image] <= q_idx < stop[image]
 
     return vision_cross_attention

@@ -45,6 +45,11 @@ def pieces(lengths: list[int], piece: Callable[[int], Dense]) -> Dense:
     return out
 
 
+def padded(kept: Dense, rows: int, keys: int) -> Dense:
+    """Padding sees nothing, and nothing sees it."""
+    return np.pad(kept, ((0, rows), (0, keys)))
+
+
 def lower(n: int) -> Dense:
     return np.tril(np.ones((n, n), bool))
 
@@ -227,6 +232,32 @@ MASKS = [
         pieces(np.diff(OFFSETS).tolist(), lambda n: lower(n) & (band(n, 1, 0) | (np.arange(n) < 1))),
     ),
     mask("shared_prefix", lambda: mods.shared_prefix(OFFSETS, [0, 0, 0, 0, 4]), prompts_and_answers()),
+    mask(
+        "document, padded",
+        lambda: mods.document(offsets=OFFSETS),
+        padded(pieces(np.diff(OFFSETS).tolist(), lambda n: np.ones((n, n), bool)), 9, 5),
+    ),
+    mask(
+        "causal_document, padded",
+        lambda: mods.causal_document(OFFSETS),
+        padded(pieces(np.diff(OFFSETS).tolist(), lower), 9, 9),
+    ),
+    mask(
+        "per_document, padded",
+        lambda: mods.per_document(~mods.causal, OFFSETS),
+        padded(pieces(np.diff(OFFSETS).tolist(), lambda n: ~lower(n)), 3, 17),
+    ),
+    mask(
+        "shared_prefix, padded",
+        lambda: mods.shared_prefix(OFFSETS, [0, 0, 0, 0, 4]),
+        padded(prompts_and_answers(), 8, 8),
+    ),
+    mask("tree_ancestor, padded", lambda: mods.tree_ancestor(PARENTS), padded(ancestors(PARENTS), 0, 6)),
+    mask(
+        "tree_ancestor after a prefix, padded",
+        lambda: mods.tree_ancestor(PARENTS, prefix=5),
+        padded(np.hstack([np.ones((len(PARENTS), 5), bool), ancestors(PARENTS)]), 0, 6),
+    ),
     mask("batchify", lambda: mods.batchify(mods.prefix_lm(2), 8), pieces([8] * 3, lambda n: prefix_of_causal(n, 2))),
     mask("batchify, last one short", lambda: mods.batchify(mods.causal, 9), pieces([9, 9, 6], lower)),
     mask("natten 1-D", lambda: mods.natten((24,), (5,)), axis_windows(24, 5)),
@@ -285,6 +316,13 @@ MASKS = [
         lambda: mods.vision_cross_attention(INTERVALS, 3),
         np.stack([(np.arange(12) >= a) & (np.arange(12) < b) for a, b in INTERVALS for _ in range(3)], axis=1),
     ),
+    mask(
+        "vision_cross_attention, padded",
+        lambda: mods.vision_cross_attention(INTERVALS, 3),
+        padded(
+            np.stack([(np.arange(12) >= a) & (np.arange(12) < b) for a, b in INTERVALS for _ in range(3)], axis=1), 0, 4
+        ),
+    ),
 ]
 
 
@@ -329,6 +367,7 @@ def test_block_mask_covers_exactly(case: Mask, block: tuple[int, int]) -> None:
 
 ATTENDED = ("sliding_window", "prefix_lm by batch", "tree_ancestor after a prefix", "shared_prefix", "natten 3-D")
 ATTENDED += ("morton_natten", "sliding_tile 3-D", "video_heads", "vision_cross_attention", "padding")
+ATTENDED += ("document, padded", "per_document, padded")
 
 
 @pytest.mark.parametrize("case", [c for c in MASKS if c.name in ATTENDED], ids=str)

@@ -257,7 +257,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("np.minimum(q_first + side * q_block, q_len) - 1", "q_first + side * q_block - 1"),
     ],
     ("flextrace/masks.py", "tests/flextrace/test_block_mask_methods.py"): [
-        ("start = before + q_from", "start = q_from"),
+        ("start = Start(before + q_from)", "start = Start(q_from)"),
         (
             "return picked_heads(b, h, pick_row(q_idx // q_block) * q_block + q_idx % q_block, kv_idx)",
             "return picked_heads(b, h, pick_row(q_idx // q_block) * q_block, kv_idx)",

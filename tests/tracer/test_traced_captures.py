@@ -841,3 +841,18 @@ def test_names_of_captures() -> None:
     assert [array.name for array in trace.arrays] == ["config.tables[0]", "TABLE"]
     assert [number.name for number in trace.numbers] == ["gain", "config.slopes['a']", "SLOPE"]
     assert traced(mod).shape == (4, 2, 4, 5, 5)
+
+
+def test_an_int_of_a_subclass_is_an_int() -> None:
+    class Position(int):
+        pass
+
+    first, last = Position(3), Position(5)
+
+    def mod(score, b, h, q_idx, kv_idx):
+        return score + first * (q_idx < last) + q_idx // first
+
+    bound = tracer.Traces().bind(mod, "score_mod")
+    assert (
+        bound.numbers == [3, 5] and tracer.evaluate(bound.trace.expr, {"score": 0.5, "q_idx": 4}, numbers=[3, 5]) == 4.5
+    )
