@@ -6,14 +6,18 @@ import __future__
 import ast
 import functools
 import inspect
+import itertools
 import linecache
+import os
 import re
 import sys
 import textwrap
 import types
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import Place, Untraceable, shown_file
+from .magics import texts_of_magics
 
 FunctionNode = ast.FunctionDef | ast.Lambda
 NOT_PLAIN = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -81,23 +85,30 @@ def _source_of(code: types.CodeType, filename: str) -> Source:
         kind = "a generator" if code.co_flags & inspect.CO_GENERATOR else "an async function"
         raise Untraceable(f"{name} is {kind}", "write a plain function that returns one value")
     linecache.checkcache(filename)
-    lines = linecache.getlines(filename)
-    unavailable = Untraceable(f'the source of {name} is not available (file "{filename}")', _HELP)
-    if not lines:
-        raise unavailable
-    node = _find(_parse_block(lines, code.co_firstlineno), code)
-    tree = None if node is not None else _parse(filename, "".join(lines))
-    node = node or _find(tree, code, whole=True) or _find(tree, code, whole=True, moved=True)
-    if node is not None:
-        first = _first_line(node)
-        return Source(filename, name, node, first, tuple(lines[first - 1 : node.end_lineno]))
-    if filename == "<string>":  # the program of `python -c`, from Python 3.13 on; this code is of another exec
-        raise unavailable
+    lines = linecache.getlines(filename, _module_of(filename))
+    named = [lines] if lines else []
+    for text in named if filename[:1] != "<" else itertools.chain(named, texts_of_magics()):
+        node = _find(_parse_block(text, code.co_firstlineno), code)
+        tree = None if node is not None else _parse(filename, "".join(text))
+        node = node or _find(tree, code, whole=True) or _find(tree, code, whole=True, moved=True)
+        if node is not None:
+            first = _first_line(node)
+            return Source(filename, name, node, first, tuple(text[first - 1 : node.end_lineno]))
+    if not lines or filename == "<string>":  # of an exec; "<string>" is also the program of `python -c`
+        raise Untraceable(f'the source of {name} is not available (file "{filename}")', _HELP)
     file = shown_file(filename).removeprefix("File ")
     raise Untraceable(
         f"line {code.co_firstlineno} of {file} no longer holds the source of {name}",
         "reload the module (or restart the notebook kernel) after editing it",
     )
+
+
+def _module_of(filename: str) -> dict[str, Any] | None:
+    """The globals of the module of this file that is no file: those in a zip have a loader that knows the text."""
+    if os.path.exists(filename) or filename[:1] == "<":
+        return None
+    modules = [vars(module) for module in list(sys.modules.values()) if isinstance(module, types.ModuleType)]
+    return next((names for names in modules if names.get("__file__") == filename), None)
 
 
 def _find(

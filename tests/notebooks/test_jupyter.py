@@ -56,6 +56,30 @@ def mod(score, b, h, q_idx, kv_idx):
     return score + 0.5 * kv_idx
 weights(mod)
 
+# %% timed
+%%time
+def timed_mod(score, b, h, q_idx, kv_idx):
+    return score + 0.25 * kv_idx
+weights(timed_mod)
+
+# %% timed line
+%time weights(lambda score, b, h, q_idx, kv_idx: score - 0.25 * kv_idx)
+
+# %% timeit
+%%timeit -n 1 -r 1 factor = 0.75
+def timed_mod(score, b, h, q_idx, kv_idx):
+    return score + factor * kv_idx
+weights(timed_mod)
+
+# %% timeit line
+%timeit -n 1 -r 1 weights(lambda score, b, h, q_idx, kv_idx: score - 0.75 * kv_idx)
+
+# %% profiled
+%%prun -q
+def profiled_mod(score, b, h, q_idx, kv_idx):
+    return score + 1.25 * kv_idx
+weights(profiled_mod)
+
 # %% helper
 def shape(x):
     return 0.5 * x
@@ -322,7 +346,8 @@ class Ran(dict[str, list[Any]]):
         return "".join(output.text for output in self[name] if output.output_type == "stream")
 
     def weights(self, name: str) -> Any:
-        return np.array(json.loads(self.printed(name)))
+        (line,) = [line for line in self.printed(name).splitlines() if line.startswith("[")]  # not what magics say
+        return np.array(json.loads(line))
 
     def error(self, name: str) -> tuple[str, str]:
         """The error's type and the traceback as it is read."""
@@ -364,6 +389,11 @@ def test_the_kernel_is_of_this_python(ran: Ran) -> None:
         ("mod", 0.5 * KV),
         ("other body", -0.5 * KV),
         ("first body", 0.5 * KV),
+        ("timed", 0.25 * KV),
+        ("timed line", -0.25 * KV),
+        ("timeit", 0.75 * KV),
+        ("timeit line", -0.75 * KV),
+        ("profiled", 1.25 * KV),
         ("helped", 0.5 * KV),
         ("helped after", 0.25 * KV),
         ("helped deep", -2 * KV),

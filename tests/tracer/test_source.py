@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import types
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 from agreement import agrees, traced
 
 from flextrace import tracer
+from flextrace.tracer.source import source_of
 
 
 def run_text(text: str, filename: str, register: bool = True, **names: Any) -> dict[str, Any]:
@@ -248,6 +250,85 @@ def test_assert_statements_may_be_rewritten() -> None:
         return score
 
     agrees(mod)
+
+
+# ---- magics of notebooks, modules in a zip ---------------------------------------------------------------------------
+
+MAGIC_MOD = "def mod(score, b, h, q_idx, kv_idx):\n    return score * 0.5 + kv_idx\n"
+
+
+def run_magic(magic: str, line: str, cell: str | None, compiled: str, filename: str, **names: Any) -> dict[str, Any]:
+    """A cell with a magic as IPython has it: its lines hold a call with the text, which the magic compiles unnamed."""
+    given = [magic, line] if cell is None else [magic, line, cell]
+    call = f"get_ipython().run_{'line' if cell is None else 'cell'}_magic({', '.join(map(repr, given))})\n"
+    name = f"<ipython-input-{len(linecache.cache)}-magic>"
+    linecache.cache[name] = (len(call), None, [call], name)
+    exec(compile(textwrap.dedent(compiled), filename, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("magic", "line", "cell", "compiled", "filename"),
+    [
+        ("time", "", MAGIC_MOD, MAGIC_MOD, "<timed exec>"),
+        ("time", "", "\n" + MAGIC_MOD, MAGIC_MOD, "<timed exec>"),  # IPython drops empty lines
+        ("timeit", "-n 1 -r1", MAGIC_MOD, MAGIC_MOD, "<magic-timeit>"),
+        ("timeit", "-n 1 mod = lambda score, b, h, q_idx, kv_idx: score + 3", "pass",
+         "mod = lambda score, b, h, q_idx, kv_idx: score + 3", "<magic-timeit>"),
+        ("timeit", "-n 1 -r 1 -q mod = lambda score, b, h, q_idx, kv_idx: score - 5", None,
+         "mod = lambda score, b, h, q_idx, kv_idx: score - 5", "<magic-timeit>"),
+        ("prun", "-q", MAGIC_MOD, "\n" + MAGIC_MOD, "<string>"),
+        ("time", "mod = lambda score, b, h, q_idx, kv_idx: score / 2", None,
+         "mod = lambda score, b, h, q_idx, kv_idx: score / 2", "<timed exec>"),
+    ],
+)  # fmt: skip
+def test_functions_inside_magics_are_found(
+    magic: str, line: str, cell: str | None, compiled: str, filename: str
+) -> None:
+    agrees(run_magic(magic, line, cell, compiled, filename)["mod"])
+
+
+def test_a_timed_function_may_capture_what_was_assigned_beside_it() -> None:
+    text = "width = 4\ndef mod(b, h, q_idx, kv_idx):\n    return q_idx - kv_idx < width\n"
+    inside = "def inner():\n" + textwrap.indent(text, "    ") + "    return mod\n"
+    agrees(run_magic("timeit", "-n1", text, inside, "<magic-timeit>")["inner"]())
+
+
+def test_the_latest_text_of_a_magic_that_compiles_to_the_code_is_taken() -> None:
+    for factor in (2, 3, 5):
+        text = f"def scaled(score, b, h, q_idx, kv_idx):\n    return score * {factor}  # by {factor}\n"
+        mod = run_magic("time", "", text, text, "<timed exec>")["scaled"]
+        assert f"# by {factor}" in source_of(mod.__code__).text
+        agrees(mod)
+
+
+def test_a_text_of_a_magic_that_is_of_another_function_is_refused() -> None:
+    text = "def other(score, b, h, q_idx, kv_idx):\n    return score * 2\n"
+    mod = run_magic("time", "", text, text.replace("* 2", "* 7"), "<timed exec>")["other"]
+    with pytest.raises(tracer.TraceError, match=r'the source of other is not available \(file "<timed exec>"\)'):
+        tracer.trace(mod, "score_mod")
+
+
+def test_an_error_in_a_magic_shows_its_line() -> None:
+    text = "\n# a comment\ndef lost(score, b, h, q_idx, kv_idx):\n    return score * nowhere\n"
+    mod = run_magic("prun", "", text, text, "<string>")["lost"]
+    with pytest.raises(tracer.TraceError, match=r'File "<string>", line 4, in lost\n    return score \* nowhere'):
+        tracer.trace(mod, "score_mod")
+
+
+def test_functions_of_a_module_in_a_zip(tmp_path: Path) -> None:
+    text = "def mod(score, b, h, q_idx, kv_idx):\n    return score + kv_idx\nmade = lambda n: lambda b, h, q, kv: q - kv < n\n"
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as packed:
+        packed.writestr("in_a_zip.py", text)
+    sys.path.insert(0, str(tmp_path / "packed.zip"))
+    try:
+        module = importlib.import_module("in_a_zip")
+    finally:
+        sys.path.remove(str(tmp_path / "packed.zip"))
+    assert module.__file__ == str(tmp_path / "packed.zip" / "in_a_zip.py")
+    agrees(module.mod)
+    agrees(module.made(3))
+    assert source_of(module.mod.__code__).text == text.partition("made")[0]
 
 
 # ---- no source -------------------------------------------------------------------------------------------------------
