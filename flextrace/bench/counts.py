@@ -146,7 +146,7 @@ def simulate(run: Run) -> dict[str, int]:
 
 
 def _counts(report: Report) -> dict[str, int]:
-    parts = {"kv_read": r"[kvKV]", "mask_read": r"mask|tile_lists|block_states|array\d+|extremes\d+"}
+    parts = {"kv_read": r"[kvKV]", "mask_read": r"mask|tile_lists|array\d+|extremes\d+"}
     device = {name: buffer.read for name, buffer in report.buffers.items() if buffer.space == "device"}
     shares = {
         part: sum(read for name, read in device.items() if re.fullmatch(names, name)) for part, names in parts.items()

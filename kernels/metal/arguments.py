@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -24,19 +23,21 @@ def flat(x: mx.array) -> mx.array:
     return in_device_memory(mx.contiguous(x.reshape(-1)))
 
 
-def as_input(mod: Bound, array: mx.array | np.ndarray[Any, Any]) -> mx.array:
-    """A captured array as the kernel reads it: Metal has no float64."""
-    given = readable(mod, array)
-    return given.astype(mx.float32, stream=mx.cpu) if given.dtype == mx.float64 else given
+def captured_arrays(mods: Sequence[Bound], packed: bool) -> list[mx.array]:
+    """Captured arrays as the kernel reads them: Metal has no float64, and packed ones lie row after row."""
+    arrays = [readable(mod, array) for mod in mods for array in mod.arrays]
+    given = [x.astype(mx.float32, stream=mx.cpu) if x.dtype == mx.float64 else x for x in arrays]
+    return [mx.contiguous(x) for x in given] if packed else given
 
 
-def words_of_numbers(mods: Sequence[Bound]) -> list[int]:
-    """Captured numbers as 32-bit words."""
-    return [
+def words_of_captures(mods: Sequence[Bound]) -> list[int]:
+    """Captured numbers as 32-bit words, then the shapes of captured arrays."""
+    numbers = [
         bits(float(number)) if capture.dtype == "float" else int(number)
         for mod in mods
         for capture, number in zip(mod.trace.numbers, mod.numbers, strict=True)
     ]
+    return [*numbers, *(size for mod in mods for array in mod.arrays for size in array.shape)]
 
 
 def bits(number: float) -> int:

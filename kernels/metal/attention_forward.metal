@@ -52,7 +52,8 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
 // q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM];
 // v: [kv_batches, kv_heads, kv_len, VALUE_DIM]; any strides, in elements. K: T, or int8_t: q is whole numbers too.
 // V: T, or int8_t.
-// out: [batch, query_heads, q_len, VALUE_DIM]; lse, max_scores: [batch, query_heads, q_len], float32, natural.
+// out: [batch, query_heads, rows, VALUE_DIM]; lse, max_scores: [batch, query_heads, rows], float32, natural. `rows` are
+// those of the tiles that this launch takes, from p.first_tile on: all q_len, or fewer where a call has several.
 // group: (tile of query rows and slice of value columns, query head, batch).
 // Tile: StagedTile, or AsyncTile of async_copy.h. votes: 2 SIMDGROUPS words, and SCALES BK more for scales.
 template <typename T, typename P, int BLOCKS, template <typename, int, int, int, int> class Tile, typename Captured,
@@ -60,9 +61,8 @@ template <typename T, typename P, int BLOCKS, template <typename, int, int, int,
 inline void attention_forward(
     const device T* q, const constant int64_t* q_strides, const device K* k, const constant int64_t* k_strides,
     const device V* v, const constant int64_t* v_strides, device T* out, device float* lse, device float* max_scores,
-    const device int* tile_lists, const device uint8_t* block_states, AttentionParams p, const thread Captured& mods,
-    threadgroup T* staged, threadgroup uint* votes, metal::uint3 group, metal::uint3 groups, uint simdgroup,
-    uint lane) {
+    const device int* tile_lists, AttentionParams p, const thread Captured& mods, threadgroup T* staged,
+    threadgroup uint* votes, metal::uint3 group, metal::uint3 groups, uint simdgroup, uint lane) {
   // Of P V. float for int8 values: the weights, times the scales of these, may be too small for half.
   typedef typename ProductOf<V>::type F;
   typedef Tile<K, P::BK, P::BD, P::HEAD_DIM, P::THREADS> KeysAhead;
@@ -74,8 +74,8 @@ inline void attention_forward(
   const uint thread_index = simdgroup * LANES + lane;
 
   // The last rows first: under a causal mask they have the most keys.
-  const int q_tiles = int(groups.x) / P::VALUE_SLICES, slice = int(group.x) % P::VALUE_SLICES;
-  const int q_tile = q_tiles - 1 - int(group.x) / P::VALUE_SLICES;
+  const int tiles = int(groups.x) / P::VALUE_SLICES, slice = int(group.x) % P::VALUE_SLICES;
+  const int q_tile = p.first_tile + tiles - 1 - int(group.x) / P::VALUE_SLICES;
   const int first_row = q_tile * P::BQ + int(simdgroup) * P::ROWS;
   const int first_value = slice * P::VALUE_TILES * P::BV;
   LaneRows<P> rows;
@@ -110,7 +110,7 @@ inline void attention_forward(
   }
 
   Walk<P, BLOCKS, Captured> walk;
-  walk.start(p, tile_lists, block_states, q_tile, q_tiles, rows, votes);
+  walk.start(p, tile_lists, q_tile, (p.q_len + P::BQ - 1) / P::BQ, rows, votes);
   KeyTile tile = walk.next(rows, mods, simdgroup, lane);
   threadgroup T* now = staged;  // the half to compute on, and the half to fill
   threadgroup T* ahead = staged + HALF;
@@ -193,12 +193,13 @@ inline void attention_forward(
   // out = O / sum of P, and what all values lack. A row with nothing to attend to has sum 0 and gives 0, and -inf as
   // its statistics.
   const int64_t kv = int64_t(kv_batch) * p.kv_heads + kv_head;
+  const int first_out = p.first_tile * P::BQ, out_rows = metal::min(p.q_len - first_out, tiles * P::BQ);
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
     float sum = sum_of_row(state[r].sum);
     float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
     int row = first_row + r * FRAGMENT + rows.place.row;
-    int64_t at = head * p.q_len + row;
+    int64_t at = head * out_rows + (row - first_out);
     if (row < p.q_len) {
       UNROLL
       for (int d = 0; d < VALUE_FRAGMENTS; d++) {

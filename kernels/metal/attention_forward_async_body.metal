@@ -5,11 +5,11 @@ const auto mods = captured_by_mods(params + PARAM_WORDS CAPTURED_ARRAYS);
 // MLX gives strides here and not before: the same choice in all threads.
 if (can_be_copied(k_strides) && can_be_copied(v_strides))
   attention_forward<T, P, BLOCKS, AsyncTile>(
-      q, q_strides, k, k_strides, v, v_strides, out, lse, max_scores, tile_lists, block_states, read_params(params),
+      q, q_strides, k, k_strides, v, v_strides, out, lse, max_scores, tile_lists, read_params(params),
       mods, staged, votes, threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
       thread_index_in_simdgroup);
 else
   attention_forward<T, P, BLOCKS, StagedTile>(
-      q, q_strides, k, k_strides, v, v_strides, out, lse, max_scores, tile_lists, block_states, read_params(params),
+      q, q_strides, k, k_strides, v, v_strides, out, lse, max_scores, tile_lists, read_params(params),
       mods, staged, votes, threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
       thread_index_in_simdgroup);

@@ -3,6 +3,6 @@ threadgroup T staged[STAGED];
 threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK];
 const auto mods = captured_by_mods(params + PARAM_WORDS CAPTURED_ARRAYS);
 attention_forward<T, P, BLOCKS, StagedTile>(
-    q, q_strides, k, k_strides, v, v_strides, out, lse, max_scores, tile_lists, block_states, read_params(params), mods,
+    q, q_strides, k, k_strides, v, v_strides, out, lse, max_scores, tile_lists, read_params(params), mods,
     staged, votes, threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
     thread_index_in_simdgroup);

@@ -120,7 +120,7 @@ class MetalBackend:
         if kernel is None:
             kernel = self._kernels[key] = make(self.metal_kernel, text, key[1])
         made = operands(call, self._rounding, self._stages)
-        result = run(kernel, call, made, text.extremes, text.scoring)
+        result = run(kernel, call, made, text)
         if refusal is not None:
             result.notice = (
                 f"simdgroup_async_copy does not work here ({refusal}), so K and V pass through registers, which is the "

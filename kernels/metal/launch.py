@@ -9,23 +9,27 @@ import mlx.core as mx
 import numpy as np
 
 from ..call import AttentionCall, Result
-from .arguments import as_input, bits, flat, in_device_memory, words_of_numbers
+from .arguments import bits, captured_arrays, flat, in_device_memory, words_of_captures
 from .generate import OUTPUTS, KernelText, looked_up
 from .plan import plan_for
 from .quantise import Operands
-from .scoring import PLAIN, Scoring
+from .scoring import Scoring
 from .tiles import SMALLEST, tiles_for
 
 Launch = Callable[..., Sequence[mx.array]]
 Factory = Callable[..., Any]  # mx.fast.metal_kernel, or what stands in for it
 BLOCK = 32  # of extremes.h
 SHORT = 2 * BLOCK  # an axis up to here is read as it is
+# Of one launch. macOS ends a command buffer that keeps the GPU for several seconds; M1, with 8 cores, makes 1.3e12
+# multiplications of float32 a second at most, so this many take it about a second at half of that.
+MOST_MULTIPLIES = 2**39
 
 
-def run(
-    kernel: Launch, call: AttentionCall, made: Operands, extremes: Sequence[int], scoring: Scoring = PLAIN
-) -> Result:
-    """out, lse and max_scores of one call; nothing is evaluated. `extremes` and `scoring` are the kernel's text's."""
+def run(kernel: Launch, call: AttentionCall, made: Operands, text: KernelText) -> Result:
+    """out, lse and max_scores of one call, by one launch, or several of some rows each where one would take long.
+
+    Nothing is evaluated; but several launches are begun one by one, except inside MLX's transformations.
+    """
     batch, query_heads, q_len, head_dim = call.q.shape
     _, kv_heads, kv_len, value_dim = call.v.shape
     rows = (batch, query_heads, q_len)
@@ -33,30 +37,61 @@ def run(
         empty = mx.full(rows, -mx.inf, mx.float32)
         return _result(call, mx.zeros((*rows, value_dim), call.q.dtype), empty, empty)
     dtype = str(call.q.dtype).removeprefix("mlx.core.")
-    plan = plan_for(max(1, head_dim), max(1, value_dim), dtype, scoring)
+    plan = plan_for(max(1, head_dim), max(1, value_dim), dtype, text.scoring)
     tiles = tiles_for(call.blocks, plan, q_len, kv_len)
     kv_batches = made.k.shape[0]  # of one batch of k there may be several, each less means of its own
     sizes = (query_heads, kv_heads, kv_batches, q_len, kv_len)
     mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
-    params = np.array([*sizes, bits(call.scale), *tiles.words, *words_of_numbers(mods)], np.int32)
-    arrays = [as_input(mod, array) for mod in mods for array in mod.arrays]
-    out, lse, max_scores = kernel(
-        inputs=[
-            *(in_device_memory(x) for x in (made.q, made.k, _of_batches(call.v, kv_batches))),
-            *(mx.array(params), tiles.lists, tiles.states),
-            *arrays,
-            *(extremes_of_blocks(arrays[slot]) for slot in extremes),
-            *_factors(call, made, scoring),
-        ],
-        template=[("T", call.q.dtype), *plan.template(), ("BLOCKS", tiles.mode)],
-        grid=(-(-q_len // plan.bq) * plan.value_slices * plan.threads, query_heads, batch),
-        threadgroup=(plan.threads, 1, 1),
-        output_shapes=[(*rows, max(1, value_dim)), rows, rows],
-        output_dtypes=[call.q.dtype, mx.float32, mx.float32],
-    )
-    if made.row_terms is not None and not scoring.add_back:  # -inf, of a row that attends to nothing, stays
+    arrays = captured_arrays(mods, text.packed)
+    before = [in_device_memory(x) for x in (made.q, made.k, _of_batches(call.v, kv_batches))]
+    behind = [
+        *(tiles.lists, *arrays),
+        *(extremes_of_blocks(arrays[slot]) for slot in text.extremes),
+        *_factors(call, made, text.scoring),
+    ]
+
+    def launched(first_tile: int, count: int) -> Sequence[mx.array]:
+        """Of so many tiles of query rows."""
+        words = [*sizes, bits(call.scale), *tiles.words, first_tile, *words_of_captures(mods)]
+        some = (batch, query_heads, min(q_len - first_tile * plan.bq, count * plan.bq))
+        return kernel(
+            inputs=[*before, mx.array(np.array(words, np.int32)), *behind],
+            template=[("T", call.q.dtype), *plan.template(), ("BLOCKS", tiles.mode)],
+            grid=(count * plan.value_slices * plan.threads, query_heads, batch),
+            threadgroup=(plan.threads, 1, 1),
+            output_shapes=[(*some, max(1, value_dim)), some, some],
+            output_dtypes=[call.q.dtype, mx.float32, mx.float32],
+        )
+
+    tiles_of_rows = -(-q_len // plan.bq)
+    at_once = tiles_at_once(tiles_of_rows, batch * query_heads * plan.bq * kv_len * (head_dim + value_dim))
+    if at_once == tiles_of_rows:
+        out, lse, max_scores = launched(0, tiles_of_rows)
+    else:
+        parts = []
+        for first in range(0, tiles_of_rows, at_once):
+            parts.append(launched(first, min(at_once, tiles_of_rows - first)))
+            _begin(parts[-1])
+        out, lse, max_scores = (mx.concatenate(of_parts, axis=2) for of_parts in zip(*parts, strict=True))
+    if made.row_terms is not None and not text.scoring.add_back:  # -inf, of a row that attends to nothing, stays
         lse, max_scores = lse + made.row_terms, max_scores + made.row_terms
     return _result(call, out[..., :value_dim] if value_dim == 0 else out, lse, max_scores)
+
+
+def tiles_at_once(tiles: int, multiplies: int) -> int:
+    """How many tiles of query rows one launch takes, as evenly as may be; `multiplies`: of one of them, unmasked."""
+    most = max(1, MOST_MULTIPLIES // multiplies) if multiplies else tiles
+    return -(-tiles // -(-tiles // most))
+
+
+def _begin(arrays: Sequence[mx.array]) -> None:
+    """Have MLX hand over what it has encoded so far: it waits for 40 kernels, or for 40 million elements that they
+    read, before it commits a command buffer, and a buffer has one time limit for all of them."""
+    try:
+        mx.async_eval(*arrays)
+    except ValueError as error:
+        if "transformation" not in str(error):
+            raise  # inside one, they are begun when its results are
 
 
 def make(metal_kernel: Factory, text: KernelText, kinds: str) -> Launch:

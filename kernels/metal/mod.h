@@ -13,8 +13,9 @@ constexpr constant bool INT8_VALUES = false;  // v is whole numbers, with a scal
 constexpr constant bool VALUE_MEANS = false;  // v lacks a mean row, to be added to the output
 
 // What the mods capture, and the mods themselves. A generated struct holds each captured array as the three values
-// that MLX passes for it (array0, array0_shape, array0_strides), the extremes of its blocks where tile_state reads them
-// (extremes0), and each captured number (number0).
+// that MLX passes for it (array0, array0_shape, array0_strides), of which the last two are made of words behind the
+// numbers where there are many arrays; the extremes of its blocks where tile_state reads them (extremes0); and each
+// captured number (number0).
 struct Mods {
   // One score, already scaled; natural units. h is the query head.
   float score_mod(float score, int b, int h, int q_idx, int kv_idx) const thread { return score; }

@@ -3,6 +3,22 @@
 #pragma once
 #include <metal_stdlib>
 
+// The strides of an array that lies row after row, by its shape: strides[0] is that of its first axis.
+template <int NDIM>
+struct RowMajor {
+  const device int* shape;
+  int64_t operator[](int) const thread {
+    int64_t stride = 1;
+    for (int axis = 1; axis < NDIM; axis++) stride *= shape[axis];
+    return stride;
+  }
+  RowMajor<NDIM - 1> operator+(int) const thread {
+    RowMajor<NDIM - 1> next;
+    next.shape = shape + 1;
+    return next;
+  }
+};
+
 namespace fx {
 
 // -- captured arrays ---------------------------------------------------------------------------------------------

@@ -14,15 +14,18 @@ struct AttentionParams {
   // keys to visit: where the runs of each begin, and of all; then two words per run, as TileRuns of walk.h has them.
   int mask_batches;  // batch, or 1 to broadcast
   int mask_heads;    // query_heads, or 1 to broadcast
-  // block_states: [mask_batches, mask_heads, q_blocks, kv_blocks], for tiles that the edge of a block cuts.
+  // Behind them lie, a byte each, the states of blocks, [mask_batches, mask_heads, q_blocks, kv_blocks]: 0 empty, 1 ask
+  // mask_mod, 2 full; only where the edge of a block cuts a tile.
   int q_blocks;
   int kv_blocks;
   int q_block;  // rows and columns of one block
   int kv_block;
+
+  int first_tile;  // of query rows, that this launch takes
 };
 
 // The fields above lie one after the other in a buffer of 32-bit words; the numbers that the mods capture follow.
-constexpr constant int PARAM_WORDS = 12;
+constexpr constant int PARAM_WORDS = 13;
 
 inline AttentionParams read_params(const device int* words) {
   AttentionParams p;
@@ -38,5 +41,6 @@ inline AttentionParams read_params(const device int* words) {
   p.kv_blocks = words[9];
   p.q_block = words[10];
   p.kv_block = words[11];
+  p.first_tile = words[12];
   return p;
 }

@@ -1,7 +1,8 @@
 // rows.h: rows of q or k in the registers of simdgroups, and sums and maxima over the simdgroups that share a block of
 // rows. Of each row a lane has WIDTH elements, columns lane, LANES + lane, ...; those that the row does not have are 0.
 //
-// An infinity or a nan is told by its bits and never computed with: a sum or a mean with one of it would hold no number.
+// An infinity or a nan is told by its bits and never computed with: a sum or a mean with one of them would hold no
+// number.
 #pragma once
 #include "stages/tensor.h"
 

@@ -1,7 +1,7 @@
 // softmax.h: the online softmax (arXiv 1805.02867) on score fragments in registers.
 //
-// A score that is not attended to is -inf. It is told by its bits and never computed with: -inf less a maximum of -inf is
-// nan, and metal::fast::exp2 promises nothing of infinities. The running maximum starts at the lowest finite number.
+// A score that is not attended to is -inf. It is told by its bits and never computed with: -inf less a maximum of -inf
+// is nan, and metal::fast::exp2 promises nothing of infinities. The running maximum starts at the lowest finite number.
 #pragma once
 #include "fragments.h"
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
 from flextrace.tracer import ArrayCapture, Trace
 
 from ..assemble import assemble
-from .generate import FOLDER, MAX_BUFFERS, captures, mod_header
+from .captures import are_packed, captures, passed_on
+from .generate import FOLDER, mod_header
 
 _LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
 # Stage -> (inputs with strides, inputs without, outputs), as its body names them.
@@ -34,8 +36,9 @@ class StageText:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     arrays: tuple[ArrayCapture, ...]
+    packed: bool  # the arrays are, as captures.py has it
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """With a hash of the text: MLX up to 0.32.0 ran stale code under an equal name."""
         return f"flextrace_{self.stage}_{hashlib.sha256((self.header + self.body).encode()).hexdigest()[:16]}"
@@ -45,25 +48,20 @@ def stage_text(stage: str, score_mod: Trace | None = None, mask_mod: Trace | Non
     """The kernel of that name in STAGES; only score_mod and block_mask have mods.
 
     Raises:
-        ValueError: the mods capture more arrays than a Metal kernel has buffers.
+        ValueError: the mods capture more arrays than a Metal kernel has buffers, be they packed.
     """
     strided, plain, outputs = STAGES[stage]
     arrays, _ = captures(score_mod, mask_mod)
-    names = tuple(f"array{slot}" for slot in range(len(arrays)))
-    passed = [f", {n}, {n}_shape, {n}_strides" if a.ndim else f", {n}" for n, a in zip(names, arrays, strict=True)]
-    buffers = 2 * len(strided) + len(plain) + len(outputs) + sum(3 if a.ndim else 1 for a in arrays)
-    if buffers > MAX_BUFFERS:
-        raise ValueError(
-            f"the mods capture {len(arrays)} arrays ({', '.join(a.name for a in arrays)}), which with their shapes and "
-            f"strides makes {buffers} buffers of the {MAX_BUFFERS} that a Metal kernel has; stack some into one array"
-        )
+    packed = are_packed(arrays, 2 * len(strided) + len(plain) + len(outputs))
+    passed = "".join(f", {name}" for name in passed_on(arrays, packed))
     body = (FOLDER / "stages" / f"{stage}_body.metal").read_text(encoding="ascii")
-    hole = {"mod.h": mod_header(score_mod, mask_mod)} if stage in WITH_MODS else {}
+    hole = {"mod.h": mod_header(score_mod, mask_mod, packed=packed)} if stage in WITH_MODS else {}
     return StageText(
         stage,
         assemble(FOLDER, f"stages/{stage}.metal", hole),
-        body.replace(" CAPTURED_ARRAYS", "".join(passed)),
-        (*strided, *plain, *names),
+        body.replace(" CAPTURED_ARRAYS", passed),
+        (*strided, *plain, *(f"array{slot}" for slot in range(len(arrays)))),
         outputs,
         arrays,
+        packed,
     )

@@ -9,22 +9,21 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flextrace.tracer import Bound, Expr
+from flextrace.tracer import Bound
 
-from ..mods import expressions
+from ..mods import Mods, expressions
 from ..stage_types import BlockLists, OutputParts, SoftmaxParts
-from .arguments import as_input, bits, in_device_memory, words_of_numbers
+from .arguments import bits, captured_arrays, in_device_memory, words_of_captures
 from .launch import Factory, Launch, capture_kinds
 from .plan import LANES
 from .product_plan import Operands, choose, plan_of
-from .stage_text import stage_text
+from .stage_text import StageText, stage_text
 from .tiles import SMALLEST
 
 ITEMS, ELEMENTWISE_THREADS = 4, 256  # ITEMS of stages/tensor.h
 SLAB = 16  # of score_mod.metal
 SIMDGROUPS = 4  # of softmax.metal and block_mask.metal
 LONG_ROW = 1024  # from here on all simdgroups of a threadgroup share a row of the softmax
-Key = tuple[str, tuple[Expr | None, Expr | None], str]
 
 
 class MetalStages:
@@ -36,7 +35,8 @@ class MetalStages:
 
     def __init__(self, metal_kernel: Factory = mx.fast.metal_kernel) -> None:
         self.metal_kernel = metal_kernel
-        self._kernels: dict[Key, Launch] = {}
+        self._kernels: dict[str, Launch] = {}
+        self._texts: dict[tuple[str, Mods], StageText] = {}
 
     def matmul(
         self,
@@ -99,7 +99,7 @@ class MetalStages:
         mods = [mod for mod in (score_mod, mask_mod) if mod is not None]
         (out,) = self._run(
             "score_mod",
-            [in_device_memory(scores), _params(heads, q_len, kv_len, *words, *words_of_numbers(mods)), *lists],
+            [in_device_memory(scores), _params(heads, q_len, kv_len, *words, *words_of_captures(mods)), *lists],
             (score_mod, mask_mod),
             template=[("LISTED", blocks is not None)],
             groups=groups,
@@ -138,7 +138,7 @@ class MetalStages:
             return BlockLists(zeros[0], zeros[1], zeros[2], zeros[3], q_block, kv_block)
         lists = self._run(
             "block_mask",
-            [_params(q_len, kv_len, q_block, kv_block, kv_blocks, *words_of_numbers([mask_mod]))],
+            [_params(q_len, kv_len, q_block, kv_block, kv_blocks, *words_of_captures([mask_mod]))],
             (None, mask_mod),
             template=[],
             groups=(rows[2], heads, batch),
@@ -206,9 +206,10 @@ class MetalStages:
         outputs: Sequence[tuple[Sequence[int], mx.Dtype]],
         init_value: float | None = None,
     ) -> Sequence[mx.array]:
-        captured = [as_input(mod, array) for mod in mods if mod is not None for array in mod.arrays]
+        text = self._text(stage, mods)
+        captured = captured_arrays([mod for mod in mods if mod is not None], text.packed)
         x, y, z = (count * threads for count, threads in zip(groups, threadgroup, strict=True))
-        return self._kernel(stage, mods, captured)(
+        return self._kernel(text, capture_kinds(captured))(
             inputs=[*inputs, *captured],
             template=list(template),
             grid=(x, y, z),
@@ -218,15 +219,19 @@ class MetalStages:
             init_value=init_value,
         )
 
-    def _kernel(self, stage: str, mods: tuple[Bound | None, Bound | None], captured: Sequence[mx.array]) -> Launch:
-        """MLX's callable. Kernels whose captures are declared otherwise stand apart."""
+    def _text(self, stage: str, mods: tuple[Bound | None, Bound | None]) -> StageText:
         score, mask = (None if mod is None else mod.trace for mod in mods)
-        kinds = capture_kinds(captured)
-        key = (stage, expressions(score, mask), kinds)
-        kernel = self._kernels.get(key)
+        key = (stage, expressions(score, mask))
+        text = self._texts.get(key)
+        if text is None:
+            text = self._texts[key] = stage_text(stage, score, mask)
+        return text
+
+    def _kernel(self, text: StageText, kinds: str) -> Launch:
+        """MLX's callable. Kernels whose captures are declared otherwise stand apart."""
+        kernel = self._kernels.get(text.name + kinds)
         if kernel is None:
-            text = stage_text(stage, score, mask)
-            kernel = self._kernels[key] = self.metal_kernel(
+            kernel = self._kernels[text.name + kinds] = self.metal_kernel(
                 name=text.name + kinds,
                 input_names=list(text.inputs),
                 output_names=list(text.outputs),

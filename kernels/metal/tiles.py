@@ -20,18 +20,17 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Tiles:
-    """The kernel's two inputs, and what it must know of them.
+    """The kernel's input, and what it must know of it.
 
     lists: int32, flat. A line of runs for each [mask_batches, mask_heads, q_tiles]: where each line begins, and the
         last one ends (lines + 1); then, per run, the number of tiles in it and the runs before it of its line; then,
-        per run, 4 * (its first tile - the number of tiles in the runs before) + state.
-    states: uint8, flat [mask_batches, mask_heads, q_blocks, kv_blocks]; SMALLEST zeros unless blocks cut tiles.
-    words: the last fields of AttentionParams.
+        per run, 4 * (its first tile - the number of tiles in the runs before) + state. Then, where blocks cut tiles,
+        [mask_batches, mask_heads, q_blocks, kv_blocks] states, four bytes a word.
+    words: fields of AttentionParams, from mask_batches on.
     """
 
     mode: int
     lists: mx.array
-    states: mx.array
     words: tuple[int, ...]
 
 
@@ -41,7 +40,7 @@ _known: weakref.WeakKeyDictionary[Blocks, dict[tuple[int, ...], Tiles]] = weakre
 def tiles_for(blocks: Blocks | None, plan: Plan, q_len: int, kv_len: int) -> Tiles:
     """Remembered as long as the BlockMask lives."""
     if blocks is None:
-        return Tiles(NO_BLOCKS, mx.zeros(SMALLEST, mx.int32), mx.zeros(SMALLEST, mx.uint8), (1, 1, 0, 0, 1, 1))
+        return Tiles(NO_BLOCKS, mx.zeros(SMALLEST, mx.int32), (1, 1, 0, 0, 1, 1))
     key = (plan.bq, plan.bk, q_len, kv_len)
     known = _known.setdefault(blocks, {})
     if key not in known:
@@ -69,9 +68,11 @@ def _cut(blocks: Blocks, bq: int, bk: int, q_len: int, kv_len: int) -> Tiles:
     entries = 4 * (runs.first - (before[:-1] - start)) + runs.state
     lists = np.concatenate([offsets, ends - start, entries]).astype(np.int32)
     mode = CUT_TILES if bool((runs.state == LOOK_UP).any()) else WHOLE_TILES
-    states = blocks.states().astype(np.uint8) if mode == CUT_TILES else np.zeros(SMALLEST, np.uint8)
+    if mode == CUT_TILES:
+        states = blocks.states().astype(np.uint8).reshape(-1)
+        lists = np.concatenate([lists, np.pad(states, (0, -states.size % 4)).view(np.int32)])
     words = (*blocks.shape, blocks.q_block, blocks.kv_block)
-    return Tiles(mode, _flat(lists), _flat(states), words)
+    return Tiles(mode, _flat(lists), words)
 
 
 def _runs_of_tiles(blocks: Blocks, bq: int, bk: int, q_len: int, kv_len: int) -> _Runs:

@@ -92,8 +92,8 @@ struct Walk {
   static constexpr constant bool BOUNDED = HAS_MASK_MOD && BLOCKS == NO_BLOCKS;
   static constexpr constant bool UNSURE = HAS_MASK_MOD || BLOCKS == CUT_TILES;
 
-  void start(AttentionParams params, const device int* tile_lists, const device uint8_t* block_states, int q_tile,
-             int q_tiles, const thread LaneRows<P>& rows, threadgroup uint* shared_votes) thread {
+  void start(AttentionParams params, const device int* tile_lists, int q_tile, int q_tiles,
+             const thread LaneRows<P>& rows, threadgroup uint* shared_votes) thread {
     p = params;
     votes = shared_votes;
     candidates = (p.kv_len + P::BK - 1) / P::BK;
@@ -105,7 +105,8 @@ struct Walk {
       runs.count = tile_lists[list + 1] - first;
       runs.ends = tile_lists + lists + 1 + first;
       runs.entries = runs.ends + tile_lists[lists];
-      states = block_states + mask * p.q_blocks * p.kv_blocks;
+      const device int* behind = tile_lists + lists + 1 + 2 * int64_t(tile_lists[lists]);
+      states = reinterpret_cast<const device uint8_t*>(behind) + mask * p.q_blocks * p.kv_blocks;
       candidates = runs.count > 0 ? runs.ends[runs.count - 1] : 0;
     }
     turn = ahead = base = entry_in_lane = 0;

@@ -174,12 +174,13 @@ def test_a_backend_that_is_none_is_a_usage_error(notes: str) -> None:
 
 
 def test_more_captures_than_a_kernel_takes(tmp_path: Path) -> None:
-    lines = ["import mlx.core as mx", *(f"t{i} = mx.zeros((9,))" for i in range(12))]
-    terms = " + ".join(f"t{i}[kv_idx]" for i in range(12))
+    lines = ["import mlx.core as mx", *(f"t{i} = mx.zeros((9,))" for i in range(21))]
+    terms = " + ".join(f"t{i}[kv_idx]" for i in range(21))
     lines += ["def mod(score, b, h, q_idx, kv_idx):", f"    return score + {terms}"]
     (tmp_path / "many.py").write_text("\n".join(lines) + "\n")
     result = run("show", f"{tmp_path / 'many.py'}:mod", "--backend", "metal")
-    assert result.exit_code == 2 and "stack some into one array" in result.stderr
+    assert result.exit_code == 2 and "capture 21 arrays" in result.stderr and "has room for 20" in result.stderr
+    assert "stack some into one array" in result.stderr
 
 
 # ---- simulate -------------------------------------------------------------------------------------------------------

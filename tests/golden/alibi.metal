@@ -21,6 +21,22 @@
 
 #include <metal_stdlib>
 
+// The strides of an array that lies row after row, by its shape: strides[0] is that of its first axis.
+template <int NDIM>
+struct RowMajor {
+  const device int* shape;
+  int64_t operator[](int) const thread {
+    int64_t stride = 1;
+    for (int axis = 1; axis < NDIM; axis++) stride *= shape[axis];
+    return stride;
+  }
+  RowMajor<NDIM - 1> operator+(int) const thread {
+    RowMajor<NDIM - 1> next;
+    next.shape = shape + 1;
+    return next;
+  }
+};
+
 namespace fx {
 
 // -- captured arrays ---------------------------------------------------------------------------------------------
@@ -267,15 +283,18 @@ struct AttentionParams {
   // keys to visit: where the runs of each begin, and of all; then two words per run, as TileRuns of walk.h has them.
   int mask_batches;  // batch, or 1 to broadcast
   int mask_heads;    // query_heads, or 1 to broadcast
-  // block_states: [mask_batches, mask_heads, q_blocks, kv_blocks], for tiles that the edge of a block cuts.
+  // Behind them lie, a byte each, the states of blocks, [mask_batches, mask_heads, q_blocks, kv_blocks]: 0 empty, 1 ask
+  // mask_mod, 2 full; only where the edge of a block cuts a tile.
   int q_blocks;
   int kv_blocks;
   int q_block;  // rows and columns of one block
   int kv_block;
+
+  int first_tile;  // of query rows, that this launch takes
 };
 
 // The fields above lie one after the other in a buffer of 32-bit words; the numbers that the mods capture follow.
-constexpr constant int PARAM_WORDS = 12;
+constexpr constant int PARAM_WORDS = 13;
 
 inline AttentionParams read_params(const device int* words) {
   AttentionParams p;
@@ -291,6 +310,7 @@ inline AttentionParams read_params(const device int* words) {
   p.kv_blocks = words[9];
   p.q_block = words[10];
   p.kv_block = words[11];
+  p.first_tile = words[12];
   return p;
 }
 #line 16 "attention_forward.metal"
@@ -546,8 +566,8 @@ inline void multiply_values(
 #line 1 "softmax.h"
 // softmax.h: the online softmax (arXiv 1805.02867) on score fragments in registers.
 //
-// A score that is not attended to is -inf. It is told by its bits and never computed with: -inf less a maximum of -inf is
-// nan, and metal::fast::exp2 promises nothing of infinities. The running maximum starts at the lowest finite number.
+// A score that is not attended to is -inf. It is told by its bits and never computed with: -inf less a maximum of -inf
+// is nan, and metal::fast::exp2 promises nothing of infinities. The running maximum starts at the lowest finite number.
 
 
 
@@ -689,8 +709,8 @@ struct Walk {
   static constexpr constant bool BOUNDED = HAS_MASK_MOD && BLOCKS == NO_BLOCKS;
   static constexpr constant bool UNSURE = HAS_MASK_MOD || BLOCKS == CUT_TILES;
 
-  void start(AttentionParams params, const device int* tile_lists, const device uint8_t* block_states, int q_tile,
-             int q_tiles, const thread LaneRows<P>& rows, threadgroup uint* shared_votes) thread {
+  void start(AttentionParams params, const device int* tile_lists, int q_tile, int q_tiles,
+             const thread LaneRows<P>& rows, threadgroup uint* shared_votes) thread {
     p = params;
     votes = shared_votes;
     candidates = (p.kv_len + P::BK - 1) / P::BK;
@@ -702,7 +722,8 @@ struct Walk {
       runs.count = tile_lists[list + 1] - first;
       runs.ends = tile_lists + lists + 1 + first;
       runs.entries = runs.ends + tile_lists[lists];
-      states = block_states + mask * p.q_blocks * p.kv_blocks;
+      const device int* behind = tile_lists + lists + 1 + 2 * int64_t(tile_lists[lists]);
+      states = reinterpret_cast<const device uint8_t*>(behind) + mask * p.q_blocks * p.kv_blocks;
       candidates = runs.count > 0 ? runs.ends[runs.count - 1] : 0;
     }
     turn = ahead = base = entry_in_lane = 0;
@@ -974,7 +995,8 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
 // q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM];
 // v: [kv_batches, kv_heads, kv_len, VALUE_DIM]; any strides, in elements. K: T, or int8_t: q is whole numbers too.
 // V: T, or int8_t.
-// out: [batch, query_heads, q_len, VALUE_DIM]; lse, max_scores: [batch, query_heads, q_len], float32, natural.
+// out: [batch, query_heads, rows, VALUE_DIM]; lse, max_scores: [batch, query_heads, rows], float32, natural. `rows` are
+// those of the tiles that this launch takes, from p.first_tile on: all q_len, or fewer where a call has several.
 // group: (tile of query rows and slice of value columns, query head, batch).
 // Tile: StagedTile, or AsyncTile of async_copy.h. votes: 2 SIMDGROUPS words, and SCALES BK more for scales.
 template <typename T, typename P, int BLOCKS, template <typename, int, int, int, int> class Tile, typename Captured,
@@ -982,9 +1004,8 @@ template <typename T, typename P, int BLOCKS, template <typename, int, int, int,
 inline void attention_forward(
     const device T* q, const constant int64_t* q_strides, const device K* k, const constant int64_t* k_strides,
     const device V* v, const constant int64_t* v_strides, device T* out, device float* lse, device float* max_scores,
-    const device int* tile_lists, const device uint8_t* block_states, AttentionParams p, const thread Captured& mods,
-    threadgroup T* staged, threadgroup uint* votes, metal::uint3 group, metal::uint3 groups, uint simdgroup,
-    uint lane) {
+    const device int* tile_lists, AttentionParams p, const thread Captured& mods, threadgroup T* staged,
+    threadgroup uint* votes, metal::uint3 group, metal::uint3 groups, uint simdgroup, uint lane) {
   // Of P V. float for int8 values: the weights, times the scales of these, may be too small for half.
   typedef typename ProductOf<V>::type F;
   typedef Tile<K, P::BK, P::BD, P::HEAD_DIM, P::THREADS> KeysAhead;
@@ -996,8 +1017,8 @@ inline void attention_forward(
   const uint thread_index = simdgroup * LANES + lane;
 
   // The last rows first: under a causal mask they have the most keys.
-  const int q_tiles = int(groups.x) / P::VALUE_SLICES, slice = int(group.x) % P::VALUE_SLICES;
-  const int q_tile = q_tiles - 1 - int(group.x) / P::VALUE_SLICES;
+  const int tiles = int(groups.x) / P::VALUE_SLICES, slice = int(group.x) % P::VALUE_SLICES;
+  const int q_tile = p.first_tile + tiles - 1 - int(group.x) / P::VALUE_SLICES;
   const int first_row = q_tile * P::BQ + int(simdgroup) * P::ROWS;
   const int first_value = slice * P::VALUE_TILES * P::BV;
   LaneRows<P> rows;
@@ -1032,7 +1053,7 @@ inline void attention_forward(
   }
 
   Walk<P, BLOCKS, Captured> walk;
-  walk.start(p, tile_lists, block_states, q_tile, q_tiles, rows, votes);
+  walk.start(p, tile_lists, q_tile, (p.q_len + P::BQ - 1) / P::BQ, rows, votes);
   KeyTile tile = walk.next(rows, mods, simdgroup, lane);
   threadgroup T* now = staged;  // the half to compute on, and the half to fill
   threadgroup T* ahead = staged + HALF;
@@ -1115,12 +1136,13 @@ inline void attention_forward(
   // out = O / sum of P, and what all values lack. A row with nothing to attend to has sum 0 and gives 0, and -inf as
   // its statistics.
   const int64_t kv = int64_t(kv_batch) * p.kv_heads + kv_head;
+  const int first_out = p.first_tile * P::BQ, out_rows = metal::min(p.q_len - first_out, tiles * P::BQ);
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
     float sum = sum_of_row(state[r].sum);
     float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
     int row = first_row + r * FRAGMENT + rows.place.row;
-    int64_t at = head * p.q_len + row;
+    int64_t at = head * out_rows + (row - first_out);
     if (row < p.q_len) {
       UNROLL
       for (int d = 0; d < VALUE_FRAGMENTS; d++) {
@@ -1141,7 +1163,7 @@ inline void attention_forward(
   }
 }
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int BLOCKS>
-[[kernel]] void flextrace_attention_b1d8157186e6661c(
+[[kernel]] void flextrace_attention_d8b6c3231fde1e98(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],
@@ -1150,13 +1172,12 @@ template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGR
     const constant int64_t* v_strides [[buffer(5)]],
     const device int* params [[buffer(6)]],
     const device int* tile_lists [[buffer(7)]],
-    const device uint8_t* block_states [[buffer(8)]],
-    const device float* array0 [[buffer(9)]],
-    const constant int* array0_shape [[buffer(10)]],
-    const constant int64_t* array0_strides [[buffer(11)]],
-    device T* out [[buffer(12)]],
-    device float* lse [[buffer(13)]],
-    device float* max_scores [[buffer(14)]],
+    const device float* array0 [[buffer(8)]],
+    const constant int* array0_shape [[buffer(9)]],
+    const constant int64_t* array0_strides [[buffer(10)]],
+    device T* out [[buffer(11)]],
+    device float* lse [[buffer(12)]],
+    device float* max_scores [[buffer(13)]],
     uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]],
     uint3 threadgroups_per_grid [[threadgroups_per_grid]],
     uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
@@ -1166,7 +1187,7 @@ threadgroup T staged[STAGED];
 threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK];
 const auto mods = captured_by_mods(params + PARAM_WORDS, array0, array0_shape, array0_strides);
 attention_forward<T, P, BLOCKS, StagedTile>(
-    q, q_strides, k, k_strides, v, v_strides, out, lse, max_scores, tile_lists, block_states, read_params(params), mods,
+    q, q_strides, k, k_strides, v, v_strides, out, lse, max_scores, tile_lists, read_params(params), mods,
     staged, votes, threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
     thread_index_in_simdgroup);
 }

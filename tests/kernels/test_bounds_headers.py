@@ -25,6 +25,7 @@ from flextrace.kernels.cpu import generate as cpu
 from flextrace.kernels.cpu.launch import ARRAY, NUMBER
 from flextrace.kernels.cpu.toolchain import find_compiler
 from flextrace.kernels.metal import generate as metal
+from flextrace.kernels.metal.captures import msl_type
 from flextrace.kernels.mods import shift_slots
 from flextrace.tracer.bounds import tile_bounds
 from flextrace.tracer.expr import KV_IDX, OPS, Q_IDX, Expr, apply, const, leaves
@@ -300,7 +301,7 @@ __kernel void run(device int* out, const device TYPE* large, const constant TYPE
 def test_clang_accepts_tile_state(name: str, tmp_path: Path) -> None:
     """Address spaces of the header and of emitted text, with arrays in device and in constant memory."""
     trace = flex.mask_mod(zoo.ZOO[name].make(2, 2, 64, 64, np.random.default_rng(0))).trace()
-    kind = metal.msl_type(trace.arrays[0].element) if trace.arrays else "int"
+    kind = msl_type(trace.arrays[0].element) if trace.arrays else "int"
     kernel = CLANG_KERNEL.replace("BODY", tile_state_body(trace.expr, METAL_RANGES)).replace("TYPE", kind)
     source = (metal_text() + kernel).replace("#include <metal_stdlib>", "")
     assert clang_check.complaints(source, tmp_path) == ""

@@ -15,7 +15,8 @@ from metal.test_counts import broken
 import flextrace as flex
 from flextrace.kernels import AttentionCall
 from flextrace.kernels.metal import SimulatorBackend
-from flextrace.kernels.metal.generate import MAX_BUFFERS, kernel_text
+from flextrace.kernels.metal.captures import MAX_BUFFERS
+from flextrace.kernels.metal.generate import kernel_text
 from flextrace.kernels.metal.launch import BLOCK, capture_kinds, extremes_of_blocks
 from flextrace.kernels.metal.plan import plan_for
 from flextrace.kernels.simulator import SimulationError, recording
@@ -254,9 +255,9 @@ def test_arrays_without_a_buffer_for_their_extremes_are_scanned() -> None:
         return mask
 
     text = kernel_text(None, flex.mask_mod(same(tables)).trace())
-    assert len(text._buffers()) == MAX_BUFFERS and text.extremes == (0,)
+    assert len(text._buffers()) == MAX_BUFFERS and text.extremes == (0, 1) and not text.packed
     report = check(same(tables), same(ids), 200, 200)
-    assert report.buffers["extremes0"].read > 0 and report.buffers["array1"].read > 0
+    assert report.buffers["extremes1"].read > 0 and report.buffers["array2"].read > 0
 
 
 def test_a_table_much_larger_than_the_scores_is_not_gone_through() -> None:
