@@ -72,7 +72,7 @@ def run(kernel: Launch, call: AttentionCall, made: Operands, text: KernelText) -
         for first in range(0, tiles_of_rows, at_once):
             parts.append(launched(first, min(at_once, tiles_of_rows - first)))
             _begin(parts[-1])
-        out, lse, max_scores = (mx.concatenate(of_parts, axis=2) for of_parts in zip(*parts, strict=True))
+        out, lse, max_scores = (mx.concatenate(list(some), axis=2) for some in zip(*parts, strict=True))
     if made.row_terms is not None and not text.scoring.add_back:  # -inf, of a row that attends to nothing, stays
         lse, max_scores = lse + made.row_terms, max_scores + made.row_terms
     return _result(call, out[..., :value_dim] if value_dim == 0 else out, lse, max_scores)
@@ -87,8 +87,9 @@ def tiles_at_once(tiles: int, multiplies: int) -> int:
 def _begin(arrays: Sequence[mx.array]) -> None:
     """Have MLX hand over what it has encoded so far: it waits for 40 kernels, or for 40 million elements that they
     read, before it commits a command buffer, and a buffer has one time limit for all of them."""
+    async_eval: Callable[..., None] = mx.async_eval
     try:
-        mx.async_eval(*arrays)
+        async_eval(*arrays)
     except ValueError as error:
         if "transformation" not in str(error):
             raise  # inside one, they are begun when its results are
