@@ -723,6 +723,16 @@ def padding_lengths(z: Setting) -> Mod:
 
 
 @mask
+def random_dropout(z: Setting) -> Mod:
+    seed, rate = int(z.rng.integers(1000)), 0.25
+
+    def mod(b, h, q_idx, kv_idx):
+        return q_idx == kv_idx or flex.mods.uniform(seed, b, h, q_idx, kv_idx) >= rate
+
+    return mod
+
+
+@mask
 def checkerboard_heads(z: Setting) -> Mod:
     def mod(b, h, q_idx, kv_idx):
         return (q_idx + kv_idx + h) % 2 == 0

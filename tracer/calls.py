@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from . import functions, porting
+from . import functions, once, porting
 from .errors import Untraceable
 from .expr import Expr
 from .formulas import Rule
@@ -39,6 +39,7 @@ class Calls(Running):
             raise Untraceable("a number or array is called like a function", "remove the call parentheses")
         if isinstance(function, functools.partial) and not self.is_captured(function):
             return self.call(function.func, [*function.args, *args], {**function.keywords, **kwargs})
+        once.check(function)
         special = SPECIAL.get(id(function))
         if special is not None:
             return self._built(function, functools.partial(special, self), args, kwargs)
@@ -104,6 +105,7 @@ class Calls(Running):
         """The function written in Python behind a callable, its path, and its full arguments."""
         recorder = self.recorder
         while not isinstance(function, types.FunctionType):
+            once.check(function)
             path = recorder.origin(function) if self.is_captured(function) else None
             if isinstance(function, functools.partial):
                 path = path or recorder.held(function)
@@ -136,6 +138,8 @@ class Calls(Running):
             return self.run_now(function, args, kwargs)
         try:
             return self.inline(function, path, args, kwargs)
+        except once.Once:
+            raise
         except Untraceable:
             # On plain values Python itself can run what has no meaning in a kernel, unless it was half done.
             started = any(not isinstance(value, PLAIN) and not self.is_captured(value) for value in values)

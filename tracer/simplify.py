@@ -198,6 +198,15 @@ def negation(node: Expr) -> Expr | None:
     return None
 
 
+def last_32_bits(node: Expr) -> Expr | None:
+    """(x & 0x7FFFFFFF) - ((x >> 31 & 1) << 31) is x, as Python's ints are made int32."""
+    if node.op != "sub" or node.args[0].op != "bit_and" or node.dtype != "int":
+        return None
+    x, mask = node.args[0].args
+    sign = apply("shl", apply("bit_and", apply("shr", x, const(31)), const(1)), const(31))
+    return x if _is(mask, 2**31 - 1) and node.args[1] is sign else None
+
+
 RULES: tuple[Rule, ...] = (
     fold_constants,
     constants_last,
@@ -209,4 +218,5 @@ RULES: tuple[Rule, ...] = (
     where_choices,
     casts,
     negation,
+    last_32_bits,
 )

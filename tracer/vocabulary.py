@@ -180,6 +180,10 @@ def _refused() -> Iterable[tuple[str, str]]:
     yield f"a loop over more than {MAX_UNROLLED:,} elements of an array", "index the array"
     yield "changing what is captured", "keep intermediate values in local variables"
     yield (
+        "random numbers and clocks, which would be one for the whole matrix",
+        "`flex.mods.uniform(seed, b, h, q_idx, kv_idx)`; numbers and arrays drawn or read outside",
+    )
+    yield (
         f"functions and arrays of {_code(sorted(FOREIGN))}",
         "what the error names: `mx.tanh(score)`, `mx.array(t.numpy())`",
     )

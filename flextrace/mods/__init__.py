@@ -10,10 +10,12 @@ kernel inputs: integers as int32, and learnable ones stay the caller's `mx.array
     neighbourhoods.py, vision.py     images and video; grids.py has the orders of their tokens
     biases.py, graphs.py             positions or pairs of nodes -> what is added to a score
     scores.py                        score -> score
+    draws.py                         random numbers by position, dropout
     merge.py                         two partial attentions -> one
 """
 
 from .biases import alibi, alibi_slopes, relative_bias, sandwich, t5_bias
+from .draws import dropout, dropout_output, uniform
 from .graphs import graphormer_edge, graphormer_spatial
 from .grids import morton_order, tiled_order
 from .masks import block_diffusion, causal, padding
@@ -39,6 +41,8 @@ __all__ = [
     "dilated_window",
     "document",
     "document_ids",
+    "dropout",
+    "dropout_output",
     "global_window",
     "graphormer_edge",
     "graphormer_spatial",
@@ -63,6 +67,7 @@ __all__ = [
     "tiled_order",
     "tree_ancestor",
     "undo_softmax",
+    "uniform",
     "video_heads",
     "vision_cross_attention",
 ]

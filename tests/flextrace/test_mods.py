@@ -50,6 +50,26 @@ def padded(kept: Dense, rows: int, keys: int) -> Dense:
     return np.pad(kept, ((0, rows), (0, keys)))
 
 
+def murmur3(seed: int, *words: Any) -> Dense:
+    """MurmurHash3_x86_32 of int32 words, as its author's C has it, on arrays that broadcast: uint32."""
+    with np.errstate(over="ignore"):
+        state = np.uint32(seed & 0xFFFFFFFF)
+        for word in words:
+            k = np.asarray(word).astype(np.uint32) * np.uint32(0xCC9E2D51)
+            k = (k << np.uint32(15) | k >> np.uint32(17)) * np.uint32(0x1B873593)
+            state = state ^ k
+            state = (state << np.uint32(13) | state >> np.uint32(19)) * np.uint32(5) + np.uint32(0xE6546B64)
+        state = state ^ np.uint32(4 * len(words))
+        state = (state ^ state >> np.uint32(16)) * np.uint32(0x85EBCA6B)
+        state = (state ^ state >> np.uint32(13)) * np.uint32(0xC2B2AE35)
+        return state ^ state >> np.uint32(16)
+
+
+def drawn(seed: int, b: int, h: int, q_len: int, kv_len: int) -> Dense:
+    """uniform() at every position: float64 [b, h, q_len, kv_len]."""
+    return (murmur3(seed, *np.ogrid[:b, :h, :q_len, :kv_len]) >> np.uint32(8)) / 2**24
+
+
 def lower(n: int) -> Dense:
     return np.tril(np.ones((n, n), bool))
 
@@ -258,6 +278,8 @@ MASKS = [
         lambda: mods.tree_ancestor(PARENTS, prefix=5),
         padded(np.hstack([np.ones((len(PARENTS), 5), bool), ancestors(PARENTS)]), 0, 6),
     ),
+    mask("dropout", lambda: mods.dropout(0.3, seed=11), drawn(11, 2, 3, 24, 26) >= 0.3),
+    mask("dropout, negative seed", lambda: mods.dropout(0.75, seed=-5), drawn(-5, 2, 2, 24, 24) >= 0.75),
     mask("batchify", lambda: mods.batchify(mods.prefix_lm(2), 8), pieces([8] * 3, lambda n: prefix_of_causal(n, 2))),
     mask("batchify, last one short", lambda: mods.batchify(mods.causal, 9), pieces([9, 9, 6], lower)),
     mask("natten 1-D", lambda: mods.natten((24,), (5,)), axis_windows(24, 5)),
@@ -703,7 +725,7 @@ def test_documented(name: str) -> None:
 def test_every_public_name_is_tested() -> None:
     tested = {case.name.split()[0].rstrip(",") for case in (*MASKS, *SCORES)}
     functions = {"activation", "alibi_slopes", "document_ids", "merge_attention", "morton_order", "tiled_order"}
-    assert set(mods.__all__) == tested | functions | {"undo_softmax"}
+    assert set(mods.__all__) == tested | functions | {"undo_softmax", "dropout_output", "uniform"}
     assert flex.mods is mods and flex.mods.__all__ == sorted(mods.__all__)
 
 
@@ -726,6 +748,7 @@ SAME_KERNEL: list[tuple[Callable[..., flex.MaskMod | flex.ScoreMod], list[tuple[
     (mods.sliding_tile, [((8, 8), (4, 4), (2, 2), 0), ((4, 4), (4, 4), (1, 1), 5)]),
     (mods.spatial_head, [(4, 1, 0), (16, 2, 7, True)]),
     (mods.temporal_head, [(4, 1, 0), (16, 2, 7)]),
+    (mods.dropout, [(0.1, 0), (0.5, -7)]),
     (mods.alibi, [(4,), (12,)]),
     (mods.softcap, [(30.0,), (50.0,)]),
     (mods.sandwich, [(4, 64), (8, 99, 32)]),
@@ -774,6 +797,14 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: mods.video_heads([0, 1], mods.causal, mods.causal), "is_temporal"),
     (lambda: mods.vision_cross_attention([[0, 1, 2]], 4), r"expected \[images, 2\]"),
     (lambda: mods.alibi(0), "heads is 0"),
+    (lambda: mods.dropout(1.0, 0), r"rate is 1.0; expected a number in \[0, 1\)"),
+    (lambda: mods.dropout(0.5, 2**31), "seed is 2147483648; expected a whole number that fits int32"),
+    (lambda: mods.dropout(0.5, 0.5), "seed is 0.5"),
+    (
+        lambda: mods.dropout_output(mx.ones((2, 3)), mx.ones((2,)), mx.ones((3,)), 0.5),
+        "expected the latter two of out's",
+    ),
+    (lambda: mods.dropout_output(mx.ones((2, 3)), mx.ones((2,)), mx.ones((2,)), -0.5), "rate is -0.5"),
     (lambda: mods.alibi(mx.array([1, 2])), "slopes is mlx.core.int32"),
     (lambda: mods.relative_bias(np.zeros((2, 4))), "odd number of columns"),
     (lambda: mods.t5_bias(np.zeros((2, 4))), "at least 4 buckets"),

@@ -47,6 +47,14 @@ SIMPLER: list[tuple[Expr, Expr]] = [
     (binary("le", Q_IDX, Q_IDX), TRUE),
     (binary("ne", Q_IDX, Q_IDX), FALSE),
     (binary("min", SCORE, SCORE), SCORE),
+    (
+        binary(
+            "sub",
+            binary("bit_and", Q_IDX, 2**31 - 1),
+            binary("shl", binary("bit_and", binary("shr", Q_IDX, 31), 1), 31),
+        ),
+        Q_IDX,
+    ),
     # powers of two
     (binary("floor_div", Q_IDX, 8), binary("shr", Q_IDX, 3)),
     (binary("mod", Q_IDX, 8), binary("bit_and", Q_IDX, 7)),
