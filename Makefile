@@ -35,6 +35,7 @@ lint: $(VENV)/.dev
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --target build/installed .
 	MYPYPATH=build/installed $(BIN)/python -m mypy -p flextrace
+	MYPYPATH=build/installed $(BIN)/python -m mypy tests/typed_calls.py
 	cd build && PYTHONPATH=installed ../$(BIN)/python ../tests/installed.py
 
 bench: $(VENV)/.dev

@@ -17,6 +17,7 @@ import mlx.core as mx
 from flextrace.kernels import AttentionCall, Int8Rows
 from flextrace.kernels.registry import chosen_name
 from flextrace.tracer.errors import with_article
+from flextrace.tracer.signature import MaskFunction, ScoreFunction
 
 from .block_mask import BlockMask
 from .checks import check_options, check_tensors, checked_scale
@@ -69,6 +70,8 @@ class AuxOutput:
 
 Aux = tuple[mx.array, AuxOutput]
 Options = Mapping[str, Any] | None
+Score = ScoreMod | ScoreFunction | None
+Mask = BlockMask | MaskMod | MaskFunction | None
 
 
 @overload
@@ -76,8 +79,8 @@ def flex_attention(
     query: mx.array,
     key: mx.array | Int8Rows,
     value: mx.array | Int8Rows,
-    score_mod: Any = None,
-    block_mask: Any = None,
+    score_mod: Score = None,
+    block_mask: Mask = None,
     scale: float | None = None,
     enable_gqa: bool = False,
     return_lse: Literal[False] = False,
@@ -90,8 +93,8 @@ def flex_attention(
     query: mx.array,
     key: mx.array | Int8Rows,
     value: mx.array | Int8Rows,
-    score_mod: Any = None,
-    block_mask: Any = None,
+    score_mod: Score = None,
+    block_mask: Mask = None,
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
@@ -104,8 +107,8 @@ def flex_attention(
     query: mx.array,
     key: mx.array | Int8Rows,
     value: mx.array | Int8Rows,
-    score_mod: Any = None,
-    block_mask: Any = None,
+    score_mod: Score = None,
+    block_mask: Mask = None,
     scale: float | None = None,
     enable_gqa: bool = False,
     return_lse: Literal[False] = False,
@@ -113,13 +116,41 @@ def flex_attention(
     *,
     return_aux: AuxRequest,
 ) -> tuple[mx.array, AuxOutput]: ...
+@overload
+def flex_attention(
+    query: mx.array,
+    key: mx.array | Int8Rows,
+    value: mx.array | Int8Rows,
+    score_mod: Score = None,
+    block_mask: Mask = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+    kernel_options: Options = None,
+    *,
+    return_aux: None = None,
+) -> mx.array | tuple[mx.array, mx.array]: ...
+@overload
+def flex_attention(
+    query: mx.array,
+    key: mx.array | Int8Rows,
+    value: mx.array | Int8Rows,
+    score_mod: Score = None,
+    block_mask: Mask = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+    kernel_options: Options = None,
+    *,
+    return_aux: AuxRequest | None,
+) -> mx.array | tuple[mx.array, mx.array] | tuple[mx.array, AuxOutput]: ...
 @knows(OF_ATTENTION)
 def flex_attention(
     query: mx.array,
     key: mx.array | Int8Rows,
     value: mx.array | Int8Rows,
-    score_mod: Any = None,
-    block_mask: Any = None,
+    score_mod: Score = None,
+    block_mask: Mask = None,
     scale: float | None = None,
     enable_gqa: bool = False,
     return_lse: bool = False,

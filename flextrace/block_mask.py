@@ -16,6 +16,7 @@ from flextrace.kernels import Blocks, Int8Rows
 from flextrace.kernels.blocks import FULL, Array
 from flextrace.kernels.scalars import as_int, shown
 from flextrace.kernels.stage_checks import check_size, check_whole
+from flextrace.tracer.signature import MaskFunction
 
 from .block_fields import BlockFields
 from .block_input import BlockRanges, block_size, blocks_of_lists, blocks_of_ranges
@@ -84,7 +85,7 @@ class BlockMask(BlockFields):
         full_kv_num_blocks: Any = None,
         full_kv_indices: Any = None,
         BLOCK_SIZE: int | tuple[int, int] = DEFAULT_BLOCK,
-        mask_mod: Callable[..., Any] | None = None,
+        mask_mod: MaskMod | MaskFunction | None = None,
         seq_lengths: tuple[int, int] | None = None,
     ) -> BlockMask:
         """A BlockMask from torch's lists (mlx or numpy integer arrays, shapes as the attributes).
@@ -104,7 +105,7 @@ class BlockMask(BlockFields):
         B: int = 1,
         H: int = 1,
         BLOCK_SIZE: int | tuple[int, int] = DEFAULT_BLOCK,
-        mask_mod: Callable[..., Any] | None = None,
+        mask_mod: MaskMod | MaskFunction | None = None,
     ) -> BlockMask:
         """A BlockMask from runs of blocks: the reverse of `to_ranges`.
 

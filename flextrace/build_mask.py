@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +12,7 @@ from flextrace.tracer import evaluate
 from flextrace.tracer.expr import B as B_INDEX
 from flextrace.tracer.expr import H as H_INDEX
 from flextrace.tracer.expr import leaves
+from flextrace.tracer.signature import MaskFunction
 
 from .block_input import block_size
 from .block_mask import DEFAULT_BLOCK, BlockMask
@@ -28,7 +28,7 @@ def _sizes(*, B: Any, H: Any, Q_LEN: Any, KV_LEN: Any) -> tuple[int | None, int 
 
 
 @knows(OF_BLOCK_MASK)
-def create_mask(mask_mod: Callable[..., Any], B: int | None, H: int | None, Q_LEN: int, KV_LEN: int) -> mx.array:
+def create_mask(mask_mod: MaskMod | MaskFunction, B: int | None, H: int | None, Q_LEN: int, KV_LEN: int) -> mx.array:
     """The dense mask: bool [B or 1, H or 1, Q_LEN, KV_LEN]. For looking at and comparing; kernels never need it.
 
     Raises:
@@ -56,7 +56,7 @@ def create_mask(mask_mod: Callable[..., Any], B: int | None, H: int | None, Q_LE
 
 @knows(OF_BLOCK_MASK)
 def create_block_mask(
-    mask_mod: Callable[..., Any],
+    mask_mod: MaskMod | MaskFunction,
     B: int | None,
     H: int | None,
     Q_LEN: int,

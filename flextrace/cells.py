@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL, Array
 from flextrace.kernels.scalars import as_int, shown
 from flextrace.kernels.stage_checks import check_size
 from flextrace.tracer import evaluate, name_of
+from flextrace.tracer.signature import MaskFunction, ScoreFunction
 
 from .block_mask import BlockMask
 from .block_pictures import coarse_states
@@ -20,7 +20,7 @@ from .build_mask import create_block_mask, create_mask
 from .checks import checked_scale
 from .mod import MaskMod, ScoreMod, as_mod
 
-MaskLike = Callable[..., Any] | mx.array | Array
+MaskLike = MaskFunction | mx.array | Array
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def block_cells(mask: BlockMask, b: int, h: int, limit: tuple[int, int]) -> tupl
 
 
 def score_cells(
-    mod: Callable[..., Any],
+    mod: ScoreFunction,
     q_len: int | None,
     kv_len: int | None,
     b: int,

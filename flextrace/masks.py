@@ -13,6 +13,7 @@ import numpy as np
 from flextrace.kernels import Blocks
 from flextrace.kernels.blocks import FULL, PARTIAL, Array
 from flextrace.tracer import Start
+from flextrace.tracer.signature import MaskFunction
 
 from .mod import MaskMod, as_mod
 
@@ -28,7 +29,7 @@ def noop_mask(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> bool:
     return True
 
 
-def and_masks(*masks: Callable[..., Any]) -> MaskMod:
+def and_masks(*masks: MaskMod | MaskFunction) -> MaskMod:
     """The mask that keeps what all of `masks` (mask_mods or plain functions) keep. `&` between two does the same.
 
     Example:
@@ -41,7 +42,7 @@ def and_masks(*masks: Callable[..., Any]) -> MaskMod:
     return functools.reduce(operator.and_, mods) if mods else MaskMod(noop_mask)
 
 
-def or_masks(*masks: Callable[..., Any]) -> MaskMod:
+def or_masks(*masks: MaskMod | MaskFunction) -> MaskMod:
     """The mask that keeps what any of `masks` (mask_mods or plain functions) keeps. `|` between two does the same.
 
     Example:

@@ -72,12 +72,16 @@ def _is_the_command() -> bool:
     )
 
 
-try:
-    import mlx.core  # noqa: F401
-except ImportError as error:
-    if not _is_the_command():
-        raise ImportError(message(error), name="mlx.core") from error
-    from .commands.exits import CANNOT
+def _load() -> None:
+    try:
+        import mlx.core  # noqa: F401
+    except ImportError as error:
+        if not _is_the_command():
+            raise ImportError(message(error), name="mlx.core") from error
+        from .commands.exits import CANNOT
 
-    print(message(error), file=sys.stderr)
-    raise SystemExit(CANNOT) from None
+        print(message(error), file=sys.stderr)
+        raise SystemExit(CANNOT) from None
+
+
+_load()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from flextrace.kernels import backend_for
 from flextrace.kernels.cpu.generate import tile_lines
@@ -168,6 +168,10 @@ class ScoreMod(Mod):
 
     kind: ClassVar[Kind] = "score_mod"
 
+    if TYPE_CHECKING:
+
+        def __call__(self, score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any: ...
+
 
 class MaskMod(Mod):
     """`mask_mod(b, h, q_idx, kv_idx) -> bool`: see `mask_mod`. Masks combine with `&`, `|` and `~`.
@@ -180,6 +184,11 @@ class MaskMod(Mod):
     """
 
     kind: ClassVar[Kind] = "mask_mod"
+
+    if TYPE_CHECKING:
+
+        def __call__(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any: ...
+
     shifted_from: tuple[MaskMod, int] | None = None  # the mask that this one shows from a later row on, and that row
 
     def __and__(self, other: Any) -> MaskMod:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import mlx.core as mx
 import numpy as np
 
 from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL, Array
 from flextrace.kernels.stage_checks import check_whole
 from flextrace.tracer import count_parameters
+from flextrace.tracer.signature import MaskFunction, ScoreFunction
 
 from .block_mask import BlockMask
 from .cells import BlockCounts, MaskCells, MaskLike, ScoreCells, block_cells, mask_cells, score_cells
@@ -15,7 +18,7 @@ from .mod import ScoreMod
 
 
 def text(
-    what: MaskLike | BlockMask,
+    what: MaskLike | ScoreFunction | BlockMask,
     q_len: int | None = None,
     kv_len: int | None = None,
     *,
@@ -55,10 +58,10 @@ def text(
         cells, counts = block_cells(what, b, h, (rows if max(what.seq_lengths) > width else width, width))
         return _lines(f"{cells.name}: {block_grid(what)}, {block_counts(counts)}{place}", cells.states, ascii)
     if isinstance(what, ScoreMod) or (not isinstance(what, (mx.array, np.ndarray)) and count_parameters(what) == 5):
-        shown = score_cells(what, q_len, kv_len, b, h, (rows, width))
+        shown = score_cells(cast(ScoreFunction, what), q_len, kv_len, b, h, (rows, width))
         return _shades(f"{shown.name}: {score_counts(shown)}{place}", shown, ascii)
     lengths = what.shape[-2:] if isinstance(what, (mx.array, np.ndarray)) else (q_len or 0, kv_len or q_len or 0)
-    cells = mask_cells(what, q_len, kv_len, b, h, (width if max(lengths) <= width else rows, width))
+    cells = mask_cells(cast(MaskFunction, what), q_len, kv_len, b, h, (width if max(lengths) <= width else rows, width))
     return _lines(f"{cells.name}: {mask_counts(cells)}{place}", cells.states, ascii)
 
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 import functools
 import io
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL
+from flextrace.tracer.signature import ScoreFunction
 
 from .block_input import block_size as checked_block
 from .block_mask import DEFAULT_BLOCK, BlockMask
@@ -121,7 +121,7 @@ def block_mask(
 
 
 def score_mod(
-    mod: Callable[..., Any],
+    mod: ScoreFunction,
     q_len: int | None = None,
     kv_len: int | None = None,
     *,

@@ -17,11 +17,12 @@ call adds to MLX's lazy graph. Besides what they say themselves, all of them rai
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import mlx.core as mx
 
 from flextrace.tracer import Bound
+from flextrace.tracer.signature import MaskFunction, ScoreFunction
 
 from .gradients import refuse_gradient
 from .registry import BackendUnavailable, backend_for, chosen_name, default_name, needs_values
@@ -42,7 +43,8 @@ from .stage_checks import (
 )
 from .stage_types import BlockLists, OutputParts, SoftmaxParts, Stages
 
-Mod = Any  # a Bound, a decorated mod, or a plain function
+Score = ScoreFunction | Bound | None  # a plain function, or a decorated mod, which has the same call
+Mask = MaskFunction | Bound | None
 
 
 def matmul(
@@ -119,8 +121,8 @@ def scale(x: mx.array, factor: float, *, backend: str | None = None) -> mx.array
 
 def score_mod(
     scores: mx.array,
-    score_mod: Mod = None,
-    mask_mod: Mod = None,
+    score_mod: Score = None,
+    mask_mod: Mask = None,
     *,
     blocks: BlockLists | None = None,
     backend: str | None = None,
@@ -199,7 +201,7 @@ def softmax(
 
 
 def block_mask(
-    mask_mod: Mod,
+    mask_mod: Mask,
     B: int | None,
     H: int | None,
     q_len: int,

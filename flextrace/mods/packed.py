@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from flextrace.mod import MaskMod, as_mod, mask_mod
+from flextrace.tracer.signature import MaskFunction
 
 from .arguments import Array, integers, known_offsets, whole
 
@@ -130,7 +130,7 @@ def causal_document(offsets: Any) -> MaskMod:
     return causal_document
 
 
-def per_document(mask: Callable[..., Any], offsets: Any) -> MaskMod:
+def per_document(mask: MaskMod | MaskFunction, offsets: Any) -> MaskMod:
     """Any mask inside each document, positions counted from the document's start.
 
     start[q_idx] == start[kv_idx] and mask(b, h, q_idx - start[q_idx], kv_idx - start[kv_idx])
@@ -170,7 +170,7 @@ def per_document(mask: Callable[..., Any], offsets: Any) -> MaskMod:
     return per_document
 
 
-def batchify(mask: Callable[..., Any], length: int) -> MaskMod:
+def batchify(mask: MaskMod | MaskFunction, length: int) -> MaskMod:
     """The mask of one sequence for a batch laid end to end, all of `length` tokens.
 
     q_idx // length == kv_idx // length and mask(b, h, q_idx % length, kv_idx % length)
