@@ -76,7 +76,10 @@ class Calls(Running):
         if functions.package_of(function) == "mlx" or kwargs:
             return self._built(function, rule, args, kwargs)
         python, operands = (_spread(function, args[1:]), args[0]) if reduces else (function, args)
-        return self.computed(lambda: self._built(function, rule, args, kwargs), python, tuple(operands))
+        result = self.computed(lambda: self._built(function, rule, args, kwargs), python, tuple(operands))
+        if function in (min, max) and isinstance(result, Expr) and result not in operands:
+            return self.one_of(result, *operands)
+        return result
 
     def _operands(self, function: Any, items: Any) -> list[Any]:
         """The numbers to reduce; any() and all() stop at the first that decides."""

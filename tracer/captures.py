@@ -30,6 +30,7 @@ class Recorder:
         self.arrays: list[tuple[ArrayCapture, Path]] = []
         self.numbers: list[tuple[NumberCapture, Path]] = []
         self.number_values: list[bool | int | float] = []
+        self._number_kinds: list[type] = []
         self.specialised: dict[int, bool | int | float] = {}
         self.same: list[tuple[Path, Path]] = []  # paths that must go on leading to one object
         self.volatile: bool = False
@@ -61,7 +62,8 @@ class Recorder:
 
     # ---- numbers and arrays: known by path -----------------------------------------------------------------
 
-    def number_slot(self, value: bool | int | float, path: Path) -> tuple[int, DType]:
+    def number_slot(self, value: bool | int | float, path: Path, kind: type) -> tuple[int, DType]:
+        """The kernel parameter for a number that is a `kind` in Python: one of its own numbers, or one of numpy's."""
         dtype: DType = "bool" if isinstance(value, bool) else "int" if isinstance(value, int) else "float"
         if dtype == "int" and int(value) not in INT32 and path.kind != "result":
             raise Untraceable(
@@ -70,8 +72,15 @@ class Recorder:
             )
         self.numbers.append((NumberCapture(str(path), dtype, isinstance(value, Start)), path))
         self.number_values.append(value)
+        self._number_kinds.append(kind)
         path.check("type", NUMBER_CHECKS[dtype])
         return len(self.numbers) - 1, dtype
+
+    def kind_of(self, slot: int) -> type:
+        """The Python type of a captured number; the trace is then bound to it."""
+        kind = self._number_kinds[slot]
+        self.numbers[slot][1].check("exact type", lambda now: type(now) is kind)
+        return kind
 
     def array_slot(self, value: Any, path: Path) -> int:
         """The kernel input for an array."""

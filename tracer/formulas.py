@@ -90,8 +90,19 @@ def fmod(a: Any, b: Any) -> Any:
 
 
 def hypot(*sides: Any) -> Any:
-    squares = [build.arithmetic("mul", side, side) for side in (build.cast(side, "float") for side in sides)]
-    return build.unary("sqrt", functools.reduce(functools.partial(build.arithmetic, "add"), squares))
+    """The root of a sum of squares, scaled by a power of two, so that no square leaves float32's range."""
+    sizes = [build.absolute(build.cast(side, "float")) for side in sides]
+    if len(sizes) < 2:
+        return sizes[0] if sizes else const(0.0)
+    largest = functools.reduce(lambda a, b: build.where(build.compare("lt", a, b), b, a), sizes)
+    is_huge, is_tiny = build.compare("lt", 2.0**60, largest), build.compare("lt", largest, 2.0**-50)
+    scale = build.where(is_huge, 2.0**-66, build.where(is_tiny, 2.0**98, 1.0))
+    scaled = [build.arithmetic("mul", size, scale) for size in sizes]
+    squares = [build.arithmetic("mul", size, size) for size in scaled]
+    root = build.unary("sqrt", functools.reduce(functools.partial(build.arithmetic, "add"), squares))
+    back = build.where(is_huge, 2.0**66, build.where(is_tiny, 2.0**-98, 1.0))
+    infinite = functools.reduce(functools.partial(build.logical, "or"), map(is_infinite, sizes))
+    return build.where(infinite, math.inf, build.arithmetic("mul", root, back))  # also beside nan
 
 
 def logarithm(a: Any, base: Any = None) -> Any:

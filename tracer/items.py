@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import functools
+import inspect
 import operator
 import types
 from typing import Any
@@ -12,9 +15,9 @@ from . import build, functions, porting
 from .errors import Untraceable, with_article
 from .expr import IN_KERNEL, Expr
 from .nearest import nearest
-from .objects import CONTAINERS, Objects, is_trusted
+from .objects import Objects, is_container, is_trusted
 from .paths import as_number_array
-from .values import MLX_DTYPES, NUMBERS, PYTHON_TYPES, ArrayView, Native
+from .values import MLX_DTYPES, NUMBERS, PYTHON_TYPES, ArrayView, Callback, Native, UnknownSet, UnknownText
 
 MAX_CHOICES = 256
 
@@ -37,15 +40,31 @@ class Items(Objects):
             return self._number_attribute(value, name)
         if isinstance(value, ArrayView):
             return self._array_attribute(value, name)
-        if isinstance(value, CONTAINERS) and isinstance(getattr(value, name, None), types.BuiltinMethodType):
+        if isinstance(value, (UnknownText, UnknownSet)):
+            raise value.refuse()
+        if isinstance(value, Callback):
+            raise Untraceable(f"the attribute {name} of a function that is defined in a mod", "keep it in a variable")
+        if is_container(value) and isinstance(getattr(value, name, None), types.BuiltinMethodType):
             return Native(lambda *args, **kwargs: self.container_method(value, name, args, kwargs))
         if isinstance(value, types.ModuleType) and is_trusted(value):
             if not hasattr(value, name):
                 raise Untraceable(f"{value.__name__} has no {name}", _closest(name))
             return getattr(value, name)
+        if self.is_symbolic(value):
+            found = inspect.getattr_static(type(value), name, None)
+            if isinstance(found, property) and isinstance(found.fget, types.FunctionType):
+                return self.call(types.MethodType(found.fget, value), [], {})
+            is_stored = name in getattr(value, "__dict__", ())
+            if not is_stored and (found is None or isinstance(found, functools.cached_property)):
+                raise Untraceable(
+                    f"plain Python would compute {name} of a {type(value).__name__} that holds symbolic numbers",
+                    "write it as a method, and call it",
+                )
         result = self.run(getattr, value, name)
+        if isinstance(result, types.MethodWrapperType):
+            raise Untraceable(f"{name} is what an operator does", "write the operator itself")
         if self.is_captured(value):
-            if isinstance(result, (types.BuiltinMethodType, types.MethodWrapperType)):
+            if isinstance(result, types.BuiltinMethodType):
                 self.recorder.held(result)
                 return result
             return self.capture(result, self.recorder.origin(value).step("attr", name))
@@ -105,7 +124,14 @@ class Items(Objects):
             raise Untraceable(f"{value!r} is a number and cannot be indexed", "index a captured array")
         if isinstance(key, Expr) and key.stage == IN_KERNEL and not isinstance(value, dict):
             return self._choose(value, key)
+        if isinstance(value, (UnknownText, UnknownSet)):
+            raise value.refuse()
+        special = self.special(value, "__getitem__") if self.is_symbolic(value) else None
+        if special is not None:
+            return self.call(special, [key], {})
         key = self.concrete(key, "a dictionary key" if isinstance(value, dict) else "a container index")
+        if isinstance(value, collections.defaultdict) and key not in value:
+            raise Untraceable(f"looking up {key!r} adds it to a defaultdict", "give it the key before, or use .get()")
         if isinstance(key, slice):
             return self.made(self.run(operator.getitem, self.known(value), key))
         result = self.run(operator.getitem, value, key)
@@ -172,7 +198,7 @@ class Items(Objects):
         result = elements[-1]
         for index in reversed(range(len(elements) - 1)):
             result = build.where(build.compare("le", key, index), elements[index], result)
-        return result
+        return self.one_of(result, *elements) if isinstance(result, Expr) else result
 
 
 def _closest(name: str) -> str:

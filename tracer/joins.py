@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import types
+from dataclasses import dataclass
 from typing import Any
 
 from . import build
 from .calls import Calls
 from .errors import with_article
 from .expr import Expr
-from .objects import IMMUTABLE
-from .values import NUMBERS, ArrayView, Conflict
+from .objects import IMMUTABLE, is_container, like
+from .values import NUMBERS, ArrayView, Conflict, UnknownSet, UnknownText, is_same_data
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two containers of which a condition chose one, and the container that stands for the chosen one."""
+
+    a: Any
+    b: Any
+    chosen: Any
+
+
+Pairs = dict[tuple[int, int], Pair]
+CHOSEN = "that a condition known only inside the kernel chose"
 
 
 class Semantics(Calls):
     """The meaning of Python's operations on the values of a trace: what every reader of a function shares."""
 
-    def merge(self, condition: Expr, a: Any, b: Any, name: str) -> Any:
-        """What `name` holds after `if condition: a else: b`."""
+    def choose(self, condition: Expr, a: Any, b: Any, name: str) -> Any:
+        """What `name` holds after `if condition: a else: b`. What can change in it, and in a and b, no longer may."""
+        pairs: Pairs = {}
+        value = self.merge(condition, a, b, name, pairs)
+        self.settle_pairs(pairs)
+        return value
+
+    def merge(self, condition: Expr, a: Any, b: Any, name: str, pairs: Pairs) -> Any:
+        """As `choose`; `pairs` collects the containers that were chosen, for `settle_pairs`."""
         if a is b:
             return a
         if isinstance(a, Conflict) or isinstance(b, Conflict):
@@ -28,22 +49,46 @@ class Semantics(Calls):
         if not any(isinstance(x, ArrayView) and x.rank for x in (a, b)):
             a, b = self.number(a), self.number(b)
         if isinstance(a, (Expr, *NUMBERS)) and isinstance(b, (Expr, *NUMBERS)):
-            return build.where(condition, a, b)
-        if type(a) is type(b):
-            if isinstance(a, (list, tuple)) and len(a) == len(b):
-                pairs = zip(self.known(a), self.known(b), strict=True)
-                items = [self.merge(condition, x, y, f"{name}[{i}]") for i, (x, y) in enumerate(pairs)]
-                return items if isinstance(a, list) else tuple(items)
-            if isinstance(a, dict) and list(a) == list(b):
-                a, b = self.known(a), self.known(b)
-                return {key: self.merge(condition, a[key], b[key], f"{name}[{key!r}]") for key in a}
-            if isinstance(a, (types.ModuleType, *IMMUTABLE)) and a == b:
-                return a
+            return self.one_of(build.where(condition, a, b), a, b)
+        if type(a) is type(b) and is_container(a):
+            known = pairs.get((id(a), id(b)))
+            chosen = known.chosen if known is not None else self._merge_containers(condition, a, b, name, pairs)
+            if chosen is not None:
+                if not isinstance(a, tuple):
+                    pairs[id(a), id(b)] = Pair(a, b, chosen)
+                return chosen
+        if isinstance(a, (types.ModuleType, *IMMUTABLE)) and is_same_data(a, b):
+            return a
         return Conflict(
             name,
             f"{name} is {_describe(a)} or {_describe(b)}, depending on a condition known only inside the kernel",
             f"give {name} one kind of value in both branches",
         )
+
+    def _merge_containers(self, condition: Expr, a: Any, b: Any, name: str, pairs: Pairs) -> Any:
+        """A list, tuple or dict with the elements of one or the other, where these belong together; else None."""
+        if type(a) in (list, dict) or isinstance(a, tuple):
+            if not isinstance(a, dict):
+                if len(a) != len(b):
+                    return None
+                two = zip(self.known(a), self.known(b), strict=True)
+                return like(a, [self.merge(condition, x, y, f"{name}[{i}]", pairs) for i, (x, y) in enumerate(two)])
+            if len(a) == len(b) and all(map(is_same_data, a, b)):
+                a, b = self.known(a), self.known(b)
+                return {key: self.merge(condition, a[key], b[key], f"{name}[{key!r}]", pairs) for key in a}
+        return None
+
+    def settle_pairs(self, pairs: Pairs, since: int | None = None) -> None:
+        """Say what of the chosen containers may still change: those of two that no other variable can hold.
+
+        since: when the branches began, where all that can hold what was made in them was joined, with these `pairs`.
+        """
+        for pair in pairs.values():
+            self.made(pair.chosen)
+            times = [sum(x is y for other in pairs.values() for y in (other.a, other.b)) for x in (pair.a, pair.b)]
+            if since is None or times != [1, 1] or not all(self.birth(x) > since for x in (pair.a, pair.b)):
+                for container in (pair.a, pair.b, pair.chosen):
+                    self.keep(container, CHOSEN)
 
 
 def _describe(value: Any) -> str:
@@ -51,6 +96,8 @@ def _describe(value: Any) -> str:
         return "None"
     if isinstance(value, (Expr, *NUMBERS)):
         return "a number"
+    if isinstance(value, (UnknownText, UnknownSet)):
+        return "a text" if isinstance(value, UnknownText) else "a set"
     if isinstance(value, ArrayView):
         return f"the array {value.path}"
     if isinstance(value, (list, tuple, dict)):

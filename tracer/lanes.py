@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from . import build
 from .expr import FALSE, TRUE, Expr
-from .joins import Semantics
+from .joins import Pairs, Semantics
 from .values import Conflict
 
 Variables = dict[str, Any]
@@ -63,15 +63,20 @@ def ending(exits: list[Exit]) -> list[Exit]:
     return [*exits[:-1], replace(exits[-1], condition=TRUE)]
 
 
-def join(values: Semantics, condition: Expr, yes: Variables, no: Variables) -> Variables:
-    """The variables after `if condition: yes else: no`."""
+def join(values: Semantics, condition: Expr, yes: Variables, no: Variables, since: int | None = None) -> Variables:
+    """The variables after `if condition: yes else: no`.
+
+    since: when the branches began, where `yes` and `no` are all that holds what was made in them.
+    """
     joined: Variables = {}
+    pairs: Pairs = {}
     for name in [*yes, *(name for name in no if name not in yes)]:
         if name in yes and name in no:
-            joined[name] = values.made(values.merge(condition, yes[name], no[name], name))
+            joined[name] = values.made(values.merge(condition, yes[name], no[name], name, pairs))
         else:
             reason = f"{name} has a value on some paths only, depending on a condition known inside the kernel"
             joined[name] = Conflict(name, reason, f"give {name} a value before the `if`")
+    values.settle_pairs(pairs, since)
     return joined
 
 

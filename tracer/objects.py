@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import enum
+import functools
+import inspect
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +18,18 @@ from .captures import ARRAY_TYPES
 from .errors import Untraceable
 from .expr import Expr
 from .paths import Path
-from .values import NUMBERS, ArrayView, Values
+from .values import (
+    MUTABLE,
+    NUMBERS,
+    ArrayView,
+    Callback,
+    UnknownSet,
+    UnknownText,
+    Values,
+    is_data,
+    is_same_data,
+    parts_of,
+)
 
 IMMUTABLE = (str, bytes, range, frozenset, type(None), type(Ellipsis), type, types.BuiltinFunctionType, mx.Dtype)
 FIXED = (types.ModuleType, enum.Enum, *IMMUTABLE)  # captured ones are checked by identity or value
@@ -31,6 +45,14 @@ class Objects(Values):
         """`value[key]`."""
         raise NotImplementedError("items say what is in a container")
 
+    def attribute(self, value: Any, name: str) -> Any:
+        """`value.name`."""
+        raise NotImplementedError("items say what an attribute is")
+
+    def call(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """`function(*args, **kwargs)`."""
+        raise NotImplementedError("calls say what runs now")
+
     def capture(self, value: Any, path: Path) -> Any:
         """What the mod sees of an outside object: arrays and numbers become kernel inputs, the rest is itself."""
         if not path.is_read:
@@ -42,15 +64,22 @@ class Objects(Values):
             slot = self.recorder.array_slot(value, path)
             return ArrayView(slot, self.recorder.arrays[slot][0].element, value.ndim, path, value)
         porting.refuse_array(value, path)
+        kind = type(value)
         if isinstance(value, np.generic) and isinstance(value.item(), NUMBERS):
             value = value.item()
         if isinstance(value, NUMBERS) and not isinstance(value, enum.Enum):
-            slot, dtype = self.recorder.number_slot(value, path)
+            if type(value) not in NUMBERS:
+                plain = "int" if isinstance(value, int) else "float"
+                raise Untraceable(
+                    f"{path} is a {kind.__name__}, an {plain} that may mean something else by an operator",
+                    f"capture the plain number, {plain}({path})",
+                )
+            slot, dtype = self.recorder.number_slot(value, path, kind)
             return Expr("param", dtype, value=slot)
         if isinstance(value, types.ModuleType) and is_trusted(value):
             return value
-        if isinstance(value, (str, bytes, range, frozenset, mx.Dtype)) and not isinstance(value, enum.Enum):
-            path.check("value", lambda now: type(now) is type(value) and bool(now == value))
+        if kind in (str, bytes, range, mx.Dtype) or (kind is frozenset and is_data(value)):
+            path.check("value", lambda now: is_same_data(now, value))
             return value
         if isinstance(value, FIXED):
             path.check("identity", lambda now: now is value)
@@ -73,32 +102,46 @@ class Objects(Values):
 
     def known(self, value: Any) -> Any:
         """A captured container as one of the mod's own, its elements read through their paths."""
-        if not isinstance(value, CONTAINERS) or not self.is_captured(value):
+        if not is_container(value) or not self.is_captured(value) or isinstance(value, frozenset):
             return value
+        copy: Any
         if isinstance(value, set):
-            return self.made(set(self.iterate(value)))
-        if isinstance(value, dict):
-            return self.made({key: self.item(value, key) for key in self.iterate(value)})
-        assert isinstance(value, (list, tuple))
-        return self.made(_like(value, list(self.iterate(value))))
+            copy = set(self.iterate(value))
+        elif isinstance(value, dict):
+            copy = {key: self.item(value, key) for key in self.iterate(value)}
+        else:
+            copy = like(value, list(self.iterate(value)))
+        if isinstance(copy, MUTABLE):
+            self.keep(copy, "that the mod captures")
+        return copy
 
     def concrete(self, value: Any, why: str) -> Any:
         """The Python value of what depends on captured numbers only, also inside containers."""
         value = self.number(value)
         if isinstance(value, Expr):
             return self.settle(value, why)
+        if isinstance(value, (UnknownText, UnknownSet)):
+            raise value.refuse()
         if isinstance(value, slice):
             return slice(*(self.concrete(part, why) for part in (value.start, value.stop, value.step)))
-        if isinstance(value, dict):
-            return {key: self.concrete(item, why) for key, item in self.known(value).items()}
-        if isinstance(value, (list, tuple)):
-            items = list(self.iterate(value))
+        if is_container(value):
+            if isinstance(value, (set, frozenset)):
+                list(self.iterate(value))  # binds the trace to its elements
+                return value
+            keys = list(self.iterate(value)) if isinstance(value, dict) else []
+            items = [self.item(value, key) for key in keys] if isinstance(value, dict) else list(self.iterate(value))
             settled = [self.concrete(item, why) for item in items]
-            changed = self.is_captured(value) or any(a is not b for a, b in zip(items, settled, strict=True))
-            return _like(value, settled) if changed else value
-        if isinstance(value, (set, frozenset)):
-            list(self.iterate(value))  # binds the trace to its elements
-        elif self.is_captured(value) and not is_settled(value):
+            if not self.is_captured(value) and all(a is b for a, b in zip(items, settled, strict=True)):
+                return value
+            return dict(zip(keys, settled, strict=True)) if isinstance(value, dict) else like(value, settled)
+        if self.is_symbolic(value) and not isinstance(value, (ArrayView, Callback)):
+            parts = list(parts_of(value))
+            if any(a is not b for a, b in zip(parts, [self.concrete(part, why) for part in parts], strict=True)):
+                raise Untraceable(
+                    f"plain Python would look inside a {type(value).__name__} that holds symbolic numbers",
+                    "pass the numbers themselves",
+                )
+        if self.is_captured(value) and not is_settled(value):
             self.recorder.volatile = True  # Python looks inside an object that may change unseen
         return value
 
@@ -112,27 +155,50 @@ class Objects(Values):
         value = self.number(value)
         if isinstance(value, Expr):
             raise Untraceable(f"the number {value!r} cannot be looped over", "loop over range(...) or a container")
-        if isinstance(value, CONTAINERS) and self.is_captured(value):
-            path = self.recorder.origin(value)
-            if isinstance(value, dict):
-                keys = tuple(value)
-                path.check("keys", lambda now: tuple(now) == keys)
-                return iter(keys)
-            if isinstance(value, (set, frozenset)):
-                elements = frozenset(value)
-                path.check("elements", lambda now: now == elements)
-                return iter(value)
-            size = len(value)
-            path.check("length", lambda now: len(now) == size)
-            return (self.item(value, index) for index in range(size))
+        if isinstance(value, (UnknownText, UnknownSet)):
+            raise value.refuse()
+        if is_container(value):
+            return self._elements(value) if self.is_captured(value) else iter(value)
         if self.is_captured(value) and not is_settled(value):
             self.recorder.volatile = True
-        return iter(value) if isinstance(value, CONTAINERS) else self._steps(iter(self.run(iter, value)))
+        special = self.special(value, "__iter__") if self.is_symbolic(value) else None
+        return self._steps(value) if special is None else self.iterate(self.call(special, [], {}))
 
-    def _steps(self, iterator: Iterator[Any]) -> Iterator[Any]:
+    def _elements(self, value: Any) -> Iterator[Any]:
+        """What a loop over a captured container yields; the trace is bound to how many there are, and to what keys."""
+        path = self.recorder.origin(value)
+        if isinstance(value, (dict, set, frozenset)):
+            keys = tuple(value)
+            if not all(map(is_data, keys)):
+                self.recorder.volatile = True  # what they hold may change unseen
+            if isinstance(value, dict):
+                path.check("keys", lambda now: len(now) == len(keys) and all(map(_is_same, now, keys)))
+            else:
+                held = {exact(key) for key in keys}
+                path.check("elements", lambda now: len(now) == len(held) and held.issuperset(map(exact, now)))
+            return iter(keys)
+        size = len(value)
+        path.check("length", lambda now: len(now) == size)
+        return (self.item(value, index) for index in range(size))
+
+    def _steps(self, value: Any) -> Iterator[Any]:
+        """What Python's iter() gives; where that is an iterator of the mod, at every step it may be read on."""
         done = object()
-        while (item := self.run(next, iterator, done)) is not done:
+        iterator = self.run(iter, value)
+        while True:
+            if iterator is value:
+                self.check_change(value, "reading on")
+            item = self.run(next, iterator, done)
+            if item is done:
+                return
             yield item
+
+    def special(self, value: Any, name: str) -> Any:
+        """The method that a class written in Python has for an operation on `value`, or None."""
+        if isinstance(value, (Expr, ArrayView, Callback)):
+            return None
+        found = inspect.getattr_static(type(value), name, None)
+        return self.attribute(value, name) if isinstance(found, types.FunctionType) else None
 
     def length(self, value: Any) -> Any:
         """`len(value)`."""
@@ -141,6 +207,11 @@ class Objects(Values):
         value = self.number(value)
         if isinstance(value, Expr):
             raise Untraceable(f"len() of the number {value!r}", "take the len() of an array or container")
+        if isinstance(value, (UnknownText, UnknownSet)):
+            raise value.refuse()
+        special = self.special(value, "__len__") if self.is_symbolic(value) else None
+        if special is not None:
+            return self.call(special, [], {})
         size = self.run(len, value)
         if self.is_captured(value):
             self.recorder.origin(value).check("length", lambda now: len(now) == size)
@@ -148,8 +219,14 @@ class Objects(Values):
 
     def truth(self, value: Any) -> bool | Expr:
         """The truth value: a Python bool where it is known now, else a bool Expr."""
-        if isinstance(value, CONTAINERS):
+        if is_container(value):
             return bool(self.length(value))
+        if isinstance(value, (UnknownText, UnknownSet)):
+            raise value.refuse()
+        if self.is_symbolic(value):
+            special = self.special(value, "__bool__") or self.special(value, "__len__")
+            if special is not None:
+                return self.truth(self.call(special, [], {}))
         if self.is_captured(value) and (hasattr(type(value), "__bool__") or hasattr(type(value), "__len__")):
             self.recorder.volatile = self.recorder.volatile or not is_settled(value)
         return super().truth(value)
@@ -170,12 +247,42 @@ def is_trusted(module: types.ModuleType) -> bool:
 
 def is_settled(value: Any) -> bool:
     """Whether the checks on a captured object already fix all that Python may see of it."""
-    return isinstance(value, (types.FunctionType, types.MethodType, *FIXED, *CONTAINERS))
+    return isinstance(value, (types.FunctionType, types.MethodType, *FIXED)) or is_container(value)
 
 
-def _like(value: list[Any] | tuple[Any, ...], items: list[Any]) -> Any:
-    """A container of the type of `value`."""
-    if hasattr(value, "_make"):  # a named tuple
+def is_container(value: Any) -> bool:
+    """Whether a value is one of Python's containers, or of a class that means the same by every operation."""
+    return isinstance(value, CONTAINERS) and _is_plain(type(value))
+
+
+@functools.lru_cache(maxsize=256)
+def _is_plain(kind: type) -> bool:
+    if kind in CONTAINERS or kind in (collections.OrderedDict, collections.defaultdict, collections.Counter):
+        return True
+    base = next(known for known in CONTAINERS if issubclass(kind, known))
+    own = [owner for owner in kind.__mro__[: kind.__mro__.index(base)] if issubclass(owner, base)]
+    return not any(name in vars(owner) for owner in own for name in _PROTOCOL)
+
+
+_PROTOCOL = frozenset(
+    "__iter__ __next__ __reversed__ __getitem__ __missing__ __len__ __bool__ __contains__ __eq__ __ne__ __lt__ __le__ "
+    "__gt__ __ge__ __add__ __radd__ __mul__ __rmul__ __or__ __ror__ __and__ __sub__ __xor__ __iadd__ __imul__ __ior__ "
+    "__getattr__ __getattribute__ __setitem__".split()
+)
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    return a is b or is_same_data(a, b)
+
+
+def exact(value: Any) -> Any:
+    """A key that tells 1, True and 1.0 apart."""
+    return (type(value), repr(value)) if isinstance(value, NUMBERS) else value
+
+
+def like(value: Any, items: list[Any]) -> Any:
+    """A container of the type of `value`, a list, a tuple or a named tuple."""
+    if hasattr(value, "_make"):
         make: Callable[[list[Any]], Any] = value._make
         return make(items)
     return tuple(items) if isinstance(value, tuple) else items

@@ -10,6 +10,7 @@ from .errors import Untraceable
 from .expr import Expr
 from .frames import Frame
 from .read_names import NameReader
+from .values import UnknownSet, UnknownText
 
 
 class ContainerReader(NameReader):
@@ -35,8 +36,10 @@ class ContainerReader(NameReader):
         return self._set(self.elements(node.elts, frame))
 
     def _set(self, elements: list[Any]) -> Any:
-        """A set; symbols stay in a list, because only the kernel knows which of them are equal."""
-        return self.values.made(elements if self.values.is_symbolic(elements) else set(elements))
+        """A set, of which only the kernel may know which elements are equal."""
+        if self.values.is_in_kernel(elements):
+            return UnknownSet(tuple(elements))
+        return self.values.made({self.values.concrete(element, "an element of a set") for element in elements})
 
     def eval_Dict(self, node: ast.Dict, frame: Frame) -> Any:
         out: dict[Any, Any] = {}
@@ -44,13 +47,14 @@ class ContainerReader(NameReader):
             if key is None:
                 out.update(self.values.known(self.eval(value, frame)))
             else:
-                out[self.values.concrete(self.eval(key, frame), "a dictionary key")] = self.eval(value, frame)
+                known = self.values.concrete(self.eval(key, frame), "a dictionary key")
+                out[known] = self.eval(value, frame)
         return self.values.made(out)
 
     # ---- comprehensions ------------------------------------------------------------------------------------
 
     def _inner_frames(self, generators: list[ast.comprehension], outer: Frame) -> Iterator[Frame]:
-        """The frame of a comprehension, once for every element that it makes."""
+        """The frame of a comprehension, once for every element that it makes; the first iterable is taken at once."""
         first, *rest = generators
         frame = outer.comprehension()
         items = self.values.iterate(self.eval(first.iter, outer))
@@ -80,7 +84,9 @@ class ContainerReader(NameReader):
         return truth
 
     def eval_GeneratorExp(self, node: ast.GeneratorExp | ast.ListComp | ast.SetComp, frame: Frame) -> Iterator[Any]:
-        return (self.eval(node.elt, inner) for inner in self._inner_frames(node.generators, frame))
+        frames = self._inner_frames(node.generators, frame)
+        made: Iterator[Any] = self.values.made(self.eval(node.elt, inner) for inner in frames)
+        return made
 
     def eval_ListComp(self, node: ast.ListComp, frame: Frame) -> Any:
         return self.values.made(list(self.eval_GeneratorExp(node, frame)))
@@ -97,15 +103,17 @@ class ContainerReader(NameReader):
 
     # ---- f-strings -----------------------------------------------------------------------------------------
 
-    def eval_JoinedStr(self, node: ast.JoinedStr, frame: Frame) -> str:
-        return "".join(str(self.eval(part, frame)) for part in node.values)
+    def eval_JoinedStr(self, node: ast.JoinedStr, frame: Frame) -> str | UnknownText:
+        parts = [self.eval(part, frame) for part in node.values]
+        text = "".join(map(str, parts))
+        return UnknownText(text) if any(isinstance(part, UnknownText) for part in parts) else text
 
-    def eval_FormattedValue(self, node: ast.FormattedValue, frame: Frame) -> str:
+    def eval_FormattedValue(self, node: ast.FormattedValue, frame: Frame) -> str | UnknownText:
         value = self.values.text(self.eval(node.value, frame))
-        if isinstance(value, Expr):
-            return repr(value)
+        if isinstance(value, UnknownText):
+            return value
         if node.conversion != -1:
             convert: dict[str, Callable[[Any], str]] = {"s": str, "r": repr, "a": ascii}
             value = convert[chr(node.conversion)](value)
         spec = "" if node.format_spec is None else self.eval(node.format_spec, frame)
-        return str(self.values.run(format, value, spec))
+        return spec if isinstance(spec, UnknownText) else str(self.values.run(format, value, spec))

@@ -99,7 +99,7 @@ class ExpressionReader(ContainerReader):
         return isinstance(value, bool) or (isinstance(value, Expr) and value.dtype == "bool")
 
     def _joined(self, condition: Expr, a: Any, b: Any) -> Any:
-        value = self.values.merge(condition, a, b, "this expression")
+        value = self.values.choose(condition, a, b, "this expression")
         if isinstance(value, Conflict):
             raise Untraceable(value.reason, "make both sides numbers")
         return self.values.made(value)
@@ -115,7 +115,7 @@ class ExpressionReader(ContainerReader):
         for name, after in home.variables.items():
             # A name new here is read only where it was assigned: elsewhere Python itself would fail.
             if name in before and before[name] is not after:
-                home.variables[name] = self.values.merge(condition, after, before[name], name)
+                home.variables[name] = self.values.choose(condition, after, before[name], name)
 
     def eval_Compare(self, node: ast.Compare, frame: Frame) -> Any:
         left = self.eval(node.left, frame)
@@ -127,6 +127,8 @@ class ExpressionReader(ContainerReader):
             else:
                 right = self.eval(operand, frame)
             step = self.values.compare(COMPARE_SYMBOLS[type(op)], left, right)
+            if len(node.ops) == 1:
+                return step
             step = step if isinstance(step, Expr) else self.values.truth(step)
             result = step if result is True else build.logical("and", result, step)
             if result is False:
@@ -167,7 +169,11 @@ class ExpressionReader(ContainerReader):
         kwargs: dict[str, Any] = {}
         for keyword in node.keywords:
             value = self.eval(keyword.value, frame)
-            kwargs.update(self.values.known(value) if keyword.arg is None else {keyword.arg: value})
+            given = self.values.known(value) if keyword.arg is None else {keyword.arg: value}
+            for name in given:
+                if name in kwargs:
+                    raise Untraceable(f"a call gives {name} twice", "pass it once")
+            kwargs.update(given)
         if function is super and not args and not kwargs:
             args = self._super_arguments(frame)
         try:

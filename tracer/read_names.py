@@ -70,7 +70,12 @@ class NameReader:
         if name in function.__globals__:
             return self.values.capture(function.__globals__[name], path.step("global", name))
         if hasattr(builtins, name):
-            return getattr(builtins, name)
+            value = getattr(builtins, name)
+            path.check(
+                ("builtin", name),
+                lambda now: name not in now.__globals__ and getattr(builtins, name, None) is value,
+            )
+            return value
         remedy = f"add `{IMPORTS[name]}`" if name in IMPORTS else "check the spelling, or define it before the call"
         raise Untraceable(f"name {name!r} is not defined", remedy)
 
@@ -92,14 +97,10 @@ class NameReader:
         if (star is None and len(items) != len(names)) or (star is not None and len(items) < len(names) - 1):
             raise Untraceable(f"{len(items)} values cannot be unpacked into {len(names)} names", "match the counts")
         if star is not None:
-            tail = len(names) - star - 1
-            starred = names[star]
-            assert isinstance(starred, ast.Starred)
-            self.assign(starred.value, self.values.made(items[star : len(items) - tail]), frame)
-            names = [*names[:star], *names[star + 1 :]]
-            items = [*items[:star], *items[len(items) - tail :]]
+            end = len(items) - (len(names) - star - 1)
+            items = [*items[:star], self.values.made(items[star:end]), *items[end:]]
         for name, item in zip(names, items, strict=True):
-            self.assign(name, item, frame)
+            self.assign(name.value if isinstance(name, ast.Starred) else name, item, frame)
 
     def set_item(self, container: Any, key: Any, value: Any) -> None:
         """`container[key] = value`, for a list or dict that the mod made."""

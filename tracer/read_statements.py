@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 import dataclasses
 import importlib.util
 import types
@@ -18,7 +17,7 @@ from .lanes import Exit, Loop, Variables, all_left, ending, join
 from .paths import Path
 from .read_expressions import BINARY_SYMBOLS, ExpressionReader
 from .source import FunctionNode, source_of
-from .values import Conflict
+from .values import Conflict, parts_of
 
 MAX_DEPTH = 200
 MAX_ITERATIONS = 10_000
@@ -104,7 +103,7 @@ class StatementReader(ExpressionReader):
             raise error
         result = exits[-1].value
         for exit in reversed(exits[:-1]):
-            result = self.values.merge(exit.condition, exit.value, result, "the returned value")
+            result = self.values.choose(exit.condition, exit.value, result, "the returned value")
             if isinstance(result, Conflict):
                 error = Untraceable(result.reason, "return one kind of value on every path")
                 error.places.append(frame.source.place(exit.node))
@@ -130,10 +129,30 @@ class StatementReader(ExpressionReader):
                 raise
             if left:
                 exits += left
+                self._keep_returned(exits, frame)
                 if all_left(exits):
                     break
                 self.values.floor = max([self.values.floor, *(exit.floor for exit in left)])
         return exits
+
+    def _keep_returned(self, exits: list[Exit], frame: Frame) -> None:
+        """Where other lanes go on, what some have returned must stay as it is."""
+        if all_left(exits) and all(exit.kind == "return" for exit in exits):
+            return
+        for exit in exits:
+            if exit.kind == "return":
+                self.values.keep_all(exit.value, "that some positions have returned already")
+                for function in self._closures_in(exit.value):
+                    if function.frame.home is frame:
+                        raise Untraceable(
+                            f"{function.name} is returned under a condition known only inside the kernel",
+                            "call it and return what it gives",
+                        )
+
+    def _closures_in(self, value: Any) -> list[Closure]:
+        if isinstance(value, Closure):
+            return [value]
+        return [closure for part in parts_of(value) for closure in self._closures_in(part)]
 
     def run_Expr(self, node: ast.Expr, frame: Frame) -> None:
         self.eval(node.value, frame)
@@ -155,26 +174,18 @@ class StatementReader(ExpressionReader):
         if isinstance(target, ast.Subscript):
             container, key = self.eval(target.value, frame), self.eval(target.slice, frame)
             old = self.values.item(container, key)
-            self.set_item(container, key, self._augmented(symbol, old, self.eval(node.value, frame)))
+            self.set_item(container, key, self.values.augmented(symbol, old, self.eval(node.value, frame)))
             return
         if not isinstance(target, ast.Name):
             raise Untraceable("a mod must not change objects", "keep intermediate values in local variables")
         old = self.eval(ast.copy_location(ast.Name(target.id, ast.Load()), target), frame)
-        frame.variables[target.id] = self._augmented(symbol, old, self.eval(node.value, frame))
-
-    def _augmented(self, symbol: str, old: Any, operand: Any) -> Any:
-        """`old symbol= operand`; a list changes in place."""
-        if isinstance(old, (list, dict, set)):
-            self.values.check_change(old, f"{symbol}=")
-        if not isinstance(old, list) or symbol not in ("+", "*"):
-            return self.values.binary(symbol, old, operand)
-        old[:] = [*old, *self.values.iterate(operand)] if symbol == "+" else self.values.binary("*", old, operand)
-        return old
+        frame.variables[target.id] = self.values.augmented(symbol, old, self.eval(node.value, frame))
 
     def run_FunctionDef(self, node: ast.FunctionDef, frame: Frame) -> None:
+        decorators = [self.eval(decorator, frame) for decorator in node.decorator_list]
         function: Any = self.close(node, frame)
-        for decorator in reversed(node.decorator_list):
-            function = self.values.call(self.eval(decorator, frame), [function], {})
+        for decorator in reversed(decorators):
+            function = self.values.call(decorator, [function], {})
         frame.variables[node.name] = function
 
     def run_Import(self, node: ast.Import, frame: Frame) -> None:
@@ -222,8 +233,6 @@ class StatementReader(ExpressionReader):
 
     def run_Return(self, node: ast.Return, frame: Frame) -> list[Exit]:
         value = None if node.value is None else self.eval(node.value, frame)
-        if self.values.floor and type(value) in (list, dict, set):
-            value = copy.copy(value)  # the lanes that stay may go on changing it
         return [Exit("return", TRUE, value, node, frame.entry)]
 
     def run_Break(self, node: ast.Break, frame: Frame) -> list[Exit]:
@@ -236,7 +245,7 @@ class StatementReader(ExpressionReader):
         truth = self.values.truth(self.eval(node.test, frame))
         if not isinstance(truth, Expr):
             return self.block(node.body if truth else node.orelse, frame)
-        before = frame.variables
+        before, since = frame.variables, self.values.clock
         yes, yes_exits = self._branch(node.body, before, frame)
         no, no_exits = self._branch(node.orelse, before, frame)
         exits = [exit.where(truth) for exit in yes_exits]
@@ -245,7 +254,7 @@ class StatementReader(ExpressionReader):
         if all_left(yes_exits) and all_left(no_exits):
             return ending(exits)
         frame.variables = (
-            yes if all_left(no_exits) else no if all_left(yes_exits) else join(self.values, truth, yes, no)
+            yes if all_left(no_exits) else no if all_left(yes_exits) else join(self.values, truth, yes, no, since)
         )
         return exits
 

@@ -8,22 +8,30 @@ function was read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import collections
+import dataclasses
+import enum
+import functools
+import types
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from . import build
 from .captures import Recorder
 from .errors import Untraceable, with_article
 from .evaluate import fold
-from .expr import AT_CALL, IN_KERNEL, NOW, Expr, apply, const, leaves, rebuild
+from .expr import AT_CALL, IN_KERNEL, NOW, Expr, apply, const, leaves, rebuild, walk
 from .paths import Path, Result, plain
 from .signature import name_of
 
 NUMBERS = (bool, int, float)
 PYTHON_TYPES: dict[str, type] = {"bool": bool, "int": int, "float": float}
+_PLAIN_NUMBERS: frozenset[type] = frozenset(NUMBERS)
+_ANY_NUMBERS: frozenset[type] = frozenset({*NUMBERS, np.int64, np.float32})
 MLX_DTYPES = {"bool": mx.bool_, "int": mx.int32, "float": mx.float32}
 
 # What a value is needed for while tracing -> what to write when only the kernel knows it.
@@ -31,6 +39,7 @@ REMEDIES = {
     "a condition": "use `x if c else y`, mx.where or and/or",
     "a loop bound": "loop over a fixed range and leave out the rest with `if`: for i in range(8): if i < n: ...",
     "a container index": "capture an mx.array and index that, or select with `x if c else y`",
+    "an element of a set": "use a list, or compare with each element",
     "a dictionary key": "replace the dict by an mx.array indexed with the number",
     "a repeat count": "use a fixed length",
     "an order": "compare the elements one by one",
@@ -87,6 +96,41 @@ class Native(Callback):
         return self.function(*args, **kwargs)
 
 
+@dataclass(frozen=True, eq=False)
+class UnknownText:
+    """A text in which a number stands that only the kernel knows: it can be shown, and nothing may depend on it."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def refuse(self) -> Untraceable:
+        return Untraceable(
+            f"the text {self.text!r} holds a number that is known only inside the kernel",
+            "use such a text in messages only, and compare the number itself",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class UnknownSet:
+    """A set of which only the kernel knows what elements are equal: it can be asked whether it holds something."""
+
+    elements: tuple[Any, ...]
+
+    def refuse(self) -> Untraceable:
+        return Untraceable(
+            "only the kernel knows which elements of this set are equal",
+            "use a list, or `x in {...}`, which is what such a set can tell",
+        )
+
+
+# Containers that change in place, and views that show how: what the trace keeps watch on.
+MUTABLE = (list, dict, set, collections.deque, bytearray, Iterator)
+VIEWS = (KeysView, ValuesView, ItemsView)
+MAX_WATCHED = 10_000
+
+
 class Values:
     """The values of one trace, and what may be changed in it."""
 
@@ -95,6 +139,8 @@ class Values:
         self.clock: int = 0
         self.floor: int = 0  # containers made before this time must not change now: only some lanes go here
         self._births: dict[int, tuple[Any, int]] = {}
+        self._kept: dict[int, tuple[Any, str]] = {}
+        self._choices: dict[Expr, tuple[Any, ...]] = {}
         self._recipes: dict[Expr, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self._computed: dict[Expr, Expr | None] = {}
 
@@ -117,24 +163,42 @@ class Values:
         return plain(value)
 
     def is_symbolic(self, value: Any) -> bool:
-        """Whether a symbol is in `value`, also inside its lists, tuples and dicts."""
-        if isinstance(value, (list, tuple)):
-            return any(self.is_symbolic(item) for item in value)
-        if isinstance(value, dict):
-            return any(self.is_symbolic(item) for item in value.values())
-        if isinstance(value, (Expr, ArrayView, Callback)):
+        """Whether a symbol is in `value`, also inside its lists, tuples, dicts and records."""
+        if isinstance(value, (Expr, ArrayView, Callback, UnknownText, UnknownSet)):
             return True
-        return is_record(type(value)) and any(map(self.is_symbolic, vars_of(value)))
+        return any(map(self.is_symbolic, parts_of(value)))
 
     def is_in_kernel(self, value: Any) -> bool:
         """Whether only the kernel knows `value`, or something in it."""
-        if isinstance(value, (list, tuple)):
-            return any(self.is_in_kernel(item) for item in value)
-        if isinstance(value, dict):
-            return any(self.is_in_kernel(item) for item in value.values())
         if isinstance(value, Expr):
             return value.stage == IN_KERNEL
-        return isinstance(value, (ArrayView, Callback))
+        if isinstance(value, (ArrayView, Callback, UnknownText, UnknownSet)):
+            return True
+        return any(map(self.is_in_kernel, parts_of(value)))
+
+    # ---- the Python type of a number, where a branch chose it -----------------------------------------------------
+
+    def one_of(self, node: Expr, *choices: Any) -> Expr:
+        """Note that `node` is one of `choices`, which may be of several Python types."""
+        self._choices[node] = choices
+        return node
+
+    def kinds(self, value: Expr) -> frozenset[type]:
+        """The Python types that a number can have: several where a condition known only inside the kernel chose it."""
+        known: dict[Any, frozenset[type]] = {}
+        for node in walk(value):
+            own = frozenset({PYTHON_TYPES[node.dtype]})
+            if node in self._choices:
+                several = [known.get(x, own) if isinstance(x, Expr) else {type(x)} for x in self._choices[node]]
+                known[node] = frozenset().union(*several)
+            elif node.op == "param":
+                known[node] = frozenset({self.recorder.kind_of(node.value)})
+            elif node.op in ("to_float", "to_int", "load") or node.dtype == "bool":
+                known[node] = own
+            else:
+                is_plain = all(len(known[arg]) == 1 and known[arg] <= _PLAIN_NUMBERS for arg in node.args)
+                known[node] = own if is_plain else _ANY_NUMBERS
+        return known[value]
 
     # ---- captured numbers: float32 in a kernel, but what they decide is decided by Python itself ---------------
 
@@ -234,25 +298,83 @@ class Values:
         return self.clock
 
     def made(self, container: Any) -> Any:
-        """Note when the mod made a container."""
-        if isinstance(container, (list, dict, set)) and not self.is_captured(container):
+        """Note when the mod made a container or an iterator."""
+        if isinstance(container, MUTABLE) and not self.is_captured(container):
             self._births.setdefault(id(container), (container, self.clock))
         return container
 
+    def birth(self, container: Any) -> int:
+        """When the mod made a container; 0 where it is not known."""
+        return self._births.get(id(container), (None, 0))[1]
+
+    def keep(self, container: Any, reason: str) -> None:
+        """From now on a container must not change, nor be asked which object it is; `reason` says what it is."""
+        self._kept.setdefault(id(container), (container, reason))
+
+    def keep_all(self, value: Any, reason: str) -> None:
+        """`keep` whatever can change inside `value`."""
+        if isinstance(value, MUTABLE):
+            if id(value) in self._kept:
+                return
+            self.keep(value, reason)
+        for part in parts_of(value):
+            self.keep_all(part, reason)
+
+    def why_kept(self, container: Any) -> str | None:
+        """What a container is that must not change; None for any other."""
+        known = self._kept.get(id(container))
+        return None if known is None else known[1]
+
     def check_change(self, container: Any, what: str) -> None:
         """A container must not change from outside, nor where only some lanes go."""
+        kind = type(container).__name__
         if self.is_captured(container):
             raise Untraceable(
-                f"{what} changes a captured {type(container).__name__}",
+                f"{what} changes a captured {kind}",
                 "a mod must not change what it captures: copy it first, xs = list(xs)",
             )
-        born = self._births.get(id(container), (None, 0))[1]
-        if born < self.floor:
-            kind = with_article(type(container).__name__)
+        reason = self.why_kept(container)
+        if reason is not None:
+            raise Untraceable(f"{what} changes {with_article(kind)} {reason}", "copy it first: xs = list(xs)")
+        if self.birth(container) < self.floor:
             raise Untraceable(
-                f"{what} changes {kind} under a condition known only inside the kernel",
+                f"{what} changes {with_article(kind)} under a condition known only inside the kernel",
                 "change it on every path, with an element chosen by the condition: xs[i] = x if c else xs[i]",
             )
+
+    def state(self, *values: Any) -> dict[int, tuple[Any, Any]]:
+        """What can change inside values, each with what it holds now; `check_unchanged` compares."""
+        found: dict[int, tuple[Any, Any]] = {}
+        for value in values:
+            self._add_state(value, found)
+        return found
+
+    def _add_state(self, value: Any, found: dict[int, tuple[Any, Any]]) -> None:
+        if id(value) in found or isinstance(value, _WITHOUT_STATE) or len(found) > MAX_WATCHED:
+            return
+        held = held_by(value)
+        if held is not None:
+            found[id(value)] = value, held
+            for part in held:
+                self._add_state(part, found)
+
+    def check_unchanged(self, state: dict[int, tuple[Any, Any]], what: str) -> None:
+        """What Python changed since `state` was taken must be the mod's own, and be allowed to change."""
+        for value, before in state.values():
+            now = held_by(value)
+            assert now is not None
+            if len(now) == len(before) and all(a is b or is_same_data(a, b) for a, b in zip(now, before, strict=True)):
+                continue
+            if not isinstance(value, MUTABLE) or id(value) not in self._births:
+                raise Changed(
+                    f"{what} changes a {type(value).__name__} from outside",
+                    "a mod must not change what it captures: it is called once, and not for every score",
+                )
+            self.check_change(value, what)
+
+
+class Changed(Untraceable):
+    """Python changed what belongs to others while it ran for the mod."""
 
 
 def is_record(kind: type) -> bool:
@@ -260,5 +382,72 @@ def is_record(kind: type) -> bool:
     return hasattr(kind, "__dataclass_fields__") or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
 
 
-def vars_of(record: Any) -> list[Any]:
-    return [getattr(record, name, None) for name in getattr(record, "__dataclass_fields__", ())]
+def stores_only(kind: type) -> bool:
+    """Whether making a record of this class runs nothing that its author wrote."""
+    if hasattr(kind, "__dataclass_fields__"):
+        names = ("__init__", "__new__", "__post_init__", "__setattr__", "__getattribute__")
+        made = [vars(owner)[name] for owner in kind.__mro__[:-1] for name in names if name in vars(owner)]
+        return all(getattr(method, "__code__", None) and method.__code__.co_filename == "<string>" for method in made)
+    owner = next(owner for owner in kind.__mro__ if "__new__" in vars(owner))
+    return "_fields" in vars(owner) and not any("__init__" in vars(base) for base in kind.__mro__[:-2])
+
+
+_DATA = (str, bytes, bool, int, float, complex, range, type(None), type(Ellipsis), mx.Dtype)
+_WITHOUT_STATE = (Expr, str, bytes, bool, int, float, complex, range, type(None), type, Callback)
+
+
+def parts_of(value: Any) -> Iterable[Any]:
+    """What a container or record of the mod holds, except the keys of a dict, which are known."""
+    if isinstance(value, _WITHOUT_STATE):
+        return ()
+    if isinstance(value, (list, tuple, set, frozenset, collections.deque, *VIEWS)):
+        return tuple(value)
+    if isinstance(value, dict):
+        return tuple(value.values())
+    if isinstance(value, slice):
+        return value.start, value.stop, value.step
+    if isinstance(value, BaseException):
+        return value.args
+    if isinstance(value, functools.partial):
+        return *value.args, *value.keywords.values()
+    if dataclasses.is_dataclass(value):
+        return [getattr(value, name, None) for name in value.__dataclass_fields__]
+    return ()
+
+
+def is_same_data(a: Any, b: Any) -> bool:
+    """Whether two immutable values are equal in all that Python can see of them: 1, True and 1.0 are three."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, float):
+        return repr(a) == repr(b)
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(is_same_data, a, b))
+    if isinstance(a, frozenset):
+        return a == b and {(type(x), repr(x)) for x in a} == {(type(x), repr(x)) for x in b}
+    if isinstance(a, range):
+        return (a.start, a.stop, a.step) == (b.start, b.stop, b.step)
+    return isinstance(a, _DATA) and bool(a == b)
+
+
+def is_data(value: Any) -> bool:
+    """Whether a value is immutable through and through, so that `is_same_data` tells all about it."""
+    if isinstance(value, (tuple, frozenset)):
+        return type(value) in (tuple, frozenset) and all(map(is_data, value))
+    return type(value) in _DATA or isinstance(value, (enum.Enum, type, types.BuiltinFunctionType))
+
+
+def held_by(value: Any) -> tuple[Any, ...] | None:
+    """All that an object holds and that Python may exchange; None where nothing is known to."""
+    if isinstance(value, (list, tuple, set, frozenset, collections.deque, bytearray)):
+        inside = tuple(value)
+    elif isinstance(value, dict):
+        inside = (*value, *value.values())
+    elif isinstance(value, np.ndarray):
+        return (value.tobytes(),) if value.size <= MAX_WATCHED and value.dtype != object else None
+    else:
+        inside = ()
+    own = getattr(value, "__dict__", None)
+    if isinstance(own, dict) and not isinstance(value, types.ModuleType):
+        return (*inside, *own, *own.values())
+    return inside if isinstance(value, (*MUTABLE, tuple, frozenset)) and not isinstance(value, Iterator) else None

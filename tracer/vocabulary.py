@@ -19,7 +19,7 @@ from .operators import BINARY, UNARY
 from .porting import FOREIGN
 from .read_expressions import COMPARE_SYMBOLS
 from .read_statements import MAX_DEPTH, MAX_ITERATIONS, UNSUPPORTED, StatementReader
-from .running import CARRIERS
+from .running import CARRIERS, WRITERS
 from .signature import name_of
 from .values import NUMBERS, PYTHON_TYPES, REMEDIES
 
@@ -142,7 +142,7 @@ def _functions() -> Iterable[tuple[str, str]]:
 
 
 def _carriers() -> Iterable[tuple[str, str]]:
-    known: list[Any] = [*CARRIERS, *(kept for kept in SPECIAL_FUNCTIONS if id(kept) in SPECIAL)]
+    known: list[Any] = [*CARRIERS, *WRITERS, *(kept for kept in SPECIAL_FUNCTIONS if id(kept) in SPECIAL)]
     for title, module in (("builtins", "builtins"), ("`itertools`", "itertools"), ("`functools`", "functools")):
         yield title, _code(sorted(f.__name__ for f in known if _home(f) == module))
 

@@ -630,7 +630,8 @@ def list_indexed_by_symbol(score, b, h, q_idx, kv_idx):
 @mod
 def strings(score, b, h, q_idx, kv_idx):
     names = "a,b".split(",")
-    label = f"{names[0]!r:>5}{h}{1.5:.2f}{names}"
+    label = f"{names[0]!r:>5}{1.5:.2f}{names}"
+    print(f"{h}", label + str(q_idx))
     return score + len(names) + ("b" in names) + {"x": 1}[f"{'x'}"] + len("-".join(names)) + label.startswith("  ")
 
 
