@@ -146,21 +146,29 @@ class Writer:
                 (f"{{1: {number()}, 2: {number()}}}", f"{{'a': {number()}}}", "dict(NAMES)", f"{{2: 5, 1: {number()}}}")
             ),
             "set": lambda: self.rng.choice(
-                (f"{{{number()}, {number()}}}", f"{{1, {number()}}}", "{1, 2}", "set(NUMBERS)", "frozenset({1, 2, 3})")
-                + (f"{{x % 2 for x in ({number()}, {number()})}}", "set()")
+                (f"{{{number()}, {number()}}}", f"{{1, {number()}}}", "{1, 2}", "set(NUMBERS)", "set()")
+                if self.rng.random() < 0.5
+                else ("frozenset({1, 2, 3})", f"{{x % 2 for x in ({number()}, {number()})}}")
             ),
             "text": lambda: self.rng.choice(
                 (f"f'{{{plain()}}}'", f"str({number()})", f"'%s' % {number()}", "'1'", f"'{{}}'.format({number()})")
-                + (f"repr([{number()}])", f"'-'.join([str({number()}), 'a'])", f"'%d,%d' % ({number()}, 2)")
+                if self.rng.random() < 0.5
+                else (f"repr([{number()}])", f"'-'.join([str({number()}), 'a'])", f"'%d,%d' % ({number()}, 2)")
             ),
             "record": lambda: self.rng.choice(
                 (f"Point({number()}, {number()})", f"Vector({number()}, 1)", f"Box({number()})", f"Box(1, {number()})")
-                + (f"Checked({number()})", "BOXES[0]", "BOXES[1]")
+                if self.rng.random() < 0.7
+                else (f"Checked({number()})", "BOXES[0]", "BOXES[1]")
             ),
             "iterator": lambda: self.rng.choice(
                 (f"iter([{number()}, 1, 2])", f"(x + 1 for x in [{number()}, {number()}])", "iter(NUMBERS)")
-                + (f"zip([1, 2], [{number()}, 3])", f"map(same, [{number()}, 2, 3])", "enumerate(NUMBERS)")
-                + ("filter(None, [0, 1, 2])", f"reversed([{number()}, 1])")
+                if self.rng.random() < 0.5
+                else (
+                    f"zip([1, 2], [{number()}, 3])",
+                    f"map(same, [{number()}, 2, 3])",
+                    "filter(None, [0, 1, 2])",
+                    f"reversed([{number()}, 1])",
+                )
             ),
         }
         return choices[kind]()

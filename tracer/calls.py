@@ -18,7 +18,7 @@ from .formulas import Rule
 from .paths import Path
 from .running import Running
 from .signature import name_of
-from .values import ArrayView, Callback
+from .values import ArrayView, Callback, UnknownSet
 
 PLAIN = (Expr, bool, int, float, str, bytes, tuple, range, type(None))
 LIBRARIES = frozenset({"numpy", "mlx", "scipy", *porting.FOREIGN})
@@ -84,11 +84,16 @@ class Calls(Running):
     def _operands(self, function: Any, items: Any) -> list[Any]:
         """The numbers to reduce; any() and all() stop at the first that decides."""
         operands = []
-        for item in self.iterate(items):
-            operands.append(self.number(item))
-            decides = function in (any, all) and not self.is_symbolic(item)
-            if decides and bool(self.truth(item)) is (function is any):
-                break
+        items = items.elements if isinstance(items, UnknownSet) and function in (any, all, min, max) else items
+        with self.for_some() as decides:
+            for item in self.iterate(items):
+                operands.append(self.number(item))
+                if function not in (any, all):
+                    continue
+                if self.is_symbolic(item):
+                    decides()
+                elif bool(self.truth(item)) is (function is any):
+                    break
         return operands
 
     def _built(self, function: Any, rule: Rule, args: list[Any], kwargs: dict[str, Any]) -> Any:

@@ -160,7 +160,7 @@ def element_of(value: Any, path: Path) -> str:
     if not has_int32_axes(value):
         raise Untraceable(
             f"{path} has an axis of {max(value.shape)} elements, but the indices of kernels are int32: "
-            f"{INT32.stop - 1} is the most",
+            f"{2**31 - 1} is the most",
             "capture the part that the mod reads, or reshape it to more axes",
         )
     return name

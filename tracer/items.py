@@ -20,6 +20,7 @@ from .paths import as_number_array
 from .values import MLX_DTYPES, NUMBERS, PYTHON_TYPES, ArrayView, Callback, Native, UnknownSet, UnknownText
 
 MAX_CHOICES = 256
+_METHODS = (types.MethodDescriptorType, types.ClassMethodDescriptorType)  # of classes of another language
 
 
 class Items(Objects):
@@ -44,7 +45,7 @@ class Items(Objects):
             raise value.refuse()
         if isinstance(value, Callback):
             raise Untraceable(f"the attribute {name} of a function that is defined in a mod", "keep it in a variable")
-        if is_container(value) and isinstance(getattr(value, name, None), types.BuiltinMethodType):
+        if is_container(value) and isinstance(inspect.getattr_static(type(value), name, None), _METHODS):
             return Native(lambda *args, **kwargs: self.container_method(value, name, args, kwargs))
         if isinstance(value, types.ModuleType) and is_trusted(value):
             if not hasattr(value, name):

@@ -15,9 +15,10 @@ import numpy as np
 
 from . import porting
 from .captures import ARRAY_TYPES
-from .errors import Untraceable
+from .errors import Untraceable, with_article
 from .expr import Expr
 from .paths import Path
+from .reads import Start
 from .values import (
     MUTABLE,
     NUMBERS,
@@ -68,10 +69,10 @@ class Objects(Values):
         if isinstance(value, np.generic) and isinstance(value.item(), NUMBERS):
             value = value.item()
         if isinstance(value, NUMBERS) and not isinstance(value, enum.Enum):
-            if type(value) not in NUMBERS:
+            if type(value) not in (*NUMBERS, Start):
                 plain = "int" if isinstance(value, int) else "float"
                 raise Untraceable(
-                    f"{path} is a {kind.__name__}, an {plain} that may mean something else by an operator",
+                    f"{path} is a {kind.__name__}, {with_article(plain)} that may mean something else by an operator",
                     f"capture the plain number, {plain}({path})",
                 )
             slot, dtype = self.recorder.number_slot(value, path, kind)
@@ -187,7 +188,7 @@ class Objects(Values):
         iterator = self.run(iter, value)
         while True:
             if iterator is value:
-                self.check_change(value, "reading on")
+                self.check_read(value)
             item = self.run(next, iterator, done)
             if item is done:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -193,7 +194,7 @@ class Operators(Items):
             if answer is NotImplemented:
                 return symbol == "!="
             return answer if symbol == "==" or unequal is not None else self.invert_truth(answer)
-        if isinstance(other, Callback) or type(other).__eq__ is object.__eq__ or isinstance(other, FIXED):
+        if isinstance(other, (Callback, *FIXED)) or inspect.getattr_static(type(other), "__eq__") is _UNEQUAL:
             return symbol == "!="
         if is_container(other) or type(other).__module__ in ("builtins", "collections", "types", "functools"):
             return symbol == "!="
@@ -259,16 +260,15 @@ class Operators(Items):
             if not is_iterable and (not isinstance(item, Expr) or _contains_in_c(container)):
                 return self.run_on_known(operator.contains, [container, item], {}, "`in`")
         found: Any = FALSE
-        floor = self.floor
-        for x in self.iterate(container):
-            match = True if item is x else self.compare("==", item, x)
-            match = match if isinstance(match, Expr) else self.truth(match)
-            found = match if found is FALSE and isinstance(match, Expr) else build.logical("or", found, match)
-            if match is True:
-                break
-            if isinstance(match, Expr):
-                self.floor = self.tick()  # Python looks further only where this one is no match
-        self.floor = floor
+        with self.for_some() as decides:
+            for x in self.iterate(container):
+                match = True if item is x else self.compare("==", item, x)
+                match = match if isinstance(match, Expr) else self.truth(match)
+                found = match if found is FALSE and isinstance(match, Expr) else build.logical("or", found, match)
+                if match is True:
+                    break
+                if isinstance(match, Expr):
+                    decides()
         return found if found.stage >= AT_CALL else self.settle(found, "a condition")
 
     def _in_range(self, numbers: range, item: Expr) -> Expr:
@@ -281,6 +281,9 @@ class Operators(Items):
         offset = build.arithmetic("sub", item, numbers.start)
         on_step = build.compare("eq", build.arithmetic("mod", offset, numbers.step), 0)
         return build.logical("and", inside, on_step)
+
+
+_UNEQUAL = vars(object)["__eq__"]
 
 
 def _contains_in_c(container: Any) -> bool:

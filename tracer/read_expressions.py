@@ -149,6 +149,8 @@ class ExpressionReader(ContainerReader):
     def eval_NamedExpr(self, node: ast.NamedExpr, frame: Frame) -> Any:
         value = self.eval(node.value, frame)
         frame.home.variables[node.target.id] = value
+        if self.values.unmerged > frame.home.entry:
+            self.values.half_assigned.append((frame.home, node.target.id))
         return value
 
     # ---- attributes, items, calls, functions ---------------------------------------------------------------

@@ -123,13 +123,13 @@ class StatementReader(ExpressionReader):
                     keyword, remedy = UNSUPPORTED.get(kind, (kind.lower(), "use if, for, assignments and return"))
                     raise Untraceable(f"the statement `{keyword}` has no meaning in a mod", remedy)
                 left = method(statement, frame) or []
+                self._keep_returned([*exits, *left], frame)
             except Untraceable as error:
                 if not error.places:
                     error.places.append(frame.source.place(statement))
                 raise
             if left:
                 exits += left
-                self._keep_returned(exits, frame)
                 if all_left(exits):
                     break
                 self.values.floor = max([self.values.floor, *(exit.floor for exit in left)])

@@ -182,7 +182,7 @@ class Running(Operators):
         """An iterator is read on by whoever gets it."""
         for value in values:
             if isinstance(value, Iterator):
-                self.check_change(value, "reading on")
+                self.check_read(value)
 
     def _with_known_keys(self, made: dict[Any, Any]) -> dict[Any, Any]:
         """A dict whose keys Python has compared as objects, compared as the numbers that they are."""

@@ -9,6 +9,7 @@ function was read.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -138,6 +139,10 @@ class Values:
         self.recorder: Recorder = Recorder()
         self.clock: int = 0
         self.floor: int = 0  # containers made before this time must not change now: only some lanes go here
+        self.unmerged: int = 0  # since then, what is evaluated counts for some lanes only, and nothing is merged
+        self.half_assigned: list[tuple[Any, str]] = []  # (frame, name)
+        self._half_read: list[Any] = []
+        self._settled_floor: int = 0
         self._births: dict[int, tuple[Any, int]] = {}
         self._kept: dict[int, tuple[Any, str]] = {}
         self._choices: dict[Expr, tuple[Any, ...]] = {}
@@ -297,6 +302,39 @@ class Values:
         self.clock += 1
         return self.clock
 
+    @contextlib.contextmanager
+    def for_some(self) -> Iterator[Callable[[], None]]:
+        """Elements are asked for until one decides; what this gives is called where only the kernel knows whether.
+
+        Names that were assigned from there on, and iterators that were read, have no known state afterwards.
+        """
+        floor, unmerged, settled = self.floor, self.unmerged, self._settled_floor
+        if not unmerged:
+            self._settled_floor = floor
+
+        def decide() -> None:
+            self.floor = self.unmerged = self.tick()
+
+        yield decide
+        self.floor, self.unmerged, self._settled_floor = floor, unmerged, settled
+        if unmerged:
+            return
+        for frame, name in self.half_assigned:
+            reason = f"{name} was assigned where only the kernel knows whether Python came as far"
+            frame.variables[name] = Conflict(name, reason, "assign it in a loop: for x in xs: ...")
+        for iterator in self._half_read:
+            self.keep(iterator, "that was read as far as only the kernel knows")
+        self.half_assigned, self._half_read = [], []
+
+    def check_read(self, iterator: Any) -> None:
+        """An iterator is about to be read on."""
+        is_own = not self.is_captured(iterator) and self.why_kept(iterator) is None
+        going_on = self.unmerged > 0 and self.floor == self.unmerged  # all that still ask have read as far
+        if is_own and going_on and self.birth(iterator) >= self._settled_floor:
+            self._half_read.append(iterator)
+        else:
+            self.check_change(iterator, "reading on")
+
     def made(self, container: Any) -> Any:
         """Note when the mod made a container or an iterator."""
         if isinstance(container, MUTABLE) and not self.is_captured(container):
@@ -393,7 +431,23 @@ def stores_only(kind: type) -> bool:
 
 
 _DATA = (str, bytes, bool, int, float, complex, range, type(None), type(Ellipsis), mx.Dtype)
-_WITHOUT_STATE = (Expr, str, bytes, bool, int, float, complex, range, type(None), type, Callback)
+_WITHOUT_STATE = (
+    Expr,
+    str,
+    bytes,
+    bool,
+    int,
+    float,
+    complex,
+    range,
+    type(None),
+    type,
+    Callback,
+    ArrayView,
+    UnknownText,
+    UnknownSet,
+    Conflict,
+)
 
 
 def parts_of(value: Any) -> Iterable[Any]:

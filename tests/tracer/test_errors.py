@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import collections
+import decimal
 import functools
 import linecache
 import math
@@ -31,6 +33,27 @@ class Window:
     right: Any = 2
 
 
+@dataclass
+class Lazy:
+    x: Any
+
+    @functools.cached_property
+    def y(self) -> Any:
+        return self.x == 1
+
+
+@dataclass
+class Checked:
+    x: Any
+
+    def __post_init__(self) -> None:
+        self.y = self.x == 1
+
+
+class Metres(int):
+    """A number with a meaning of its own."""
+
+
 class Foreign:
     """An array of another library."""
 
@@ -56,6 +79,13 @@ NAMES: dict[str, Any] = {
     "math": math,
     "functools": functools,
     "Window": Window,
+    "Lazy": Lazy,
+    "Checked": Checked,
+    "metres": Metres(3),
+    "endless": np.broadcast_to(np.float32(1), (2**31,)),
+    "tenth": decimal.Decimal("0.1"),
+    "groups": collections.defaultdict(list),
+    "seen": collections.deque([1]),
     "a1": mx.array([1.0, 2.0, 3.0]),
     "a2": mx.zeros((4, 5)),
     "empty": mx.zeros((0, 3)),
@@ -531,6 +561,70 @@ CASES = [
          "the statement `match` has no meaning in a mod", "write if/elif"),
     Case("inner async function", "async def f():\n    pass\nreturn score", "async def f():",
          "the statement `async def` has no meaning in a mod", "write a plain def"),
+    Case("an axis beyond int32", "return score + endless[kv_idx]", "endless",
+         "endless has an axis of 2147483648 elements",
+         "capture the part that the mod reads"),
+    # ---- what the tracer cannot follow exactly
+    Case("text of a symbol", "return score + (f'{h}' == '1')", "f'{h}' == '1'",
+         "the text 'h' holds a number that is known only inside the kernel", "use such a text in messages only"),
+    Case("text as a key", "return score + {'1': 2}.get(str(h), 0)", "{'1': 2}.get(str(h), 0)", "the text 'h' holds",
+         "compare the number itself"),
+    Case("length of a set of symbols", "return score + len({q_idx, kv_idx})", "len({q_idx, kv_idx})",
+         "only the kernel knows which elements of this set are equal", "use a list"),
+    Case("appending to what was chosen", "xs, ys = [1], [2]\nzs = xs if h else ys\nzs.append(3)\nreturn score",
+         "zs.append(3)", f".append() changes a list that a condition {UNKNOWN} chose", "copy it first: xs = list(xs)"),
+    Case("appending to the chosen", "xs, ys = [1], [2]\n(xs if h else ys).append(3)\nreturn score + len(xs)",
+         "(xs if h else ys).append(3)", f".append() changes a list that a condition {UNKNOWN} chose", "copy it first"),
+    Case("appending to what was chosen from", "xs, ys = [1], [2]\nzs = xs if h else ys\nxs.append(3)\nreturn len(zs)",
+         "xs.append(3)", f".append() changes a list that a condition {UNKNOWN} chose", "copy it first: xs = list(xs)"),
+    Case("augmenting what was chosen", "xs, ys = [1], [2]\nzs = xs if h else ys\nzs += [3]\nreturn score", "zs += [3]",
+         f"+= changes a list that a condition {UNKNOWN} chose", "copy it first: xs = list(xs)"),
+    Case("which list was chosen", "xs, ys = [1], [2]\nzs = xs if h else ys\nreturn score + (zs is xs)", "zs is xs",
+         f"`is` on a list that a condition {UNKNOWN} chose", "compare with =="),
+    Case("two namedtuples of two classes", "p = np.finfo if h else Window(1)\nreturn p.left",
+         "np.finfo if h else Window(1)",
+         "this expression is a type or a Window", "make both sides numbers"),
+    Case("appending after a return",
+         "def f(c):\n    xs = [1]\n    if c:\n        return xs\n    xs.append(2)\n    return xs\n"
+         "return len(f(h)) + score", "xs.append(2)",
+         ".append() changes a list that some positions have returned already", "copy it first"),
+    Case("a function returned early",
+         "def f(c):\n    n = 1\n    g = lambda: n\n    if c:\n        return g\n    n = 2\n"
+         "    return g\nreturn f(h)() + score", "if c:", f"<lambda> is returned under a condition {UNKNOWN}",
+         "call it and return what it gives"),
+    Case("an attribute of a local function", "f = lambda x: x\nreturn f.name + score", "f.name",
+         "the attribute name of a function that is defined in a mod", "keep it in a variable"),
+    Case("a cached property of a symbol", "return Lazy(h).y + score", "Lazy(h).y",
+         "plain Python would compute y of a Lazy that holds symbolic numbers", "write it as a method"),
+    Case("a record that looks at a symbol", "return Checked(h).y + score", "Checked(h)",
+         "Checked looks at what it is made of, which is symbolic here", "leave out __post_init__"),
+    Case("the text of a record", "return len(str(Window(n))) + score", "str(Window(n))",
+         "plain Python would look inside a Window that holds symbolic numbers", "pass the numbers themselves"),
+    Case("an operator's method", "xs = [score]\nreturn xs.__len__()", "xs.__len__", "__len__ is what an operator does",
+         "write the operator itself"),
+    Case("a missing key of a defaultdict", "return len(groups[1]) + score", "groups[1]",
+         "looking up 1 adds it to a defaultdict", "give it the key before"),
+    Case("a kind of int", "return score + metres", "metres", "metres is a Metres, an int that may mean something else",
+         "capture the plain number, int(metres)"),
+    Case("a number of another library", "return score + (h == tenth)", "h == tenth",
+         "== between a symbolic number and a Decimal, whose == may be anything", "compare with a number"),
+    Case("which text", "return score + ('ab' is 'a' + str(n))", "'ab' is 'a' + str(n)", "`is` between two texts",
+         "write `==`"),
+    Case("which array", "return score + (a1 is a2)", "a1 is a2", "`is` between two arrays", "keep a flag"),
+    Case("in a function", "f = lambda x: x\nreturn score + (h in f)", "h in f", "`in` on a function", "call it"),
+    Case("a keyword twice", "f = lambda x: x\nreturn f(x=score, **{'x': 1})", "f(x=score, **{'x': 1})",
+         "a call gives x twice",
+         "pass it once"),
+    Case("a type that a condition chose", "x = 1 if h else 0.5\nreturn score + isinstance(x, float)",
+         "isinstance(x, float)",
+         f"depends on a condition {UNKNOWN}", "give both sides of the condition one type"),
+    Case("assigned in any()", "any((t := x) == h for x in [1, 2])\nreturn score + t", "t",
+         "t was assigned where only the kernel knows whether Python came as far", "assign it in a loop"),
+    Case("setattr", "setattr(config, 'x', 3)\nreturn score", "setattr(config, 'x', 3)",
+         "setattr() has no meaning in a mod",
+         "keep intermediate values in local variables"),
+    Case("an append by Python itself", "seen.append(1)\nreturn score + len(seen)", "seen.append(1)",
+         "append() changes a deque from outside", "must not change what it captures"),
 ]
 # fmt: on
 
