@@ -18,7 +18,6 @@ from .captures import ARRAY_TYPES
 from .errors import Untraceable, with_article
 from .expr import Expr
 from .paths import Path
-from .reads import Start
 from .values import (
     MUTABLE,
     NUMBERS,
@@ -69,7 +68,7 @@ class Objects(Values):
         if isinstance(value, np.generic) and isinstance(value.item(), NUMBERS):
             value = value.item()
         if isinstance(value, NUMBERS) and not isinstance(value, enum.Enum):
-            if type(value) not in (*NUMBERS, Start):
+            if type(value) not in NUMBERS and _has_operators(type(value)):
                 plain = "int" if isinstance(value, int) else "float"
                 raise Untraceable(
                     f"{path} is a {kind.__name__}, {with_article(plain)} that may mean something else by an operator",
@@ -265,6 +264,14 @@ def _is_plain(kind: type) -> bool:
     return not any(name in vars(owner) for owner in own for name in _PROTOCOL)
 
 
+@functools.lru_cache(maxsize=256)
+def _has_operators(kind: type) -> bool:
+    """Whether a kind of number says itself what operators do."""
+    own = {name for owner in kind.__mro__ if owner not in (*NUMBERS, object) for name in vars(owner)}
+    return any(name in own for base in (int, float) for name in vars(base) if name not in _OF_EVERY_CLASS)
+
+
+_OF_EVERY_CLASS = frozenset("__doc__ __new__ __repr__ __getattribute__ __getnewargs__ __format__ __sizeof__".split())
 _PROTOCOL = frozenset(
     "__iter__ __next__ __reversed__ __getitem__ __missing__ __len__ __bool__ __contains__ __eq__ __ne__ __lt__ __le__ "
     "__gt__ __ge__ __add__ __radd__ __mul__ __rmul__ __or__ __ror__ __and__ __sub__ __xor__ __iadd__ __imul__ __ior__ "

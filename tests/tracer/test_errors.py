@@ -53,6 +53,9 @@ class Checked:
 class Metres(int):
     """A number with a meaning of its own."""
 
+    def __add__(self, other: Any) -> Any:
+        return Metres(int(self) + other)
+
 
 class Foreign:
     """An array of another library."""
@@ -82,7 +85,6 @@ NAMES: dict[str, Any] = {
     "Lazy": Lazy,
     "Checked": Checked,
     "metres": Metres(3),
-    "endless": np.broadcast_to(np.float32(1), (2**31,)),
     "tenth": decimal.Decimal("0.1"),
     "groups": collections.defaultdict(list),
     "seen": collections.deque([1]),
@@ -561,9 +563,6 @@ CASES = [
          "the statement `match` has no meaning in a mod", "write if/elif"),
     Case("inner async function", "async def f():\n    pass\nreturn score", "async def f():",
          "the statement `async def` has no meaning in a mod", "write a plain def"),
-    Case("an axis beyond int32", "return score + endless[kv_idx]", "endless",
-         "endless has an axis of 2147483648 elements",
-         "capture the part that the mod reads"),
     # ---- what the tracer cannot follow exactly
     Case("text of a symbol", "return score + (f'{h}' == '1')", "f'{h}' == '1'",
          "the text 'h' holds a number that is known only inside the kernel", "use such a text in messages only"),
