@@ -68,7 +68,7 @@ class Objects(Values):
         if isinstance(value, np.generic) and isinstance(value.item(), NUMBERS):
             value = value.item()
         if isinstance(value, NUMBERS) and not isinstance(value, enum.Enum):
-            if type(value) not in NUMBERS and _has_operators(type(value)):
+            if type(value) not in NUMBERS and _has_operators(kind):
                 plain = "int" if isinstance(value, int) else "float"
                 raise Untraceable(
                     f"{path} is a {kind.__name__}, {with_article(plain)} that may mean something else by an operator",

@@ -61,13 +61,35 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ('return cast(node, "int") if node.dtype == "bool" else node', "return node"),
     ],
     ("tracer/joins.py", "tests/tracer/test_trace.py"): [
-        ("return build.where(condition, a, b)", "return build.where(condition, b, a)"),
+        ("self.one_of(build.where(condition, a, b)", "self.one_of(build.where(condition, b, a)"),
+        ("all(map(is_same_data, a, b))", "set(a) == set(b)", "tests/tracer/test_exact_python.py"),
+        ("times != [1, 1]", "False", "tests/tracer/test_python_fuzz.py"),
         ("return a if isinstance(a, Conflict) else b", "return b if isinstance(a, Conflict) else a"),
         (
             "and a.rank == b.rank > 0 and a.slot == b.slot",
             "and a.rank == b.rank > 0",
             "tests/tracer/test_traced_captures.py",
         ),
+    ],
+    ("tracer/values.py", "tests/tracer/test_exact_python.py"): [
+        (
+            "if isinstance(value, (Expr, ArrayView, Callback, UnknownText, UnknownSet)):\n            return True",
+            "if isinstance(value, (Expr, ArrayView, Callback)):\n            return True",
+            "tests/tracer/test_errors.py",
+        ),
+        (
+            'if reason is not None:\n            raise Untraceable(f"{what} changes',
+            'if False:\n            raise Untraceable(f"{what} changes',
+            "tests/tracer/test_errors.py",
+        ),
+        ("return repr(a) == repr(b)", "return a == b"),
+    ],
+    ("tracer/read_names.py", "tests/tracer/test_exact_python.py"): [
+        ("lambda now: name not in now.__globals__ and getattr(builtins, name, None) is value", "lambda now: True"),
+    ],
+    ("tracer/formulas.py", "tests/tracer/test_functions_everywhere.py"): [
+        ("build.where(is_huge, 2.0**-66, build.where(is_tiny, 2.0**98, 1.0))", "build.where(is_huge, 2.0**-66, 1.0)"),
+        ('build.where(infinite, math.inf, build.arithmetic("mul", root, back))', 'build.arithmetic("mul", root, back)'),
     ],
     ("tracer/relations.py", "tests/tracer/test_bounds.py"): [
         ('a.plus(b, 1 if node.op == "add" else -1)', "a.plus(b, -1)"),
