@@ -12,6 +12,12 @@ EVERY = ("cpu", "ops", "simulator", *METAL)
 STAGED = ("cpu", "simulator", *METAL)
 
 
+def needs_device(parameters: dict[str, Any]) -> bool:
+    """Whether a test with these parameters runs on the Metal device: those that conftest marks `metal`."""
+    chosen = [parameters[name] for name in ("backend", "way") if isinstance(parameters.get(name), str)]
+    return any(name.partition("-")[0] in METAL for name in chosen)
+
+
 def _ways() -> dict[str, dict[str, Any]]:
     every: dict[str, dict[str, Any]] = {name: {"BACKEND": name} for name in EVERY}
     changes = {"staged": {"PIPELINE": "staged"}, "int8": {"QK_QUANT": "int8"}, "smooth": {"SMOOTH_K": True}}

@@ -20,6 +20,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["FLEXTRACE_CACHE_DIR"] = tempfile.mkdtemp(prefix="flextrace-tests-")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from backends import needs_device
+
+    for item in items:
+        if needs_device(item.callspec.params if hasattr(item, "callspec") else {}):
+            item.add_marker(pytest.mark.metal)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
     """A test that meets a machine without a compiler for the simulator is skipped, and says what to install. In CI

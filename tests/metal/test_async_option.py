@@ -140,6 +140,7 @@ def test_a_machine_without_metal_says_so() -> None:
     assert "No Metal back-end" in str(MetalBackend().no_async_copy())
 
 
+@pytest.mark.metal
 @pytest.mark.skipif(not mx.metal.is_available(), reason="no Metal device")
 def test_on_a_device_the_numbers_are_those_of_the_default() -> None:
     """Where its compiler refuses the intrinsic, the notice is all that is left of it."""
