@@ -68,6 +68,7 @@ AGREED = {
     "guarded by or": "return kv_idx >= n or t[kv_idx] == 1",
     "guarded by a number": "return kv_idx < n and t[kv_idx] == 1",
     "guarded by a choice": "return (t[kv_idx] if kv_idx < n else 0) == 1",
+    "guarded by the else of a choice": "return (0 if kv_idx >= n else t[kv_idx]) == 1",
     "guarded by not": "return not kv_idx >= n and t[kv_idx] == 1",
     "guarded by an early return": "if q_idx >= n:\n    return False\nif kv_idx >= n:\n    return True\n"
     "return t[q_idx] == t[kv_idx]",

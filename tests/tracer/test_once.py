@@ -31,6 +31,10 @@ def deeper(n: int = 3) -> float:
     return sum(helper() for _ in range(n))
 
 
+class Dice(random.Random):
+    """A generator of the user's own."""
+
+
 class Noise:
     def __init__(self) -> None:
         self.rng = RNG
@@ -41,7 +45,17 @@ class Noise:
 
 NAMES = {
     **{module.__name__: module for module in (random, secrets, os, time, uuid, datetime)},
-    **{"mx": mx, "np": np, "RNG": RNG, "OWN": OWN, "OLD": OLD, "helper": helper, "deeper": deeper, "noise": Noise()},
+    **{
+        "mx": mx,
+        "np": np,
+        "RNG": RNG,
+        "OWN": OWN,
+        "OLD": OLD,
+        "helper": helper,
+        "deeper": deeper,
+        "noise": Noise(),
+        "dice": Dice(1),
+    },
     **{"part": functools.partial(random.uniform, 0, 1), "normal": normal, "clock": clock},
     "drawn": random.random(),
     "table": mx.random.uniform(shape=(4, 4)),
@@ -50,7 +64,7 @@ DRAWS = """mx.random.normal() mx.random.uniform(0,1,()) mx.random.bernoulli(0.5)
 random.uniform(0,1) random.randint(0,3) random.choice([1,2]) random.Random(3).random() OWN.gauss(0,1) np.random.rand()
 np.random.randn() np.random.uniform() np.random.default_rng(0).random() RNG.random() RNG.integers(3) OLD.rand()
 secrets.randbelow(4) secrets.randbits(8) secrets.choice([1,2]) os.urandom(1)[0] uuid.uuid4().int%7 part() normal(0,1)
-helper() deeper() deeper(2) noise.draw() sum(map(random.gauss,(0,1),(1,1)))""".split()
+dice.random() helper() deeper() deeper(2) noise.draw() sum(map(random.gauss,(0,1),(1,1)))""".split()
 CLOCKS = """time.time() time.time_ns() time.perf_counter() time.monotonic() clock() datetime.datetime.now().second
 datetime.date.today().day datetime.datetime.utcnow().hour""".split()
 
