@@ -7,6 +7,7 @@ import enum
 import functools
 import inspect
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from .captures import ARRAY_TYPES
 from .errors import Untraceable, with_article
 from .expr import Expr
 from .paths import Path
+from .reads import is_same
 from .values import (
     MUTABLE,
     NUMBERS,
@@ -82,19 +84,19 @@ class Objects(Values):
             path.check("value", lambda now: is_same_data(now, value))
             return value
         if isinstance(value, FIXED):
-            path.check("identity", lambda now: now is value)
+            path.check("identity", is_same(value))
             if value is not None and value is not Ellipsis:
                 self.recorder.remember(value, path, fixed=True)
             return value
         if isinstance(value, types.FunctionType):
-            code = value.__code__
-            path.check("code", lambda now: getattr(now, "__code__", None) is code)
+            code = weakref.ref(value.__code__)
+            path.check("code", lambda now: getattr(now, "__code__", "none") is code())
         elif isinstance(value, types.MethodType):
-            function = value.__func__
-            path.check("function", lambda now: getattr(now, "__func__", None) is function)
+            same = is_same(value.__func__)
+            path.check("function", lambda now: same(getattr(now, "__func__", None)))
         else:
-            kind = type(value)
-            path.check("type", lambda now: type(now) is kind)
+            owner = weakref.ref(kind)
+            path.check("type", lambda now: type(now) is owner())
         self.recorder.remember(value, path)
         return value
 

@@ -14,6 +14,7 @@ from .errors import Untraceable, with_article
 from .expr import AT_CALL, FALSE, IN_KERNEL, TRUE, Expr
 from .items import Items
 from .objects import FIXED, is_container
+from .reads import is_same
 from .values import MUTABLE, NUMBERS, VIEWS, ArrayView, Callback, UnknownSet, UnknownText
 
 Binary = Callable[[Any, Any], Any]
@@ -221,7 +222,7 @@ class Operators(Items):
             if self.is_captured(value) and not isinstance(value, FIXED):
                 # Against None, a class or an enum member, only the answer must stay; else the object itself.
                 wanted, answer = (other, same) if isinstance(other, FIXED) else (value, True)
-                self.recorder.origin(value).check(("is", id(wanted)), _is(wanted, answer))
+                self.recorder.origin(value).check(("is", id(wanted)), is_same(wanted, answer))
         return same
 
     def _compare_sequences(self, symbol: str, a: Any, b: Any) -> Any:
@@ -289,7 +290,3 @@ _UNEQUAL = vars(object)["__eq__"]
 def _contains_in_c(container: Any) -> bool:
     """Whether a class of another language says what it contains."""
     return hasattr(type(container), "__contains__")
-
-
-def _is(wanted: Any, answer: bool) -> Callable[[Any], bool]:
-    return lambda now: (now is wanted) is answer

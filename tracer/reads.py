@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -150,6 +151,20 @@ def is_array(element: str, ndim: int) -> Check:
         else:
             same = isinstance(value, np.ndarray) and value.dtype == numpy_dtype
         return same and value.ndim == ndim and value.size > 0 and has_int32_axes(value)
+
+    return holds
+
+
+def is_same(expected: Any, answer: bool = True) -> Check:
+    """Whether it is this very object, which the check does not keep alive."""
+    try:
+        ref = weakref.ref(expected)
+    except TypeError:  # None, and other values that nothing refers to weakly
+        return lambda now: (now is expected) is answer
+
+    def holds(now: Any) -> bool:
+        alive = ref()
+        return (alive is not None and now is alive) is answer
 
     return holds
 

@@ -10,8 +10,9 @@ import functools
 import os
 import threading
 import types
+import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .array_sizes import ArraySizes, Sizes
@@ -33,6 +34,7 @@ class Trace:
 
     arrays, numbers: the captures by slot, as `load` and `param` nodes number them.
     volatile: the mod calls Python code whose result may change, so it is traced anew at every call.
+    code_ref: to the code of the function, which a trace does not keep alive: a cell that is run again makes another.
     """
 
     kind: Kind
@@ -42,11 +44,17 @@ class Trace:
     numbers: tuple[NumberCapture, ...]
     reads: Reads
     volatile: bool
-    code: types.CodeType | None = None  # of the function, for showing its source
+    code_ref: weakref.ref[types.CodeType] | None = field(default=None, compare=False)
+
+    @property
+    def code(self) -> types.CodeType | None:
+        """The code of the function, for showing its source; None where there is none any more."""
+        return None if self.code_ref is None else self.code_ref()
 
     def source(self) -> str:
         """The user's function as canonical text."""
-        return "" if self.code is None else canonical_source(self.code)
+        code = self.code
+        return "" if code is None else canonical_source(code)
 
     @functools.cached_property
     def array_sizes(self) -> ArraySizes:
@@ -116,7 +124,7 @@ def trace(function: Callable[..., Any], kind: Kind) -> Trace:
 
 
 def _trace(function: Any, kind: Kind, name: str) -> Trace:
-    reader = StatementReader()
+    reader, python = StatementReader(), underlying(function)
     recorder = reader.values.recorder
     recorder.remember(function, recorder.root)
     symbols: list[Any] = [SCORE, B, H, Q_IDX, KV_IDX]
@@ -140,7 +148,7 @@ def _trace(function: Any, kind: Kind, name: str) -> Trace:
             *([numbers.index(slot) for slot in slots if slot in numbers] for slots in (divisors, counts)),
         ),
         recorder.volatile,
-        getattr(underlying(function), "__code__", None),
+        None if python is None else weakref.ref(python.__code__),
     )
 
 
@@ -218,13 +226,13 @@ def _definition(function: Any) -> list[Place]:
 
 class Traces:
     """The traces made in this process, by the code of the function: a factory that makes the same mod again with
-    other captured values finds the trace of the first."""
+    other captured values finds the trace of the first. They go with that code."""
 
     PER_CODE = 32
     ATTEMPTS = 5  # another thread may change what a mod captures while it is traced
 
     def __init__(self) -> None:
-        self._by_code: dict[Any, tuple[Any, list[Trace]]] = {}
+        self._by_code: dict[Any, tuple[weakref.ref[types.CodeType], list[Trace]]] = {}
         self._lock = threading.Lock()
         if hasattr(os, "register_at_fork"):  # a thread that the child lacks may hold the lock
             os.register_at_fork(after_in_child=lambda: setattr(self, "_lock", threading.Lock()))
@@ -247,9 +255,18 @@ class Traces:
         found, objects = self._find(function, kind)
         return Bound(found, found.reads.arrays(objects), found.reads.numbers(objects, found.name))
 
+    def _forget(self, key: Any) -> Callable[[Any], None]:
+        """What ends the traces of a code with it. It takes no lock: any line of a thread may be where a code dies."""
+        by_code = self._by_code
+
+        def forget(_: Any) -> None:
+            by_code.pop(key, None)
+
+        return forget
+
     def _find(self, function: Any, kind: Kind) -> tuple[Trace, list[Any]]:
         code = getattr(underlying(function), "__code__", None)
-        key = (kind, type(function), id(code))
+        key = (kind, weakref.ref(type(function)), id(code))
         known = self._by_code.get(key)
         if known is not None:
             for found in known[1]:
@@ -260,10 +277,10 @@ class Traces:
             made = trace(function, kind)
             objects = made.reads.objects(function)
             if objects is not None:
-                if not made.volatile:
+                if not made.volatile and code is not None:
                     with self._lock:
-                        others = self._by_code.get(key, (code, []))[1]
-                        self._by_code[key] = (code, [made, *others][: self.PER_CODE])
+                        ref, others = self._by_code.get(key) or (weakref.ref(code, self._forget(key)), [])
+                        self._by_code[key] = (ref, [made, *others][: self.PER_CODE])
                 return made, objects
         raise TraceError(
             name_of(function),
