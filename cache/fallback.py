@@ -71,14 +71,14 @@ def warn_once(folder: Path, reason: BaseException | None) -> None:
             "temporary folder and built again by every process. Remedy: free some space there, make it "
             "writable, or set FLEXTRACE_CACHE_DIR to a folder that is.",
             CacheWarning,
-            stacklevel=_level_of_user(),
+            stacklevel=level_of_user(),
         )
 
 
-def _level_of_user() -> int:
+def level_of_user() -> int:
     """The stacklevel, for a warning of the caller, of the innermost line that is no part of flextrace."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "flextrace":
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "flextrace":
         frame, level = frame.f_back, level + 1
     return level
 

@@ -22,7 +22,7 @@ from rich.markup import escape
 import flextrace
 from flextrace.cache import CacheError, Store, key_of
 from flextrace.cache_report import REMEDY as CACHE_REMEDY
-from flextrace.kernels import BACKENDS
+from flextrace.kernels import BACKENDS, backend_for
 from flextrace.kernels.cpu.launch import thread_count
 from flextrace.kernels.cpu.toolchain import find_compiler, no_compiler
 from flextrace.kernels.registry import chosen_name, default_name
@@ -100,7 +100,12 @@ def _chosen_backend() -> Check:
         wanted = chosen_name(None)
     except ValueError as error:
         return Check("system", "backend", FAILED, str(error))
-    return Check("system", "backend", OK, f"{wanted or default_name()}{', by FLEXTRACE_BACKEND' if wanted else ''}")
+    name, by = wanted or default_name(), ", by FLEXTRACE_BACKEND" if wanted else ""
+    reason = backend_for(name, to_run=False).unavailable()
+    if reason is not None:
+        instead = "calls raise BackendUnavailable" if wanted else "calls run on MLX operations, which is slower"
+        return Check("system", "backend", FAILED, f"{name}{by}, cannot run here, so {instead}: {reason}")
+    return Check("system", "backend", OK, f"{name}{by}")
 
 
 def _threads() -> Check:

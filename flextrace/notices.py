@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+from flextrace.cache.fallback import level_of_user
+
 _said: set[str] = set()
 
 
@@ -23,4 +25,4 @@ def notice(topic: str, message: str) -> None:
     """Warn, the first time in this process."""
     if topic not in _said:
         _said.add(topic)
-        warnings.warn(message, FlextraceWarning, stacklevel=5)
+        warnings.warn(message, FlextraceWarning, stacklevel=level_of_user())

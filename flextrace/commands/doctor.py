@@ -16,7 +16,7 @@ def doctor(
 
     Send its output with a report of a problem: it names versions, and the first line that a compiler refused.
 
-    Exit code: 0 where all that can run here passed; 1 where something failed.
+    Exit code: 0 where all that can run here passed; 1 where something failed, or plain calls run on slow operations.
     """
     from flextrace.doctor import examine
 

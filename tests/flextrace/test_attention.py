@@ -396,6 +396,7 @@ def test_without_a_compiler_ops_runs_and_says_so_once(
         close(flex.flex_attention(q, k, v), reference.attention(q, k, v)[0])
         flex.flex_attention(q, k, v)
     assert len(caught) == 1
+    assert caught[0].filename == __file__, "the warning names the line that called flextrace"
     with pytest.raises(flex.BackendUnavailable, match="xcode-select --install"):
         flex.flex_attention(q, k, v, kernel_options=options("cpu"))
 

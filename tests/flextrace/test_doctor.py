@@ -247,6 +247,20 @@ def test_a_cache_that_cannot_be_written_to_is_not_available(tmp_path: Path, monk
     assert checks["writing"].status == "not available" and "temporary folder" in checks["writing"].detail
 
 
+def test_calls_that_run_on_slow_operations_are_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(doctor, "default_name", lambda: "cpu")
+    check = doctor._chosen_backend()
+    assert check.status == "FAILED" and "apt install g++" in check.detail
+    assert check.detail.startswith(
+        "cpu, cannot run here, so calls run on MLX operations, which is slower: the cpu backend"
+    )
+    monkeypatch.setenv("FLEXTRACE_BACKEND", "simulator")
+    assert "by FLEXTRACE_BACKEND, cannot run here, so calls raise BackendUnavailable" in doctor._chosen_backend().detail
+    monkeypatch.setenv("FLEXTRACE_BACKEND", "ops")
+    assert doctor._chosen_backend().status == "ok"
+
+
 def test_compilers_are_named_with_the_words_of_cxx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "env g++ -g1")
     checks = {check.name: check for check in doctor.environment()}
