@@ -34,7 +34,7 @@ class Backend(Protocol):
     """What a folder of `kernels/` provides."""
 
     name: str
-    lazy: bool  # a call adds to MLX's graph and evaluates nothing
+    lazy: bool  # a call adds to MLX's graph and evaluates nothing, or (ops) only v, where MLX lets it
     quantises: bool  # follows `quant` and `smoothing` of a call
 
     def unavailable(self) -> str | None:

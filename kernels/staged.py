@@ -47,10 +47,11 @@ def run_staged(stages: Stages, call: AttentionCall) -> Result:
     modified = stages.score_mod(scaled, call.score_mod, call.mask_mod, blocks)
     half = v.dtype == mx.float16
     weights, maxima, sums = stages.softmax(modified, normalise=False, dtype=mx.float16 if half else mx.float32)
-    if blocks is None:
+    if blocks is None and call.score_mod is None:
         product = stages.matmul(weights, v, transpose_a=False, transpose_b=False, tiles=None, dtype=mx.float32)
-    else:
-        product = stages.block_sparse_matmul(weights, v, blocks, transpose_b=False, dtype=mx.float32)
+    else:  # a weight of 0 leaves its key out, whatever its value is
+        listed = _one_full_block(q.shape[2], k.shape[2]) if blocks is None else blocks
+        product = stages.block_sparse_matmul(weights, v, listed, transpose_b=False, dtype=mx.float32)
     out, lse, max_scores = stages.attention_output(product, maxima, sums, q.dtype)
     intermediates: dict[str, mx.array] = {} if blocks is None else dict(zip(LISTS, blocks[:4], strict=True))
     intermediates |= {"scores": scores, "scaled": scaled, "modified": modified, "weights": weights}
@@ -71,6 +72,12 @@ def _blocks(stages: Stages, call: AttentionCall) -> BlockLists | None:
     batch, heads, q_len, _ = call.q.shape
     batch, heads = mask_shape(call.mask_mod, batch, heads)
     return stages.block_mask(call.mask_mod, batch, heads, q_len, call.k.shape[2], BLOCK_SIZE)
+
+
+def _one_full_block(q_len: int, kv_len: int) -> BlockLists:
+    """The lists of a mask that leaves every key to every row."""
+    none, one = mx.zeros((1, 1, 1), mx.int32), mx.ones((1, 1, 1), mx.int32)
+    return BlockLists(none, none[..., None], one, none[..., None], max(q_len, 1), max(kv_len, 1))
 
 
 def mask_shape(mask_mod: Bound, batch: int, heads: int) -> tuple[int, int]:

@@ -272,7 +272,8 @@ def block_sparse_matmul(
 
     Returns:
         With transpose_b [batch, heads, q_len, kv_len], -inf outside the blocks; else [batch, heads, q_len, dim], where
-        what lies outside the blocks counts as 0 and is never read. Sums are float32.
+        what lies outside the blocks counts as 0 and is never read, and a 0 in a leaves its row of b out, whatever that
+        holds (a key that is not attended to may be inf or nan). Sums are float32.
 
     The sampled dense-dense and the block-sparse dense product of sparse attention (Child et al., arXiv 1904.10509).
 

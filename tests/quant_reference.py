@@ -135,7 +135,7 @@ def attention(
     values = np.repeat(np.asarray(v, np.float64), q.shape[1] // v.shape[1], axis=1)
     late = 0 if add_back else term
     lse = np.where(total == 0, -np.inf, highest + np.log(seen) + late)
-    return reference.Attention((weights / seen[..., None]) @ values, lse, highest + late)
+    return reference.Attention(reference.weighted_sum(weights / seen[..., None], values), lse, highest + late)
 
 
 class Figures(NamedTuple):

@@ -47,6 +47,21 @@ def apply_mask_mod(mask_mod: Callable[..., Any], shape: tuple[int, ...]) -> Arra
     return out
 
 
+def weighted_sum(weights: Array, v: Array) -> Array:
+    """weights @ v over the keys that a row attends to: a weight of 0 leaves its value out, be it inf or nan.
+
+    weights: [..., q_len, kv_len]; v: [..., kv_len, v_dim].
+    """
+    if np.isfinite(v).all():
+        return weights @ v
+    out = np.zeros((*weights.shape[:-1], v.shape[-1]))
+    with np.errstate(invalid="ignore"):
+        for key in range(v.shape[-2]):
+            weight = weights[..., key, None]
+            out += np.where(weight == 0, 0.0, weight * v[..., None, key, :])
+    return out
+
+
 class Attention(NamedTuple):
     """out: [batch, query_heads, q_len, v_dim]; lse, max_scores: [batch, query_heads, q_len], natural log."""
 
@@ -63,7 +78,10 @@ def attention(
     mask_mod: Callable[..., Any] | None = None,
     scale: float | None = None,
 ) -> Attention:
-    """The whole score matrix: scale, score_mod, mask, softmax. Empty rows: out 0, lse and max -inf."""
+    """The whole score matrix: scale, score_mod, mask, softmax. Empty rows: out 0, lse and max -inf.
+
+    A key with the score -inf is one that its row does not attend to: whatever its value holds, the row never sees it.
+    """
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     batch, heads, q_len, head_dim = q.shape
     k, v = (np.repeat(x, heads // x.shape[1], axis=1) for x in (k, v))  # GQA: query head h reads h // ratio
@@ -76,9 +94,9 @@ def attention(
     highest = scores.max(axis=-1, initial=-np.inf)
     weights = np.exp(scores - np.where(highest == -np.inf, 0.0, highest)[..., None])
     total = weights.sum(axis=-1)
-    seen = np.where(total > 0, total, 1.0)
-    lse = np.where(total > 0, highest + np.log(seen), -np.inf)
-    return Attention((weights / seen[..., None]) @ v, lse, highest)
+    seen = np.where(total == 0, 1.0, total)
+    lse = np.where(total == 0, -np.inf, highest + np.log(seen))
+    return Attention(weighted_sum(weights / seen[..., None], v), lse, highest)
 
 
 class Tolerance(NamedTuple):
@@ -104,7 +122,7 @@ def tolerance(dtype: Any) -> Tolerance:
 
 
 def assert_close(got: Any, expected: Array, absolute: float, relative: float, what: str) -> None:
-    """got: mx.array or numpy. Infinities must be the same ones; no NaN is ever expected."""
+    """got: mx.array or numpy. Infinities and NaN must be the same ones."""
     if isinstance(got, mx.array):
         got = np.array(got.astype(mx.float32))
     assert got.shape == expected.shape, f"{what}: shape {got.shape}, expected {expected.shape}"

@@ -71,3 +71,16 @@ def test_assert_close_says_what_differs() -> None:
             reference.assert_close(mx.array(wrong), np.array([1.0, -np.inf]), 1e-6, 0, "lse of alibi")
     with pytest.raises(AssertionError, match="shape"):
         reference.assert_close(mx.array([1.0]), np.array([[1.0]]), 1e-6, 0, "out")
+
+
+def test_a_key_that_is_not_attended_to_may_hold_anything() -> None:
+    q, k, v = normal(1, 2, 6, 4), normal(1, 2, 6, 4), normal(1, 2, 6, 3)
+    clean = reference.attention(q, k, v, mask_mod=lambda b, h, q_idx, kv_idx: q_idx >= kv_idx)
+    v[:, :, 2, 0], v[:, :, 3, 0], v[:, :, 4, 1] = np.inf, -np.inf, np.nan
+    by_mask = reference.attention(q, k, v, mask_mod=lambda b, h, q_idx, kv_idx: q_idx >= kv_idx)
+    by_score = reference.attention(q, k, v, lambda s, b, h, q_idx, kv_idx: s if q_idx >= kv_idx else -np.inf)
+    want = clean.out.copy()
+    want[:, :, 2, 0], want[:, :, 3:, 0], want[:, :, 4:, 1] = np.inf, np.nan, np.nan
+    for got in (by_mask, by_score):
+        np.testing.assert_allclose(got.out, want)
+        np.testing.assert_array_equal(got.lse, clean.lse)

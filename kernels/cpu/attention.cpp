@@ -121,6 +121,7 @@ static void attend(const Attention& a, Scratch& s, const QueryTile& q) {
     const float* keys = a.pack_ahead ? a.packed_tile(q.unit, tile) : s.packed;
     const float* values = keys + a.key_floats;
     if (!a.pack_ahead) a.pack_tile(q.unit, tile, s.packed);
+    const bool special = values[floats_of_values(p)] != 0;
     KeyTile key = key_tile(p, keys);
     if (smooths_queries(p)) multiply_q_means(p, s, key);
 
@@ -131,8 +132,9 @@ static void attend(const Attention& a, Scratch& s, const QueryTile& q) {
       int64_t begin = state.begin * VL, end = smaller(state.end * VL, a.keys_in(tile));
       score_keys(p, s, q, g, rows, tile * KV_TILE, begin, end, key);
       (state.masked ? softmax_rows<true> : softmax_rows<false>)(a, s, q, g, rows, tile * KV_TILE, state);
-      (rows == 1 ? multiply_values<1> : multiply_values<ROWS>)(
-          s.out + g * a.out_floats, s.scores, values, begin, end, p.value_dim, s.factor);
+      auto multiply = special ? (rows == 1 ? multiply_values<1, true> : multiply_values<ROWS, true>)
+                              : (rows == 1 ? multiply_values<1, false> : multiply_values<ROWS, false>);
+      multiply(s.out + g * a.out_floats, s.scores, values, begin, end, p.value_dim, s.factor);
     }
   }
   write_rows(a, s, q);

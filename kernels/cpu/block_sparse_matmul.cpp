@@ -1,6 +1,7 @@
 // block_sparse_matmul.cpp: products at the blocks that the lists name.
 //   sampled (Q K^T): out [B, H, L, S] = a [B, H, L, D] @ b [1 or B, Hb, D, S] there, -inf elsewhere
-//   summed (P V):    out [B, H, L, D] = a [B, H, L, S] @ b [1 or B, Hb, S, D], with a's blocks elsewhere as zeros
+//   summed (P V):    out [B, H, L, D] = a [B, H, L, S] @ b [1 or B, Hb, S, D], with a's blocks elsewhere as zeros;
+//                    a 0 in a leaves its row of b out, whatever that holds
 #include "product.h"
 
 struct BlockSparseMatmul {
@@ -27,12 +28,13 @@ static void write_rows(const BlockSparseMatmul& s, const Rows& rows, ProductTile
 }
 
 // sums += a's columns [step, end) @ b's columns [column, column + width), over those steps.
+template <bool SPARSE>
 static void add_steps(const BlockSparseMatmul& s, const Rows& rows, ProductTile& product, int64_t step, int64_t end,
                       int64_t column, int64_t width) {
   for (; step < end; step += TILE_STEPS) {
     int64_t depth = smaller(TILE_STEPS, end - step);
-    product.add(s.a.matrix(rows.b, rows.h, rows.first, step, rows.count, depth),
-                s.b.matrix(batch_of(s.b, rows.b), head_of(s.b, s.a, rows.h), step, column, depth, width));
+    product.add<SPARSE>(s.a.matrix(rows.b, rows.h, rows.first, step, rows.count, depth),
+                        s.b.matrix(batch_of(s.b, rows.b), head_of(s.b, s.a, rows.h), step, column, depth, width));
   }
 }
 
@@ -44,7 +46,7 @@ static void sample(const BlockSparseMatmul& s, const Rows& rows, const uint8_t* 
     for (int64_t column = first; column < end; column += TILE_COLUMNS) {
       int64_t columns = smaller(TILE_COLUMNS, end - column);
       product.fill(listed ? 0 : -INFINITE);
-      if (listed) add_steps(s, rows, product, 0, s.a.shape[3], column, columns);
+      if (listed) add_steps<false>(s, rows, product, 0, s.a.shape[3], column, columns);
       write_rows(s, rows, product, column, columns);
     }
   }
@@ -56,7 +58,8 @@ static void sum_up(const BlockSparseMatmul& s, const Rows& rows, const uint8_t* 
     int64_t columns = smaller(TILE_COLUMNS, dim - column);
     product.fill(0);
     for (int64_t first = 0; first < kv_len; first += width)
-      if (states[first / width]) add_steps(s, rows, product, first, smaller(first + width, kv_len), column, columns);
+      if (states[first / width])
+        add_steps<true>(s, rows, product, first, smaller(first + width, kv_len), column, columns);
     write_rows(s, rows, product, column, columns);
   }
 }

@@ -58,7 +58,14 @@ struct Int8Rows {
   }
   vfloat mean_at(int64_t column) const { return mean.data ? widen(mean, 0, column) : vfloat{}; }
   vfloat read(int64_t row, int64_t column) const { return less_mean(row, column) + mean_at(column); }
-  // The same of `count` rows, one every `stride` floats.
+  // Whether rows [first, first + count) are.
+  bool are_finite(int64_t first, int64_t count) const {
+    float zeros = 0;  // nan once a scale or a mean is infinite or nan
+    for (int64_t row = first; row < first + count; row++) zeros += scale(row) * 0;
+    for (int64_t d = 0; mean.data && d < columns; d += VL) zeros += sum_lanes(mean_at(d) * 0.0f);
+    return zeros == 0;
+  }
+  // What `read` gives of `count` rows, one every `stride` floats.
   NOINLINE void widen_column(float* to, int64_t stride, int64_t first, int64_t count, int64_t column) const {
     vfloat mean = mean_at(column);
     for (int64_t row = first; row < first + count; row++, to += stride) {
@@ -78,7 +85,8 @@ inline void copy_int8_keys(word* packed, float* scale, const Int8Rows& keys, int
 }
 
 // Values [first, first + count), as pack_values.
-inline void pack_int8_values(float* packed, const Int8Rows& v, int64_t first, int64_t count) {
+inline bool pack_int8_values(float* packed, const Int8Rows& v, int64_t first, int64_t count) {
   for (int64_t d = 0; d < v.columns; d += VL)
     v.widen_column(packed + place_of_value(v.columns, 0, d), panel_width(v.columns, d), first, count, d);
+  return v.are_finite(first, count);
 }

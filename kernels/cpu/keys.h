@@ -80,7 +80,14 @@ inline void pack_key_tile(float* packed, const Params& p, int64_t b, int64_t kv_
   pack_smoothed_keys(packed, keys, first, count);
 }
 
+// One tile of packed values, and behind them VL floats, the first of them 1 where some value is infinite or nan.
+inline int64_t floats_of_values(const Params& p) { return KV_TILE * round_up(p.value_dim, VL); }
+inline int64_t floats_of_value_tile(const Params& p) { return floats_of_values(p) + VL; }
+
 inline void pack_value_tile(float* packed, const Params& p, int64_t b, int64_t kv_head, int64_t first, int64_t count) {
-  if (KEYS == QUANTISED && p.v_scales) return pack_int8_values(packed, int8_values_of(p, b, kv_head), first, count);
-  pack_values(packed, matrix_of(p.v, p.v_strides, b, kv_head, first, count, p.value_dim, p.dtype));
+  bool finite =
+      KEYS == QUANTISED && p.v_scales
+          ? pack_int8_values(packed, int8_values_of(p, b, kv_head), first, count)
+          : pack_values(packed, matrix_of(p.v, p.v_strides, b, kv_head, first, count, p.value_dim, p.dtype));
+  packed[floats_of_values(p)] = !finite;
 }

@@ -151,7 +151,7 @@ struct Attention {
     queries_per_unit = units ? batch_heads / units : 0;
     pack_ahead = !p.k_scales && q_tiles * queries_per_unit > 1;
     key_floats = floats_of_key_tile(p);
-    value_floats = KV_TILE * round_up(p.value_dim, VL);
+    value_floats = floats_of_value_tile(p);
     out_floats = ROWS * round_up(p.value_dim, PANEL);
 
     pack_jobs_per_unit = pack_ahead ? (kv_tiles + TILES_PER_PACK - 1) / TILES_PER_PACK : 0;

@@ -27,6 +27,8 @@ struct ProductTile {
   }
 
   // sums += x @ y; x: [at most rows, n], y: [n, at most columns], n at most steps.
+  // SPARSE: a 0 in x leaves its row of y out, whatever that holds.
+  template <bool SPARSE = false>
   void add(const Matrix& x, const Matrix& y) {
     int64_t n = x.columns, panels = columns / PANEL;
     for (int64_t first = 0; first < x.rows; first += ROWS) {
@@ -35,10 +37,12 @@ struct ProductTile {
       pack_queries(a + first * n, group, 1);
     }
     pack(y);
+    auto product = multiply<ROWS, 2, 1, ROWS, PANEL, true, false>;
+    if constexpr (SPARSE)
+      if (!is_finite(y.rows, y.columns)) product = multiply<ROWS, 2, 1, ROWS, PANEL, true, true>;
     for (int64_t c = 0; c < y.columns; c += PANEL)
       for (int64_t r = 0; r < x.rows; r += ROWS)
-        multiply<ROWS, 2, 1, ROWS, PANEL, true>(sums + (r / ROWS * panels + c / PANEL) * ROWS * PANEL, a + r * n,
-                                                b + c * n, n, ones);
+        product(sums + (r / ROWS * panels + c / PANEL) * ROWS * PANEL, a + r * n, b + c * n, n, ones);
   }
 
   // b = the panels of y, along whichever axis lies in memory.
@@ -47,6 +51,15 @@ struct ProductTile {
     for (int64_t c = 0; c < y.columns; c += VL)
       for (int64_t step = 0; step < y.rows; step++)
         store_vector(b + c / PANEL * PANEL * y.rows + step * PANEL + c % PANEL, widen(y, step, c));
+  }
+
+  // Whether all of b is, of that many steps and columns.
+  bool is_finite(int64_t n, int64_t width) const {
+    vfloat zeros = {};  // nan once an element is infinite or nan
+    for (int64_t c = 0; c < width; c += VL)
+      for (int64_t step = 0; step < n; step++)
+        zeros += load_vector<vfloat>(b + c / PANEL * PANEL * n + step * PANEL + c % PANEL) * 0.0f;
+    return sum_lanes(zeros) == 0;
   }
 
   // Row r of the sums, the first n columns of it, rounded to the dtype of `target`.

@@ -95,15 +95,21 @@ INLINE int64_t place_of_value(int64_t value_dim, int64_t key, int64_t d) {
   return d / PANEL * PANEL * KV_TILE + key * panel_width(value_dim, d) + d % PANEL;
 }
 
-inline void pack_values(float* packed, const Matrix& v) {
+// Returns whether all of them are finite.
+inline bool pack_values(float* packed, const Matrix& v) {
+  vfloat zeros[2] = {};  // sums of values times 0: nan once one of them is infinite or nan
   for (int64_t key = 0; key < v.rows; key += VL)
     for (int64_t d = 0; d < v.columns; d += VL) {
       vfloat block[VL];
       widen_block(block, v, key, d);
       float* to = packed + place_of_value(v.columns, key, d);
       int64_t width = panel_width(v.columns, d);
-      for (int64_t i = 0; i < smaller(v.rows - key, VL); i++) store_vector(to + i * width, block[i]);
+      for (int64_t i = 0; i < smaller(v.rows - key, VL); i++) {
+        store_vector(to + i * width, block[i]);
+        zeros[i % 2] += block[i] * 0.0f;
+      }
     }
+  return sum_lanes(zeros[0] + zeros[1]) == 0;
 }
 
 // Queries times the scale, transposed: [head_dim][ROWS]. Rows that do not exist are zero.
@@ -117,7 +123,8 @@ inline void pack_queries(float* packed, const Matrix& q, float scale) {
 
 // c[N][PANEL] = c * factor[row] + a @ b for the first N rows of a group, all sums in registers. Element (row, step) of
 // a lies at row * A_ROW + step * A_STEP; b is [steps][COLUMNS * VL]; without a factor c is only written.
-template <int N, int COLUMNS, int A_ROW, int A_STEP, int C_ROW, bool ACCUMULATE>
+// SPARSE: a 0 in a leaves its row of b out, whatever that holds.
+template <int N, int COLUMNS, int A_ROW, int A_STEP, int C_ROW, bool ACCUMULATE, bool SPARSE = false>
 inline void multiply(float* c, const float* a, const float* b, int64_t steps, const float* factor) {
   vfloat sum[N][COLUMNS];
 #pragma GCC unroll 12
@@ -134,7 +141,7 @@ inline void multiply(float* c, const float* a, const float* b, int64_t steps, co
     for (int r = 0; r < N; r++) {
       vfloat x = splat(a[r * A_ROW]);
 #pragma GCC unroll 2
-      for (int j = 0; j < COLUMNS; j++) sum[r][j] += x * columns[j];
+      for (int j = 0; j < COLUMNS; j++) sum[r][j] += x * (SPARSE ? select(x == 0.0f, x, columns[j]) : columns[j]);
     }
     a += A_STEP;
     b += COLUMNS * VL;
@@ -155,15 +162,17 @@ inline void multiply_keys(float* scores, const float* q, const float* k, int64_t
 }
 
 // out[panel][ROWS][PANEL] = out * factor[row] + weights[ROWS][KV_TILE] @ v, over the keys [begin, end) of a tile.
-template <int N>
+// SPARSE: a weight of 0 leaves its key out, which values that are infinite or nan need.
+template <int N, bool SPARSE>
 inline void multiply_values(float* out, const float* weights, const float* v, int64_t begin, int64_t end,
                             int64_t value_dim, const float* factor) {
   for (int64_t first = 0; first < value_dim; first += PANEL) {
     float* panel = out + first * ROWS;
     const float* values = v + first * KV_TILE;
     if (value_dim - first > VL)
-      multiply<N, 2, KV_TILE, 1, PANEL, true>(panel, weights + begin, values + begin * PANEL, end - begin, factor);
+      multiply<N, 2, KV_TILE, 1, PANEL, true, SPARSE>(panel, weights + begin, values + begin * PANEL, end - begin,
+                                                       factor);
     else
-      multiply<N, 1, KV_TILE, 1, PANEL, true>(panel, weights + begin, values + begin * VL, end - begin, factor);
+      multiply<N, 1, KV_TILE, 1, PANEL, true, SPARSE>(panel, weights + begin, values + begin * VL, end - begin, factor);
   }
 }

@@ -72,6 +72,8 @@ inline void attention_forward(
   constexpr int HALF = P::BK * (KEY_BYTES > VALUE_BYTES ? KEY_BYTES : VALUE_BYTES) / int(sizeof(T));
   constexpr int VALUE_FRAGMENTS = P::VALUE_TILES * P::BV / FRAGMENT;
   const uint thread_index = simdgroup * LANES + lane;
+  // Keys that a row does not attend to are in a tile's product. Values in int8 are finite; past the last key are zeros.
+  constexpr bool MAY_LEAVE_OUT = !INT8_VALUES && (HAS_SCORE_MOD || Walk<P, BLOCKS, Captured>::UNSURE);
 
   // The last rows first: under a causal mask they have the most keys.
   const int tiles = int(groups.x) / P::VALUE_SLICES, slice = int(group.x) % P::VALUE_SLICES;
@@ -154,6 +156,7 @@ inline void attention_forward(
     // P = softmax so far of the modified scores; O shrinks by what the maximum has grown
     KeyTile following = walk.next(rows, mods, simdgroup, lane);
     Fragment<F> weights[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS];
+    uint gaps = 0;  // bit j: some row of this simdgroup does not attend to some key of key fragment j
     UNROLL
     for (int d = 0; d < P::VALUE_TILES; d++) {
       KeysAhead next_keys;
@@ -167,18 +170,21 @@ inline void attention_forward(
         modify<P>(scores, tile, walk, rows, factors, key_scale, mods);
         UNROLL
         for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
-          float shrink = HAS_SCORE_MOD || tile.masked ? update_row<true>(state[r], scores[r])
-                                                      : update_row<false>(state[r], scores[r]);
+          float shrink = HAS_SCORE_MOD || tile.masked ? update_row<true>(state[r], scores[r], gaps)
+                                                      : update_row<false>(state[r], scores[r], gaps);
           UNROLL
           for (int i = 0; i < VALUE_FRAGMENTS; i++) elements(sums[r][i]) *= shrink;
           UNROLL
           for (int j = 0; j < P::KEY_FRAGMENTS; j++) convert(weights[r][j], scores[r][j]);
         }
+        if (MAY_LEAVE_OUT && (HAS_SCORE_MOD || tile.masked)) gaps = metal::simd_or(gaps);
         if (INT8_VALUES)
           scale_weights<P>(weights, scale_in_lane<P>(scales + (SCALES - 1) * P::BK, lane), rows.place);
       }
       // O += P V, some columns of V at a time
-      if (tile.live) multiply_values<V, P>(sums, weights, tile_at<V>(now), d, rows.place);
+      if (MAY_LEAVE_OUT && gaps != 0 && holds_special<V, P>(tile_at<V>(now), gaps, lane))
+        multiply_special_values<V, P>(sums, weights, tile_at<V>(now), d, rows.place);
+      else if (tile.live) multiply_values<V, P>(sums, weights, tile_at<V>(now), d, rows.place);
 
       if (!last) next_values.store(tile_at<V>(ahead), thread_index);
       else if (following.exists) next_keys.store(tile_at<K>(ahead), thread_index);

@@ -79,3 +79,42 @@ inline void load_transposed(thread Fragment<F>& f, const threadgroup T* from, La
   const threadgroup T* at = from + place.column * LD + place.row;
   set(f, at[0], at[LD]);
 }
+
+// ---- products in which a weight of 0 leaves its row of values out, be they infinite or nan ----
+
+constexpr constant uint INFINITY_BITS = 0x7f800000u;
+constexpr constant float PLUS = 1.0f, MINUS = 16.0f;  // marks: inf, -inf; both: nan. A sum of 8 of each is exact
+
+inline bool is_special(float x) { return (as_type<uint>(x) & INFINITY_BITS) == INFINITY_BITS; }
+inline float mark_of(float x) {
+  const uint bits = as_type<uint>(x);
+  if (!is_special(x)) return 0.0f;
+  return bits == INFINITY_BITS ? PLUS : (bits & ~INFINITY_BITS) == 0x80000000u ? MINUS : PLUS + MINUS;
+}
+
+// Takes what is infinite or nan out of the values, and marks it. Returns whether a lane has any.
+template <typename F>
+inline bool split_values(thread Fragment<F>& values, thread Fragment<F>& marks) {
+  const float first = mark_of(float(elements(values)[0])), second = mark_of(float(elements(values)[1]));
+  if (!metal::simd_any(first != 0.0f || second != 0.0f)) return false;
+  set(marks, first, second);
+  if (first != 0.0f) elements(values)[0] = F(0);
+  if (second != 0.0f) elements(values)[1] = F(0);
+  return true;
+}
+
+// sums += the marked values whose weight is not 0.
+template <typename F>
+inline void add_marked(thread Fragment<float>& sums, thread Fragment<F>& weights, thread Fragment<F>& marks) {
+  Fragment<F> ones;
+  Fragment<float> found;
+  set(ones, float(elements(weights)[0] != F(0)), float(elements(weights)[1] != F(0)));
+  clear(found);
+  metal::simdgroup_multiply_accumulate(found, ones, marks, found);
+  UNROLL
+  for (int e = 0; e < 2; e++) {
+    const int minus = int(elements(found)[e]) / int(MINUS), plus = int(elements(found)[e]) % int(MINUS);
+    if (plus > 0) elements(sums)[e] += as_type<float>(INFINITY_BITS);
+    if (minus > 0) elements(sums)[e] -= as_type<float>(INFINITY_BITS);
+  }
+}

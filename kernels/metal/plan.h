@@ -7,6 +7,7 @@ constexpr constant int LANES = 32;    // of a simdgroup
 constexpr constant int FRAGMENT = 8;  // rows and columns of a simdgroup_matrix
 
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define ROLLED _Pragma("clang loop unroll(disable)")
 
 // HEAD_DIM, VALUE_DIM: columns of q and k, and of v, as given.
 // ROW_FRAGMENTS: fragments of 8 query rows per simdgroup; a fragment of K or V is read once for all of them.

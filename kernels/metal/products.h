@@ -80,3 +80,49 @@ inline void multiply_values(
     }
   }
 }
+
+// Whether some value of the keys of these fragments, a bit each, is infinite or nan: the same in all lanes.
+template <typename T, typename P>
+inline bool holds_special(const threadgroup T* values, uint fragments, uint lane) {
+  constexpr int LD = Leading<T, P::BV>::value;
+  bool special = false;
+  for (uint left = fragments; left != 0; left &= left - 1) {
+    const threadgroup T* rows = values + int(metal::ctz(left)) * FRAGMENT * LD;
+    for (int i = int(lane); i < FRAGMENT * P::BV; i += LANES)
+      special = special || is_special(float(rows[i / P::BV * LD + i % P::BV]));
+  }
+  return metal::simd_any(special);
+}
+
+// multiply_values where a weight of 0 leaves its key out, whatever its values are. This is rare: loops keep it small.
+template <typename T, typename P>
+inline void multiply_special_values(
+    thread Fragment<float> (&out)[P::ROW_FRAGMENTS][P::VALUE_TILES * P::BV / FRAGMENT],
+    thread Fragment<typename ProductOf<T>::type> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
+    const threadgroup T* values, int tile, LanePlace place) {
+  typedef typename ProductOf<T>::type F;
+  constexpr int LD = Leading<T, P::BV>::value, COLUMNS = P::BV / FRAGMENT;
+  ROLLED
+  for (int i = 0; i < P::KEY_FRAGMENTS * COLUMNS; i++) {
+    const int j = i / COLUMNS, d = i % COLUMNS;
+    Fragment<F> value, marks;
+    load<LD>(value, values + j * FRAGMENT * LD + d * FRAGMENT, place);
+    const bool special = split_values(value, marks);
+    UNROLL
+    for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
+      Fragment<F> weight = weights[r][0];
+      UNROLL
+      for (int n = 1; n < P::KEY_FRAGMENTS; n++) {
+        if (n == j) elements(weight) = elements(weights[r][n]);
+      }
+      Fragment<float> sum;
+      clear(sum);
+      if (special) add_marked(sum, weight, marks);
+      metal::simdgroup_multiply_accumulate(sum, weight, value, sum);
+      UNROLL
+      for (int n = 0; n < COLUMNS; n++) {
+        if (n == d) elements(out[r][tile * COLUMNS + n]) += elements(sum);
+      }
+    }
+  }
+}

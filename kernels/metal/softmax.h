@@ -20,9 +20,9 @@ struct RowState {
 
 // Scores -> weights, in place. Returns what the row's output so far shrinks by.
 // The maximum is subtracted before anything else is done to a score: scores of any size keep their differences.
-// GUARD: some scores may be -inf.
+// GUARD: some scores may be -inf; in `gaps`, bit j is set if one of this lane's in key fragment j is.
 template <bool GUARD, int KEY_FRAGMENTS>
-inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[KEY_FRAGMENTS]) {
+inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[KEY_FRAGMENTS], thread uint& gaps) {
   float largest = row.max;
   UNROLL
   for (int j = 0; j < KEY_FRAGMENTS; j++) {
@@ -38,7 +38,9 @@ inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[K
     UNROLL
     for (int e = 0; e < 2; e++) {
       float score = elements(scores[j])[e];
-      float weight = GUARD && is_minus_infinity(score) ? 0.0f : metal::fast::exp2((score - largest) * LOG2_E);
+      bool left_out = GUARD && is_minus_infinity(score);
+      float weight = left_out ? 0.0f : metal::fast::exp2((score - largest) * LOG2_E);
+      if (left_out) gaps |= 1u << j;
       elements(scores[j])[e] = weight;
       sum += weight;
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -15,6 +16,7 @@ from flextrace.tracer import Bound, Trace
 
 from ..call import AttentionCall, Result
 from ..mods import readable
+from ..registry import needs_values
 from ..stage_types import Stages
 from .table import evaluate
 
@@ -59,14 +61,14 @@ class OpsBackend:
         q = call.q.astype(mx.float32).reshape(*split, q_len, call.q.shape[-1]) * call.scale
         k = call.k.astype(mx.float32)[:, :, None].swapaxes(-1, -2)
         v = call.v.astype(mx.float32)[:, :, None]
-        inputs = _Inputs(call, split)
+        inputs, values = _Inputs(call, split), _Values.of(v, bool(_mods(call)) or call.blocks is not None)
         tile = max(128, int(math.sqrt(TILE_SCORES / max(1, batch * heads))) // 128 * 128)
         outs, lses, maxima = [], [], []
         for q_first in range(0, q_len, tile):
             rows = slice(q_first, min(q_first + tile, q_len))
             m = mx.full((*split, rows.stop - rows.start, 1), -mx.inf)
             total = mx.zeros_like(m)
-            acc = mx.zeros((*split, rows.stop - rows.start, value_dim))
+            acc = infinities = mx.zeros((*split, rows.stop - rows.start, value_dim))
             for columns in _visited(call, rows, kv_len, tile):
                 s = inputs.scores(q[..., rows, :] @ k[..., columns], rows, columns)
                 m_new = mx.maximum(m, s.max(axis=-1, keepdims=True))
@@ -74,10 +76,12 @@ class OpsBackend:
                 p = mx.exp(s - safe)
                 shrink = mx.exp(m - safe)
                 total = total * shrink + p.sum(axis=-1, keepdims=True)
-                acc = acc * shrink + p @ v[..., columns, :]
+                acc = acc * shrink + p @ values.finite[..., columns, :]
+                if values.marks is not None:
+                    infinities = infinities + _sum_of_marked(p, values.marks[..., columns, :])
                 m = m_new
             empty = total == 0
-            outs.append(mx.where(empty, 0.0, acc / mx.where(empty, 1.0, total)))
+            outs.append(mx.where(empty, 0.0, acc / mx.where(empty, 1.0, total) + infinities))
             lses.append(mx.where(empty, -mx.inf, m + mx.log(mx.where(empty, 1.0, total))))
             maxima.append(m)
 
@@ -89,6 +93,45 @@ class OpsBackend:
             joined(lses, 1)[..., 0] if call.want_lse else None,
             joined(maxima, 1)[..., 0] if call.want_max else None,
         )
+
+
+PLUS, MINUS = 1.0, 4096.0  # more than a tile has keys, and sums of both are exact in float32
+
+
+class _Values(NamedTuple):
+    """v, with 0 where it is infinite or nan, and marks of these: PLUS for inf, MINUS for -inf, both for nan; no marks
+    where there are none, or where every row attends to all keys.
+
+    A product with a weight of 0 would spoil rows that do not attend to them. Inside mx.compile and mx.vmap, which hide
+    values, there are marks always, for one more product.
+    """
+
+    finite: mx.array
+    marks: mx.array | None
+
+    @staticmethod
+    def of(v: mx.array, keys_may_be_left_out: bool) -> _Values:
+        if not keys_may_be_left_out or _is_finite(v):
+            return _Values(v, None)
+        plus, minus = (mx.where((v == x) | mx.isnan(v), mark, 0.0) for x, mark in ((mx.inf, PLUS), (-mx.inf, MINUS)))
+        return _Values(mx.where(mx.isfinite(v), v, 0.0), plus + minus)
+
+
+def _is_finite(v: mx.array) -> bool:
+    """Whether all of it is; False where MLX does not let us see it."""
+    try:
+        return bool(mx.isfinite(v).all())
+    except (ValueError, RuntimeError) as error:
+        if not needs_values(error):
+            raise
+        return False
+
+
+def _sum_of_marked(weights: mx.array, marks: mx.array) -> mx.array:
+    """The sum of the marked values whose weight is not 0: 0, inf, -inf or nan."""
+    sums = mx.stop_gradient((weights > 0).astype(mx.float32) @ marks)
+    minus = mx.floor(sums / MINUS)
+    return mx.where(sums > minus * MINUS, mx.inf, 0.0) + mx.where(minus > 0, -mx.inf, 0.0)
 
 
 def _visited(call: AttentionCall, rows: slice, kv_len: int, tile: int) -> Iterator[slice]:

@@ -178,6 +178,7 @@ constexpr constant int LANES = 32;    // of a simdgroup
 constexpr constant int FRAGMENT = 8;  // rows and columns of a simdgroup_matrix
 
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define ROLLED _Pragma("clang loop unroll(disable)")
 
 // HEAD_DIM, VALUE_DIM: columns of q and k, and of v, as given.
 // ROW_FRAGMENTS: fragments of 8 query rows per simdgroup; a fragment of K or V is read once for all of them.
@@ -397,6 +398,45 @@ inline void load_transposed(thread Fragment<F>& f, const threadgroup T* from, La
   const threadgroup T* at = from + place.column * LD + place.row;
   set(f, at[0], at[LD]);
 }
+
+// ---- products in which a weight of 0 leaves its row of values out, be they infinite or nan ----
+
+constexpr constant uint INFINITY_BITS = 0x7f800000u;
+constexpr constant float PLUS = 1.0f, MINUS = 16.0f;  // marks: inf, -inf; both: nan. A sum of 8 of each is exact
+
+inline bool is_special(float x) { return (as_type<uint>(x) & INFINITY_BITS) == INFINITY_BITS; }
+inline float mark_of(float x) {
+  const uint bits = as_type<uint>(x);
+  if (!is_special(x)) return 0.0f;
+  return bits == INFINITY_BITS ? PLUS : (bits & ~INFINITY_BITS) == 0x80000000u ? MINUS : PLUS + MINUS;
+}
+
+// Takes what is infinite or nan out of the values, and marks it. Returns whether a lane has any.
+template <typename F>
+inline bool split_values(thread Fragment<F>& values, thread Fragment<F>& marks) {
+  const float first = mark_of(float(elements(values)[0])), second = mark_of(float(elements(values)[1]));
+  if (!metal::simd_any(first != 0.0f || second != 0.0f)) return false;
+  set(marks, first, second);
+  if (first != 0.0f) elements(values)[0] = F(0);
+  if (second != 0.0f) elements(values)[1] = F(0);
+  return true;
+}
+
+// sums += the marked values whose weight is not 0.
+template <typename F>
+inline void add_marked(thread Fragment<float>& sums, thread Fragment<F>& weights, thread Fragment<F>& marks) {
+  Fragment<F> ones;
+  Fragment<float> found;
+  set(ones, float(elements(weights)[0] != F(0)), float(elements(weights)[1] != F(0)));
+  clear(found);
+  metal::simdgroup_multiply_accumulate(found, ones, marks, found);
+  UNROLL
+  for (int e = 0; e < 2; e++) {
+    const int minus = int(elements(found)[e]) / int(MINUS), plus = int(elements(found)[e]) % int(MINUS);
+    if (plus > 0) elements(sums)[e] += as_type<float>(INFINITY_BITS);
+    if (minus > 0) elements(sums)[e] -= as_type<float>(INFINITY_BITS);
+  }
+}
 #line 18 "attention_forward.metal"
 #line 1 "staging.h"
 // staging.h: tiles of K and V on their way from device memory through registers to threadgroup memory.
@@ -562,6 +602,52 @@ inline void multiply_values(
     }
   }
 }
+
+// Whether some value of the keys of these fragments, a bit each, is infinite or nan: the same in all lanes.
+template <typename T, typename P>
+inline bool holds_special(const threadgroup T* values, uint fragments, uint lane) {
+  constexpr int LD = Leading<T, P::BV>::value;
+  bool special = false;
+  for (uint left = fragments; left != 0; left &= left - 1) {
+    const threadgroup T* rows = values + int(metal::ctz(left)) * FRAGMENT * LD;
+    for (int i = int(lane); i < FRAGMENT * P::BV; i += LANES)
+      special = special || is_special(float(rows[i / P::BV * LD + i % P::BV]));
+  }
+  return metal::simd_any(special);
+}
+
+// multiply_values where a weight of 0 leaves its key out, whatever its values are. This is rare: loops keep it small.
+template <typename T, typename P>
+inline void multiply_special_values(
+    thread Fragment<float> (&out)[P::ROW_FRAGMENTS][P::VALUE_TILES * P::BV / FRAGMENT],
+    thread Fragment<typename ProductOf<T>::type> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
+    const threadgroup T* values, int tile, LanePlace place) {
+  typedef typename ProductOf<T>::type F;
+  constexpr int LD = Leading<T, P::BV>::value, COLUMNS = P::BV / FRAGMENT;
+  ROLLED
+  for (int i = 0; i < P::KEY_FRAGMENTS * COLUMNS; i++) {
+    const int j = i / COLUMNS, d = i % COLUMNS;
+    Fragment<F> value, marks;
+    load<LD>(value, values + j * FRAGMENT * LD + d * FRAGMENT, place);
+    const bool special = split_values(value, marks);
+    UNROLL
+    for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
+      Fragment<F> weight = weights[r][0];
+      UNROLL
+      for (int n = 1; n < P::KEY_FRAGMENTS; n++) {
+        if (n == j) elements(weight) = elements(weights[r][n]);
+      }
+      Fragment<float> sum;
+      clear(sum);
+      if (special) add_marked(sum, weight, marks);
+      metal::simdgroup_multiply_accumulate(sum, weight, value, sum);
+      UNROLL
+      for (int n = 0; n < COLUMNS; n++) {
+        if (n == d) elements(out[r][tile * COLUMNS + n]) += elements(sum);
+      }
+    }
+  }
+}
 #line 20 "attention_forward.metal"
 #line 1 "softmax.h"
 // softmax.h: the online softmax (arXiv 1805.02867) on score fragments in registers.
@@ -586,9 +672,9 @@ struct RowState {
 
 // Scores -> weights, in place. Returns what the row's output so far shrinks by.
 // The maximum is subtracted before anything else is done to a score: scores of any size keep their differences.
-// GUARD: some scores may be -inf.
+// GUARD: some scores may be -inf; in `gaps`, bit j is set if one of this lane's in key fragment j is.
 template <bool GUARD, int KEY_FRAGMENTS>
-inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[KEY_FRAGMENTS]) {
+inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[KEY_FRAGMENTS], thread uint& gaps) {
   float largest = row.max;
   UNROLL
   for (int j = 0; j < KEY_FRAGMENTS; j++) {
@@ -604,7 +690,9 @@ inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[K
     UNROLL
     for (int e = 0; e < 2; e++) {
       float score = elements(scores[j])[e];
-      float weight = GUARD && is_minus_infinity(score) ? 0.0f : metal::fast::exp2((score - largest) * LOG2_E);
+      bool left_out = GUARD && is_minus_infinity(score);
+      float weight = left_out ? 0.0f : metal::fast::exp2((score - largest) * LOG2_E);
+      if (left_out) gaps |= 1u << j;
       elements(scores[j])[e] = weight;
       sum += weight;
     }
@@ -1015,6 +1103,8 @@ inline void attention_forward(
   constexpr int HALF = P::BK * (KEY_BYTES > VALUE_BYTES ? KEY_BYTES : VALUE_BYTES) / int(sizeof(T));
   constexpr int VALUE_FRAGMENTS = P::VALUE_TILES * P::BV / FRAGMENT;
   const uint thread_index = simdgroup * LANES + lane;
+  // Keys that a row does not attend to are in a tile's product. Values in int8 are finite; past the last key are zeros.
+  constexpr bool MAY_LEAVE_OUT = !INT8_VALUES && (HAS_SCORE_MOD || Walk<P, BLOCKS, Captured>::UNSURE);
 
   // The last rows first: under a causal mask they have the most keys.
   const int tiles = int(groups.x) / P::VALUE_SLICES, slice = int(group.x) % P::VALUE_SLICES;
@@ -1097,6 +1187,7 @@ inline void attention_forward(
     // P = softmax so far of the modified scores; O shrinks by what the maximum has grown
     KeyTile following = walk.next(rows, mods, simdgroup, lane);
     Fragment<F> weights[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS];
+    uint gaps = 0;  // bit j: some row of this simdgroup does not attend to some key of key fragment j
     UNROLL
     for (int d = 0; d < P::VALUE_TILES; d++) {
       KeysAhead next_keys;
@@ -1110,18 +1201,21 @@ inline void attention_forward(
         modify<P>(scores, tile, walk, rows, factors, key_scale, mods);
         UNROLL
         for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
-          float shrink = HAS_SCORE_MOD || tile.masked ? update_row<true>(state[r], scores[r])
-                                                      : update_row<false>(state[r], scores[r]);
+          float shrink = HAS_SCORE_MOD || tile.masked ? update_row<true>(state[r], scores[r], gaps)
+                                                      : update_row<false>(state[r], scores[r], gaps);
           UNROLL
           for (int i = 0; i < VALUE_FRAGMENTS; i++) elements(sums[r][i]) *= shrink;
           UNROLL
           for (int j = 0; j < P::KEY_FRAGMENTS; j++) convert(weights[r][j], scores[r][j]);
         }
+        if (MAY_LEAVE_OUT && (HAS_SCORE_MOD || tile.masked)) gaps = metal::simd_or(gaps);
         if (INT8_VALUES)
           scale_weights<P>(weights, scale_in_lane<P>(scales + (SCALES - 1) * P::BK, lane), rows.place);
       }
       // O += P V, some columns of V at a time
-      if (tile.live) multiply_values<V, P>(sums, weights, tile_at<V>(now), d, rows.place);
+      if (MAY_LEAVE_OUT && gaps != 0 && holds_special<V, P>(tile_at<V>(now), gaps, lane))
+        multiply_special_values<V, P>(sums, weights, tile_at<V>(now), d, rows.place);
+      else if (tile.live) multiply_values<V, P>(sums, weights, tile_at<V>(now), d, rows.place);
 
       if (!last) next_values.store(tile_at<V>(ahead), thread_index);
       else if (following.exists) next_keys.store(tile_at<K>(ahead), thread_index);
@@ -1163,7 +1257,7 @@ inline void attention_forward(
   }
 }
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int BLOCKS>
-[[kernel]] void flextrace_attention_d8b6c3231fde1e98(
+[[kernel]] void flextrace_attention_9c291b1ac196e11f(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],

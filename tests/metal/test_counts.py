@@ -108,9 +108,10 @@ def test_masked_tiles_cost_nothing(block_mask: bool) -> None:
     length = 1024
     dense = counts(length, 16)
     half, band = (counts(length, 16, mask=mask, block_mask=block_mask) for mask in (causal, window))
-    for name in ("matrix_multiplies", "threadgroup_read"):
-        assert getattr(half, name) < 0.53 * getattr(dense, name), name
-        assert getattr(band, name) < 0.11 * getattr(dense, name), name
+    # Tiles that are masked look their values over for what is not finite, which reads them once more.
+    for name, triangle, strip in (("matrix_multiplies", 0.53, 0.11), ("threadgroup_read", 0.54, 0.12)):
+        assert getattr(half, name) < triangle * getattr(dense, name), name
+        assert getattr(band, name) < strip * getattr(dense, name), name
     for buffer in ("k", "v"):
         assert half.buffers[buffer].read < 0.54 * dense.buffers[buffer].read
         assert band.buffers[buffer].read < 0.16 * dense.buffers[buffer].read

@@ -1,7 +1,8 @@
 // block_sparse_matmul.metal: products that follow a BlockMask's lists, in the tiles of product.h.
 //
 // SAMPLED: a b^T, computed in listed blocks only; others keep the -inf that the output starts with (scores).
-// Otherwise: a b, where of a only the listed blocks are read; others count as zero (weights times values).
+// Otherwise: a b, where of a only the listed blocks are read; others count as zero (weights times values), and a 0 in a
+// leaves its row of b out, whatever that holds.
 #include "lists.h"
 #include "product.h"
 

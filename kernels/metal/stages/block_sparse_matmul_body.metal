@@ -1,4 +1,4 @@
-typedef ProductPlan<A, B, BM, BN, BK, ROW_GROUPS, COLUMN_GROUPS, false, SAMPLED, false> P;
+typedef ProductPlan<A, B, BM, BN, BK, ROW_GROUPS, COLUMN_GROUPS, false, SAMPLED, false, !SAMPLED> P;
 threadgroup A a_staged[P::A_STAGED];
 threadgroup B b_staged[P::B_STAGED];
 block_sparse_matmul<A, B, O, P, SAMPLED>(

@@ -12,9 +12,10 @@
 // A, B: element types of the operands. BM, BN: rows and columns of a tile of the result. BK: of the shared axis, in
 // one step. ROW_GROUPS x COLUMN_GROUPS simdgroups share the tile.
 // TRANSPOSE_A: a is [k, m]; TRANSPOSE_B: b is [n, k]. WHOLE: one step takes the whole shared axis (2-D tiles).
+// SPARSE: a 0 in a leaves its row of b out, whatever that holds.
 // product_plan.py chooses; its model of registers and threadgroup memory is written there.
 template <typename A, typename B, int BM_, int BN_, int BK_, int ROW_GROUPS_, int COLUMN_GROUPS_, bool TRANSPOSE_A_,
-          bool TRANSPOSE_B_, bool WHOLE_>
+          bool TRANSPOSE_B_, bool WHOLE_, bool SPARSE_ = false>
 struct ProductPlan {
   static constexpr constant int BM = BM_;
   static constexpr constant int BN = BN_;
@@ -23,6 +24,7 @@ struct ProductPlan {
   static constexpr constant bool TRANSPOSE_A = TRANSPOSE_A_;
   static constexpr constant bool TRANSPOSE_B = TRANSPOSE_B_;
   static constexpr constant bool WHOLE = WHOLE_;
+  static constexpr constant bool SPARSE = SPARSE_;
 
   static constexpr constant int THREADS = ROW_GROUPS_ * COLUMN_GROUPS_ * LANES;
   static constexpr constant int ROW_FRAGMENTS = BM_ / ROW_GROUPS_ / FRAGMENT;  // of one simdgroup
@@ -125,6 +127,11 @@ inline void multiply_staged(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::
       int column = corner.column + c * FRAGMENT;
       if (P::TRANSPOSE_B) load_transposed<P::B_LD>(right, b + column * P::B_LD + k, place);
       else load<P::B_LD>(right, b + k * P::B_LD + column, place);
+      Fragment<F> marks;
+      if (P::SPARSE && split_values(right, marks)) {
+        UNROLL
+        for (int r = 0; r < P::ROW_FRAGMENTS; r++) add_marked(sums[r][c], left[r], marks);
+      }
       UNROLL
       for (int r = 0; r < P::ROW_FRAGMENTS; r++)
         metal::simdgroup_multiply_accumulate(sums[r][c], left[r], right, sums[r][c]);
