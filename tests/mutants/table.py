@@ -272,6 +272,40 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("return x + metal::simd_shuffle_xor(x, ushort(8));", "return x;"),
         ("return metal::max(x, metal::simd_shuffle_xor(x, ushort(8)));", "return x;"),
     ],
+    # ---- what a row does not attend to ---------------------------------------------------------------------------
+    ("kernels/cpu/attention.cpp", "tests/test_left_out.py"): [
+        ("const bool special = values[floats_of_values(p)] != 0;", "const bool special = false;"),
+    ],
+    ("kernels/cpu/tiles.h", "tests/test_left_out.py"): [
+        ("zeros[i % 2] += block[i] * 0.0f;", ""),
+        ("select(x == 0.0f, x, columns[j])", "columns[j]"),
+    ],
+    ("kernels/cpu/int8_rows.h", "tests/test_left_out.py"): [("zeros += scale(row) * 0;", "")],
+    ("kernels/cpu/product.h", "tests/test_left_out.py"): [
+        ("if (!is_finite(y.rows, y.columns)) product", "if (false) product")
+    ],
+    ("kernels/metal/attention_forward.metal", "tests/test_left_out.py"): [
+        ("!INT8_VALUES && (HAS_SCORE_MOD || Walk<P, BLOCKS, Captured>::UNSURE)", "false"),
+        ("gaps = metal::simd_or(gaps);", ""),
+    ],
+    ("kernels/metal/softmax.h", "tests/test_left_out.py"): [("gaps |= 1u << j;", "gaps |= 1u;")],
+    ("kernels/metal/products.h", "tests/test_left_out.py"): [
+        ("if (special) add_marked(sum, weight, marks);", ""),
+        ("if (n == j) elements(weight)", "if (n > j) elements(weight)"),
+    ],
+    ("kernels/metal/fragments.h", "tests/test_left_out.py"): [
+        ("PLUS : (bits & ~INFINITY_BITS)", "PLUS : (bits & INFINITY_BITS)")
+    ],
+    ("kernels/metal/stages/block_sparse_matmul_body.metal", "tests/test_left_out.py"): [
+        ("false, !SAMPLED> P;", "false, false> P;")
+    ],
+    ("kernels/staged.py", "tests/test_left_out.py"): [
+        ("if blocks is None and call.score_mod is None:", "if blocks is None:")
+    ],
+    ("kernels/ops/backend.py", "tests/kernels/test_ops.py"): [
+        ("if not keys_may_be_left_out or _is_finite(v):", "if True:"),
+        ("sums > minus * MINUS", "sums > 0"),
+    ],
     ("kernels/metal/smooth.h", "tests/metal/test_metal_quantised.py"): [
         ("float unit = metal::simd_shuffle(key_scale, ushort(i));", "float unit = key_scale;"),
         ("if (SMOOTHED_Q) score +=", "if (false) score +="),
