@@ -19,6 +19,7 @@ from .fallback import Unwritable, nowhere, own_step, private_folder, run_builder
 from .loading import LoadError, load_copy
 from .trust import check_trusted, check_way
 
+LIMIT = 1_000_000_000  # bytes of a cache that nobody asked to be larger: some thousand kernels
 Loaded = TypeVar("Loaded")
 _private_stores: dict[int, Store] = {}  # by process id: a forked child must not use its parent's
 
@@ -28,6 +29,7 @@ class Store:
 
     `folder`: default FLEXTRACE_CACHE_DIR, else the user's cache folder; made, with mode 0700, when needed.
     `lock_timeout`: seconds to wait for another process that builds the same key.
+    `limit`: bytes that the entries may take; the least recently used go where a build exceeds it.
 
     >>> import tempfile
     >>> from flextrace.cache import key_of
@@ -43,7 +45,7 @@ class Store:
     ('alibi', 'int f() { return 1; }')
     """
 
-    def __init__(self, folder: Path | None = None, *, lock_timeout: float = 600.0) -> None:
+    def __init__(self, folder: Path | None = None, *, lock_timeout: float = 600.0, limit: int = LIMIT) -> None:
         chosen = folder or os.environ.get("FLEXTRACE_CACHE_DIR")
         if not chosen:
             from platformdirs import user_cache_path  # costs milliseconds, and the variable does without
@@ -51,6 +53,7 @@ class Store:
             chosen = user_cache_path("flextrace")
         self.folder: Path = Path(os.path.abspath(os.path.expanduser(chosen)))
         self.lock_timeout = lock_timeout
+        self.limit = limit
         self._private = False  # this is the store of last resort, in a temporary folder
         self._unwritable = False
 
@@ -86,8 +89,8 @@ class Store:
         stays behind. `required` names the files that an entry must have.
 
         Where the folder cannot be written to (read-only, full), the entry is built in a temporary folder of
-        this process, with one CacheWarning. A folder handed out stays until somebody prunes or clears the
-        cache; the entry's `contents` stay, and are what was verified.
+        this process, with one CacheWarning. A folder handed out stays until it is pruned, by this store too
+        where it exceeds its limit, or cleared; the entry's `contents` stay, and are what was verified.
 
         Raises CacheError if others can write to the cache folder or exchange it, another process holds the lock too
         long, no folder at all can be written to, or `build` left something that is no entry; ValueError for a bad key.
@@ -96,9 +99,12 @@ class Store:
             return entry
         if not self._unwritable:
             try:
-                return self._build(key, build, required)
+                entry = self._build(key, build, required)
             except Unwritable as failure:
                 reason = failure.__cause__
+            else:
+                self._keep_limit(key)
+                return entry
             if self._private:
                 raise nowhere(reason) from reason
             self._unwritable = True
@@ -172,14 +178,18 @@ class Store:
         make_folders(self.folder)
         return discard(self.folder, folder)
 
-    def prune(self, max_bytes: int) -> int:
+    def prune(self, max_bytes: int | None = None, keep: str = "") -> int:
         """Remove the least recently used entries until `size()` is at most `max_bytes`; how many went.
+
+        max_bytes: None is the store's limit. keep: the key of an entry that stays.
 
         Raises OSError where nothing can be removed, CacheError if others can write to the cache folder.
         """
         used = {entry.key: entry.used for entry in self.entries()}  # one that is damaged goes first
         sizes = {folder.name: _size(folder) for folder in self._folders()}
         total, removed = sum(sizes.values()), 0
+        max_bytes = self.limit if max_bytes is None else max_bytes
+        sizes = {key: size for key, size in sizes.items() if key != keep}
         for key in sorted(sizes, key=lambda key: used.get(key, 0.0)):
             if total <= max_bytes:
                 break
@@ -206,6 +216,16 @@ class Store:
                 return []
             check_trusted(folder)
         return sorted(path for path in kernels.glob("??/*") if KEY.fullmatch(path.name))
+
+    def _keep_limit(self, built: str) -> None:
+        """Remove what was not used for longest where a build has made the store too large.
+
+        It goes down to nine tenths, so that not every later build removes something. What another process removes
+        at the same time is gone as well; what cannot be removed stays, the kernel was built.
+        """
+        with suppress(OSError):
+            if self.size() > self.limit:
+                self.prune(self.limit * 9 // 10, keep=built)
 
     def _remove_unloadable(self, key: str) -> None:
         for store in (self, _private_stores.get(os.getpid())):
@@ -250,11 +270,13 @@ def _private_store() -> Store:
     return _private_stores[pid]
 
 
-def _size(folder: Path) -> int:
+def _size(folder: Path | str) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.lstat().st_size
-        except FileNotFoundError:
-            continue  # removed meanwhile
+    try:
+        with os.scandir(folder) as inside:
+            for item in inside:
+                total += item.stat(follow_symlinks=False).st_size
+                total += _size(item.path) if item.is_dir(follow_symlinks=False) else 0
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # removed meanwhile, or no folder
     return total

@@ -95,8 +95,23 @@ def kernel_title(name: str) -> str:
     return re.sub(r"^flextrace_(.*?)(_[0-9a-f]{16}.*)?$", r"\1", name)
 
 
-def cache_table(found: Sequence[CacheRow], width: int) -> Table:
-    """The rows as a table for so many columns of text; only kernel and mods may take several lines."""
+def grouped(found: Sequence[CacheRow]) -> list[list[CacheRow]]:
+    """Kernels of the same mods together, as for other dtypes and sizes, in the order of the first of each.
+
+    One that is damaged stands by itself.
+    """
+    groups: dict[tuple[object, ...], list[CacheRow]] = {}
+    for row in found:
+        same = (row.key,) if row.damage else (row.backend, row.kernel, row.mods, row.expressions)
+        groups.setdefault(same, []).append(row)
+    return list(groups.values())
+
+
+def cache_table(groups: Sequence[Sequence[CacheRow]], width: int) -> Table:
+    """A line for each group, for so many columns of text; only kernel and mods may take several lines.
+
+    key: of a group of several, how many they are; size: of all; used: the last use of any.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -106,9 +121,15 @@ def cache_table(found: Sequence[CacheRow], width: int) -> Table:
     for name in names:
         justify: JustifyMethod = "right" if name in ("size", "used") else "left"
         table.add_column(name, justify=justify, no_wrap=name not in ("kernel", "mods"))
-    for row in found:
-        cells = {"key": row.key[:12], "backend": row.backend, "kernel": row.kernel, "mods": " + ".join(row.mods)}
-        cells |= {"size": human_size(row.size), "used": _age(row.used), "state": "damaged" if row.damage else "whole"}
+    for group in groups:
+        row = max(group, key=lambda row: row.used)
+        key = row.key[:12] if len(group) == 1 else f"{len(group)} kernels"
+        cells = {"key": key, "backend": row.backend, "kernel": row.kernel, "mods": " + ".join(row.mods)}
+        cells |= {
+            "size": human_size(sum(row.size for row in group)),
+            "used": _age(row.used),
+            "state": "damaged" if row.damage else "whole",
+        }
         table.add_row(*(Text(cells[name]) for name in names), style="bold red" if row.damage else "")
     return table
 

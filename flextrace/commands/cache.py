@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 app: typer.Typer = typer.Typer(help="The kernels on disk: list, show, verify and remove them.", no_args_is_help=True)
 
 _SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?i?b?)", re.IGNORECASE)
+PAGE = 30  # lines of ls
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -53,20 +54,31 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 @expected_errors("cache ls")
 @cache_reachable()
-def ls(json: Json = False) -> None:
-    """List the kernels, the most recently used first, and whether each is whole."""
+def ls(
+    each: Annotated[bool, typer.Option("--each", help="A line for each kernel, also of the same mods.")] = False,
+    page: Annotated[int, typer.Option(min=1, help=f"Which {PAGE} lines.")] = 1,
+    json: Json = False,
+) -> None:
+    """List the kernels, those of the same mods together, the most recently used first, and whether each is whole."""
     from flextrace.cache import Store
-    from flextrace.cache_report import REMEDY, cache_table, human_size
+    from flextrace.cache_report import REMEDY, cache_table, grouped, human_size
 
     found, store = _rows(), Store()
     if json:
         print_json({"folder": str(store.folder), "bytes": store.size(), "entries": [asdict(row) for row in found]})
         return
     console = output()
+    groups = [[row] for row in found] if each else grouped(found)
+    pages = max(1, -(-len(groups) // PAGE))
+    if page > pages:
+        raise CommandError(f"--page {page}: there are {pages}")
     if found:
-        print_table(console, cache_table(found, console.width))
+        print_table(console, cache_table(groups[(page - 1) * PAGE : page * PAGE], console.width))
+    if pages > 1:
+        later = f"; --page {page + 1} has the next" if page < pages else ""
+        console.print(f"page {page} of {pages}{later}", markup=False)
     count = "1 kernel" if len(found) == 1 else f"{len(found)} kernels"
-    console.print(f"{store.folder}: {count}, {human_size(store.size())}", markup=False)
+    console.print(f"{store.folder}: {count}, {human_size(store.size())} of {human_size(store.limit)}", markup=False)
     if any(row.damage for row in found):
         console.print(REMEDY, markup=False)
 
@@ -180,17 +192,21 @@ def verify(json: Json = False) -> None:
 def prune(
     max_size: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="SIZE", help="Remove the least recently used until this is left: 500MB, 1.5GiB, 0."),
+        typer.Option(
+            metavar="SIZE",
+            help="Remove the least recently used until this is left: 500MB, 1.5GiB, 0; 1GB without.",
+        ),
     ] = None,
     damaged: Annotated[bool, typer.Option("--damaged", help="Remove what is damaged.")] = False,
 ) -> None:
-    """Remove kernels that are damaged or that were not used for longest."""
+    """Remove kernels that are damaged or that were not used for longest.
+
+    Every build does the same for a cache that has grown beyond 1 GB.
+    """
     from flextrace.cache import Store
 
-    if max_size is None and not damaged:
-        raise CommandError("say what to remove: --max-size 500MB, --damaged, or both")
-    limit = None if max_size is None else bytes_of(max_size)
     store, removed = Store(), 0
+    limit = bytes_of(max_size) if max_size is not None else None if damaged else store.limit
     before = store.size()
     if damaged:
         removed += sum(store.remove(row.key) for row in _rows() if row.damage)

@@ -357,6 +357,23 @@ def test_prune_removes_the_least_recently_used(cache: Store) -> None:
     assert cache.size() <= 250_000 and cache.verify() == {} and leftovers(cache) == []
 
 
+def test_a_build_beyond_the_limit_removes_what_was_not_used_for_longest(cache: Store) -> None:
+    keys = fill(cache)
+    small = Store(cache.folder, limit=cache.size() + 20_000)
+    assert small.get(keys[3]) is not None  # used now
+    built = small.get_or_build(key_of("one more"), Builder(100_000))
+    assert {entry.key for entry in cache.entries()} == {built.key, keys[0], keys[3]}, "to nine tenths of the limit"
+    assert small.get_or_build(key_of("another"), Builder(100_000)).folder.is_dir()
+    assert len(cache.entries()) == 4 and cache.verify() == {} and leftovers(cache) == []
+
+
+def test_what_was_built_stays_however_small_the_limit(cache: Store) -> None:
+    tiny = Store(cache.folder, limit=0)
+    for name in ("first", "second"):
+        built = tiny.get_or_build(key_of(name), Builder(100_000))
+        assert [entry.key for entry in cache.entries()] == [built.key]
+
+
 def test_prune_takes_the_damaged_first(cache: Store) -> None:
     keys = fill(cache)
     (cache.folder / "kernels" / keys[0][:2] / keys[0] / "manifest.json").unlink()

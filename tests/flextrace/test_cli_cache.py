@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from flextrace import flex_attention
 from flextrace.cache import CacheWarning, Store, fallback, key_of
-from flextrace.cache_report import cache_table, human_size, rows
+from flextrace.cache_report import cache_table, grouped, human_size, rows
 from flextrace.cli import app
 from flextrace.commands.cache import bytes_of
 from flextrace.commands.exits import CommandError
@@ -105,7 +105,7 @@ def test_ls_json(kept: list[str], fresh_cache: Path) -> None:
 def test_ls_on_a_terminal(kept: list[str], columns: int, heading: list[str]) -> None:
     damage(kept[1])
     console = Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None)
-    print_table(console, cache_table(rows(), columns))
+    print_table(console, cache_table(grouped(rows()), columns))
     assert isinstance(console.file, io.StringIO)
     lines = [line for line in console.file.getvalue().splitlines() if line.strip()]
     assert lines[0].split() == heading and len(lines) == 2 + 3, "a line for each kernel"
@@ -116,7 +116,7 @@ def test_ls_on_a_terminal(kept: list[str], columns: int, heading: list[str]) -> 
 
 
 def test_an_empty_cache(fresh_cache: Path) -> None:
-    assert run("cache", "ls").stdout == f"{fresh_cache}: 0 kernels, 0 B\n"
+    assert run("cache", "ls").stdout == f"{fresh_cache}: 0 kernels, 0 B of 1.0 GB\n"
     assert run("cache", "verify").exit_code == 0
     assert run("cache", "path").stdout == f"{fresh_cache}\n"
     assert rows() == []
@@ -207,10 +207,29 @@ def test_what_is_no_size(text: str) -> None:
     assert result.exit_code == 2 and result.stderr.startswith("flextrace cache prune: --max-size takes a size")
 
 
-def test_prune_of_nothing_in_particular(kept: list[str]) -> None:
-    result = run("cache", "prune")
-    assert result.exit_code == 2 and "say what to remove: --max-size 500MB, --damaged, or both" in result.stderr
-    assert len(Store().entries()) == 3
+def test_prune_of_nothing_in_particular_keeps_the_limit(kept: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("cache", "prune").stdout.startswith("removed 0 kernels, 0 B; ")
+    monkeypatch.setattr(Store.__init__, "__kwdefaults__", {"lock_timeout": 600.0, "limit": Store().size() - 1})
+    assert run("cache", "prune").stdout.startswith("removed 1 kernel, ")
+    assert {entry.key for entry in Store().entries()} == {*kept[1:]}
+
+
+def test_ls_groups_kernels_of_the_same_mods_and_pages(fresh_cache: Path) -> None:
+    def build(folder: Path, number: int) -> dict[str, Any]:
+        (folder / "kernel.cpp").write_text("//" * 500)
+        mod = {"name": f"mod{number // 2}", "expression": ["score"]}  # two kernels of each
+        return {"backend": "cpu", "kernel": "attention", "score_mod": mod, "mask_mod": None}
+
+    for number in range(64):
+        Store().get_or_build(key_of("page", str(number)), lambda folder, number=number: build(folder, number))
+    first, second = run("cache", "ls").stdout, run("cache", "ls", "--page", "2").stdout
+    assert first.count("2 kernels") == 30 and "page 1 of 2; --page 2 has the next" in first
+    assert second.count("2 kernels") == 2 and "page 2 of 2\n" in second and "64 kernels, " in second
+    assert {*re.findall(r"mod\d+", first + second)} == {f"mod{number}" for number in range(32)}
+    assert "2.0 kB" in second, "the size of both"
+    each = run("cache", "ls", "--each", "--page", "3").stdout
+    assert "2 kernels" not in each and len(re.findall(r"mod\d+", each)) == 4 and "page 3 of 3\n" in each
+    assert run("cache", "ls", "--page", "3").stderr == "flextrace cache ls: --page 3: there are 2\n"
 
 
 def test_clear_asks(kept: list[str], fresh_cache: Path) -> None:
