@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,12 @@ from random_masks import Case, Tiles, random_case, random_tiles
 
 import flextrace as flex
 from flextrace import tracer
+from flextrace.tracer import bounds
 from flextrace.tracer.bounds import Bounds, bounds_of, tile_bounds
 from flextrace.tracer.expr import KV_IDX, OPS, Q_IDX, SCORE, Expr, H, apply, const, walk
 from flextrace.tracer.extremes import Extremes
 from flextrace.tracer.range_rules import rule
+from flextrace.tracer.ranges import INT_MAX, INT_MIN, Range
 
 # --- soundness ------------------------------------------------------------------------------------------------
 
@@ -168,6 +171,67 @@ def test_shared_terms_at_the_edges() -> None:
             check_windows(apply(op, b, a), TABLES[0], TABLES[0])
 
 
+def with_extremes(expr: Expr, tiles: Tiles | None, ranges: Any, numbers: Any, arrays: Any) -> None:
+    """Runs the bounds step by step: `least` and `most` hold over all tiles, and say so to every later step."""
+    values: dict[Expr, Any] = {}
+    made = Bounds(expr)
+    with np.errstate(all="ignore"):
+        for node in walk(made.related):
+            if node.op == "load":
+                value = bounds._load(node, arrays, [values[arg] for arg in node.args])
+            elif node.args:
+                value = rule(node)(*(values[arg] for arg in node.args))
+            else:
+                value = bounds._leaf(node, ranges, numbers)
+            values[node] = value
+            if isinstance(value, Range):
+                least, most = int(np.min(value.lo)), int(np.max(value.hi))
+                assert value.least <= least and most <= value.most, f"{node} of {expr}: {value.least} to {value.most}"
+                assert value.least == value.most or (value.least, value.most) != (least, least)
+                is_wide = node.op.startswith("wide_")
+                assert is_wide or (value.least >= INT_MIN and value.most <= INT_MAX), f"{node} of {expr}"
+
+
+def test_what_holds_over_all_tiles_is_known() -> None:
+    """The short cuts of rules ask `least` and `most`: too wide they are slow, too narrow they are wrong."""
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        case = random_case(rng, "bool" if seed % 3 else "int")
+        tiles = random_tiles(rng)
+        with_extremes(case.expr, tiles, tiles.ranges, case.numbers, [Extremes(array) for array in case.arrays])
+
+
+@pytest.mark.parametrize(("op", "dtype"), [case for case in EDGE_CASES if case[1] == "int"])
+def test_what_holds_over_all_tiles_is_known_at_the_edges(op: str, dtype: str) -> None:
+    operands = [operand(0, Q_IDX), operand(0, KV_IDX)][: OPS[op].arity]
+    q, kv = windows(TABLES[0])[:, None], windows(TABLES[0])
+    arrays = [Extremes(table) for table in TABLES]
+    for rows, columns in ((q, kv), (q[:3], kv), (q, kv[-3:]), (q[30:], kv[30:]), (q[:20], kv[:20])):
+        ranges = {"q_idx": (rows[..., 0], rows[..., -1]), "kv_idx": (columns[:, 0], columns[:, -1])}
+        with_extremes(apply(op, *operands), None, ranges, (), arrays)
+
+
+@pytest.mark.parametrize(("op", "dtype"), EDGE_CASES)
+def test_numbers_that_are_known_give_one_that_is(op: str, dtype: str) -> None:
+    """A tile of one position is decided, except where an int has wrapped or a float is nan."""
+    slot = ("int", "float", "bool").index(dtype)
+    operands = [operand(slot, Q_IDX), operand(slot, KV_IDX)][: OPS[op].arity]
+    expr = apply(op, *operands)
+    if expr.dtype not in ("int", "bool"):
+        return
+    arrays, count = [Extremes(table) for table in TABLES], 0
+    places = range(0, len(TABLES[slot]), 3 if len(TABLES[slot]) > 9 else 1)
+    for q, kv in itertools.product(places, places):
+        lo, hi = tile_bounds(expr, {"q_idx": (q, q), "kv_idx": (kv, kv)}, arrays=arrays)
+        value = tracer.evaluate(expr, {"q_idx": q, "kv_idx": kv}, arrays=TABLES)
+        if op == "mod" and dtype == "int" and TABLES[0][kv] < 0:  # known to lie between the divisor and 0
+            continue
+        wrapped = expr.dtype == "int" and (lo, hi) == (INT_MIN, INT_MAX)
+        assert (lo == hi == value) or wrapped or np.isnan(TABLES[slot][[q, kv]]).any(), (expr, q, kv, lo, hi, value)
+        count += bool(lo == hi)
+    assert count > len(places) ** 2 / 3
+
+
 def test_every_op_has_a_rule() -> None:
     """All that gives a bool or an int; a float without one is unknown."""
     for op, row in ((op, row) for op, row in OPS.items() if row.arity > 0):
@@ -279,6 +343,16 @@ def test_wrapped_sums_do_not_cancel() -> None:
     mask = apply("lt", Q_IDX, apply("add", Q_IDX, large))  # true for q == 0 alone: from q == 1 on the sum wraps
     lo, hi = tile_bounds(mask, {"q_idx": (np.array([0, 0, 1]), np.array([0, 5, 5]))})
     assert lo.tolist() == [True, False, False] and hi.tolist() == [True, True, True]
+
+
+def test_large_factors_of_shared_terms_are_left_alone() -> None:
+    """q * 2**20 * 2**20 is 0 at 32 bits, and no factor of an affine form that int64 can hold in range."""
+    large = apply("mul", apply("mul", Q_IDX, const(2**20)), const(2**20))
+    for mask in (apply("le", large, Q_IDX), apply("lt", apply("add", large, Q_IDX), Q_IDX)):
+        for first in (0, 1, 2**22, 2**30):
+            lo, hi = tile_bounds(mask, {"q_idx": (np.array([first]), np.array([first + 3]))})
+            values = tracer.evaluate(mask, {"q_idx": np.arange(first, first + 4)})
+            assert lo.all() <= values.min() and values.max() <= hi.all()
 
 
 # --- gathers ------------------------------------------------------------------------------------------------------
