@@ -299,6 +299,7 @@ CELLS = [  # what the mod adds, the first cell, a later one
     ("isinstance(list(D)[0], bool) + h", "D = {1: 2}", "D = {True: 2}"),
     ("isinstance(N, bool) + h", "N = 2", "N = True"),
     ("isinstance(list(S)[0], bool) + h", "S = frozenset({1})", "S = frozenset({True})"),
+    ("(1 if str(list(D)[0]) == '0.0' else 2) + h", "D = {0.0: 1}", "D = {-0.0: 1}"),
     (
         "(h == WILD)",
         "class W:\n def __eq__(self, other): return other < 1\nWILD = W()",

@@ -31,6 +31,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {  # a
     "hypot": (lambda x: math.hypot(x, x), lambda x: np.hypot(x, x)),
     "hypot of 3": (lambda x: math.hypot(x, 3.0 * x, x), lambda x: np.sqrt(11.0) * np.abs(x)),
     "hypot with 1": (lambda x: math.hypot(x, 1.0), lambda x: np.hypot(x, 1.0)),
+    "hypot with nan": (lambda x: math.hypot(x, math.nan), lambda x: np.hypot(x, np.nan)),
     "logaddexp": (lambda x: mx.logaddexp(x, 1.0), lambda x: np.logaddexp(x, 1.0)),
     "logaddexp of both": (lambda x: mx.logaddexp(x, x), lambda x: np.logaddexp(x, x)),
     "root of the square": (lambda x: abs(x) ** 1.0, np.abs),
