@@ -219,11 +219,11 @@ def flex_attention(
             'AuxRequest(intermediates=True) needs kernel_options={"PIPELINE": "staged"}; the fused kernel has none'
         )
     score = None if score_mod is None else as_mod(score_mod, ScoreMod, "score_mod").bind()
-    mask_function, blocks = block_mask, None
+    mask, blocks = None, None
     if isinstance(block_mask, BlockMask):
-        block_mask.check_lengths(query, key)
-        mask_function, blocks = block_mask.mask_mod, block_mask.blocks
-    mask = None if mask_function is None else as_mod(mask_function, MaskMod, "block_mask").bind()
+        mask, blocks = block_mask.for_call(query, key)
+    elif block_mask is not None:
+        mask = as_mod(block_mask, MaskMod, "block_mask").bind()
     sizes = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     for bound in (score, mask):
         if bound is not None:

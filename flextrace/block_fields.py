@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -11,39 +12,58 @@ import numpy as np
 from flextrace.kernels import Blocks
 from flextrace.kernels.blocks import FULL, PARTIAL, Array
 from flextrace.kernels.stage_checks import check_size
+from flextrace.tracer import Bound
 
-from .block_pictures import block_text
+from .block_pictures import block_text, chosen_head
 from .mod import MaskMod
 
 
-class BlockFields:
+class BlockFields(ABC):
     """The read-only side of a BlockMask.
 
     Attributes:
-        seq_lengths: (q_len, kv_len).
+        shape: (B, H, q_len, kv_len) of the mask.
+        BLOCK_SIZE: (rows, columns) of one block.
+        implied: whether the blocks follow from mask_mod alone; False for one made from lists or runs.
         mask_mod: decides inside partial blocks; its q_idx 0 is this mask's first row.
-        blocks: the runs of blocks, as kernels read them.
     """
 
-    seq_lengths: tuple[int, int]
+    shape: tuple[int, int, int, int]
+    BLOCK_SIZE: tuple[int, int]
+    implied: bool
     mask_mod: MaskMod
-    blocks: Blocks
+    _lists: dict[str, tuple[Blocks, tuple[mx.array, ...]]]  # torch's, and the blocks that they were made of
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Blocks:
+        """The runs of blocks, as kernels read them."""
+
+    @property
+    def seq_lengths(self) -> tuple[int, int]:
+        """(q_len, kv_len)."""
+        return self.shape[2:]
 
     # ---- torch's fields --------------------------------------------------------------------------------------
 
     @property
-    def BLOCK_SIZE(self) -> tuple[int, int]:
-        """(rows, columns) of one block."""
-        return self.blocks.q_block, self.blocks.kv_block
-
-    @functools.cached_property
     def _by_rows(self) -> tuple[mx.array, ...]:
-        return _lists(self.blocks)
+        return self._listed("rows", lambda blocks: blocks)
 
-    @functools.cached_property
+    @property
     def _by_columns(self) -> tuple[mx.array, ...]:
+        return self._listed("columns", lambda blocks: blocks.transposed())
+
+    def _listed(self, by: str, turned: Callable[[Blocks], Blocks]) -> tuple[mx.array, ...]:
+        """Counts and indices of partial blocks, then of full ones; writing to them changes no others."""
         blocks = self.blocks
-        return _lists(Blocks.from_states(np.swapaxes(blocks.states(), 2, 3), blocks.kv_block, blocks.q_block))
+        made_of, lists = self._lists.get(by, (None, ()))
+        if made_of is not blocks:
+            turned_blocks = turned(blocks)
+            parts: tuple[Array, ...] = (*turned_blocks.lists(PARTIAL), *turned_blocks.lists(FULL))
+            lists = tuple(mx.array(part) for part in parts)
+            self._lists[by] = blocks, lists
+        return tuple(part[...] for part in lists)
 
     @property
     def kv_num_blocks(self) -> mx.array:
@@ -95,11 +115,6 @@ class BlockFields:
     # ---- what it covers --------------------------------------------------------------------------------------
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(B, H, q_len, kv_len) of the mask."""
-        return (*self.blocks.shape[:2], *self.seq_lengths)
-
-    @property
     def nbytes(self) -> int:
         """Bytes that the blocks take. torch's lists, once asked for, take more."""
         return self.blocks.nbytes
@@ -123,9 +138,24 @@ class BlockFields:
         return mx.array(self.blocks.states() > 0)
 
     def to_string(self, batch: int = 0, head: int = 0, rows: int = 64, columns: int = 120) -> str:
-        """A picture: one character per block, full `#`, partial `+`, empty `.`; coarser beyond rows x columns."""
+        """A picture: one character per block, full `#`, partial `+`, empty `.`; coarser beyond rows x columns.
+
+        Raises:
+            ValueError: there is no such batch or head.
+        """
         batch, head = check_size("batch", batch, 0), check_size("head", head, 0)
-        return block_text(self.blocks, batch, head, check_size("rows", rows, 1), check_size("columns", columns, 1))
+        self.check_heads(batch + 1, head + 1)
+        at = chosen_head(batch, head, self.shape)
+        return block_text(self.blocks, *at, check_size("rows", rows, 1), check_size("columns", columns, 1))
+
+    def check_heads(self, batch: int, heads: int, bound: Bound | None = None) -> None:
+        """Raises ValueError where blocks of one batch or head would stand for several that the mask tells apart."""
+        for name, index, made, wanted in (("B", "b", self.shape[0], batch), ("H", "h", self.shape[1], heads)):
+            if self.implied and made == 1 < wanted and index in (bound or self.mask_mod.bind()).trace.expr.varies:
+                raise ValueError(
+                    f"block_mask was made for {name}=1 and its mask depends on {index}, so its blocks are not those of "
+                    f"{wanted}: make it with create_block_mask(..., {name}={wanted})"
+                )
 
     def __repr__(self) -> str:
         head = f"BlockMask(shape={self.shape}, BLOCK_SIZE={self.BLOCK_SIZE}, sparsity={self.sparsity():.2f}%)"
@@ -136,9 +166,3 @@ class BlockFields:
         from .displays import blocks_html  # notebooks only
 
         return blocks_html(self)
-
-
-def _lists(blocks: Blocks) -> tuple[mx.array, ...]:
-    """Counts and indices of partial blocks, then of full ones."""
-    parts: tuple[Array, ...] = (*blocks.lists(PARTIAL), *blocks.lists(FULL))
-    return tuple(mx.array(part) for part in parts)

@@ -1,11 +1,13 @@
 """BlockMask: which blocks of the score matrix to visit, and which of them need the mask at all.
 
 Fields and meaning are those of torch.nn.attention.flex_attention.BlockMask. Inside, a BlockMask is runs of neighbouring
-blocks: a million tokens under a causal mask take 300 kB. torch's lists are made when they are asked for.
+blocks: a million tokens under a causal mask take 300 kB. torch's lists are made when they are asked for. The blocks
+follow the captured values of the mask: they are compared at each use, and the blocks made anew where they differ.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +18,12 @@ from flextrace.kernels import Blocks, Int8Rows
 from flextrace.kernels.blocks import FULL, Array
 from flextrace.kernels.scalars import as_int, shown
 from flextrace.kernels.stage_checks import check_size, check_whole
+from flextrace.tracer import Bound
 from flextrace.tracer.signature import MaskFunction
 
 from .block_fields import BlockFields
 from .block_input import BlockRanges, block_size, blocks_of_lists, blocks_of_ranges
+from .kept_values import KeptValues, ValuesHidden
 from .keywords import OF_BLOCK_MASK, knows
 from .masks import lookup_mask, noop_mask, pick_mask, shift_mask
 from .mod import MaskMod, as_mod
@@ -32,9 +36,15 @@ DEFAULT_BLOCK = 128
 class BlockMask(BlockFields):
     """The blocks that a mask leaves; made by `create_block_mask`, or from lists or runs of blocks.
 
+    Its mask_mod reads captured values at every call, and so do its blocks: the values that they were made of are
+    compared at each use, and where they differ (a number, an attribute, an array rebound or written in place) the
+    blocks are made anew. Numbers, arrays of up to 64 KiB and numpy arrays are compared whole, at some 10 GB/s; larger
+    mx.arrays by the memory that they lie in, which costs next to nothing: what MLX writes is noticed, what numpy writes
+    there through a view of an mx.array is not. Blocks from lists or runs are their maker's own and stay.
+
     Attributes:
-        offset: position in the whole sequence of the first row: not 0 for queries that start later.
-        implied: whether the blocks follow from mask_mod alone; False for one made from lists or runs.
+        offset: position in the whole sequence of the first row: not 0 for queries that start later; None for rows of
+            blocks that do not follow each other.
 
     Example:
         >>> import flextrace as flex
@@ -51,14 +61,59 @@ class BlockMask(BlockFields):
         blocks: Blocks,
         mask_mod: MaskMod,
         *,
-        implied: bool = False,
-        offset: int = 0,
+        values: KeptValues | None = None,
+        offset: int | None = 0,
+        renumbered: frozenset[str] = frozenset(),
     ) -> None:
-        self.seq_lengths = seq_lengths
-        self.blocks = blocks
+        """values: what mask_mod captured when the blocks were made of it; None where they are a caller's own.
+        renumbered: of "b" and "h", those that count anew in a part of another mask."""
+        self.shape = (*blocks.shape[:2], *seq_lengths)
+        self.BLOCK_SIZE = blocks.q_block, blocks.kv_block
         self.mask_mod = mask_mod
-        self.implied = implied
+        self.implied = values is not None
         self.offset = offset
+        self._renumbered = renumbered
+        self._made: tuple[Blocks, KeptValues | None] | None = blocks, values  # both at once, for other threads
+        self._lists = {}
+
+    @classmethod
+    def _of(
+        cls,
+        mask: MaskMod,
+        shape: tuple[int, int, int, int],
+        block: tuple[int, int],
+        offset: int | None,
+        renumbered: frozenset[str] = frozenset(),
+    ) -> BlockMask:
+        """The BlockMask that a mask_mod implies; its row 0 is that of the mask_mod."""
+        values = KeptValues.of(mask.bind())
+        blocks = refine(values.bound, shape, block)
+        return cls(shape[2:], blocks, mask, values=values, offset=offset, renumbered=renumbered)
+
+    @property
+    def blocks(self) -> Blocks:
+        """The runs of blocks, as kernels read them, for the captured values of this moment.
+
+        Raises:
+            TraceError: the mask_mod can no longer be traced.
+            ValuesHidden: mx.compile or mx.vmap replaces an array that it captures.
+        """
+        if not self.implied and self._made is not None:
+            return self._made[0]
+        return self._blocks_for(self.mask_mod.bind())
+
+    def _blocks_for(self, bound: Bound) -> Blocks:
+        if self._made is not None:
+            blocks, values = self._made
+            now = None if values is None else values.as_in(bound)
+            if now is not None:
+                if now is not values:
+                    self._made = blocks, now
+                return blocks
+        values = KeptValues.of(bound)
+        blocks = refine(values.bound, self.shape, self.BLOCK_SIZE)
+        self._made = blocks, values
+        return blocks
 
     # ---- constructors ----------------------------------------------------------------------------------------
 
@@ -72,9 +127,7 @@ class BlockMask(BlockFields):
         offset: int = 0,
     ) -> BlockMask:
         """The BlockMask of a mask_mod; shape is (B, H, q_len, kv_len), already checked: see create_block_mask."""
-        shifted = shift_mask(mask_mod, offset)
-        blocks = refine(shifted.bind(), shape, BLOCK_SIZE)
-        return cls(shape[2:], blocks, shifted, implied=True, offset=offset)
+        return cls._of(shift_mask(mask_mod, offset), shape, BLOCK_SIZE, offset)
 
     @classmethod
     @knows(OF_BLOCK_MASK)
@@ -89,6 +142,9 @@ class BlockMask(BlockFields):
         seq_lengths: tuple[int, int] | None = None,
     ) -> BlockMask:
         """A BlockMask from torch's lists (mlx or numpy integer arrays, shapes as the attributes).
+
+        The lists are the caller's claim, and stay whatever mask_mod captures: it only decides inside partial blocks,
+        there with the actual b and h. So lists of one batch or head stand for all.
 
         Raises:
             ValueError: shapes do not fit, a count exceeds its list, or an index names no block.
@@ -116,9 +172,9 @@ class BlockMask(BlockFields):
         return cls(lengths, blocks, as_mod(noop_mask if mask_mod is None else mask_mod, MaskMod, "mask_mod"))
 
     def to_ranges(self) -> BlockRanges:
-        """The runs of blocks, a few per row for most masks."""
+        """The runs of blocks, a few per row for most masks; copies, which are the caller's."""
         blocks = self.blocks
-        return BlockRanges(blocks.offsets, blocks.first, blocks.end, blocks.state == FULL)
+        return BlockRanges(blocks.offsets.copy(), blocks.first.copy(), blocks.end.copy(), blocks.state == FULL)
 
     # ---- parts and other lengths -----------------------------------------------------------------------------
 
@@ -137,28 +193,35 @@ class BlockMask(BlockFields):
             parts = (*parts[:at], *(slice(None),) * (4 - len(parts)), *parts[at + 1 :])
         if len(parts) > 3:
             raise IndexError(f"a BlockMask has three axes of blocks to index (B, H, q_blocks), not {len(parts)}")
+        (q_len, kv_len), q_block = self.seq_lengths, self.BLOCK_SIZE[0]
+        sizes = (*self.shape[:2], -(-q_len // q_block))
         names = ("B", "H", "q_blocks")
-        chosen = [_chosen(part, n, name) for part, n, name in zip(parts, self.blocks.shape, names, strict=False)]
-        chosen += [np.arange(n) for n in self.blocks.shape[len(parts) : 3]]
+        chosen = [_chosen(part, n, name) for part, n, name in zip(parts, sizes, names, strict=False)]
+        chosen += [np.arange(n) for n in sizes[len(parts) :]]
         batch, heads, rows = chosen
-        q_len, q_block = self.seq_lengths[0], self.blocks.q_block
         heights = np.minimum(q_block, q_len - rows * q_block)
         if (heights[:-1] < q_block).any():
             raise ValueError(
                 f"row {int(rows.max())} of blocks has {int(heights.min())} rows only, so it can only come last"
             )
-        mask = pick_mask(self.mask_mod, self.blocks.shape, batch, heads, rows, q_block)
-        follow = len(rows) > 0 and bool((np.diff(rows) == 1).all())
-        offset = self.offset + int(rows[0]) * q_block if follow else 0
-        lengths = (int(heights.sum()), self.seq_lengths[1])
+        mask = pick_mask(self.mask_mod, sizes, batch, heads, rows, q_block)
+        values = KeptValues.of(mask.bind()) if self.implied else None  # before the blocks: newer blocks are found out
         blocks = self.blocks.select(batch, heads, rows)
-        return BlockMask(lengths, blocks, mask, implied=self.implied, offset=offset)
+        offset = self.offset
+        if (np.diff(rows) != 1).any():
+            offset = None
+        elif offset is not None and len(rows):
+            offset += int(rows[0]) * q_block
+        anew = {name for name, part in (("b", batch), ("h", heads)) if (part != np.arange(len(part))).any()}
+        lengths = int(heights.sum()), kv_len
+        return BlockMask(lengths, blocks, mask, values=values, offset=offset, renumbered=self._renumbered | anew)
 
     def _adjust(self, new_q_len: int, new_kv_len: int) -> BlockMask:
         """The same mask over other lengths, recomputed.
 
         Raises:
-            ValueError: this mask was made from lists or runs, which say nothing beyond its lengths.
+            ValueError: this mask was made from lists or runs, or of rows of blocks that do not follow each other, which
+                say nothing beyond its lengths.
         """
         q_len, kv_len = self.seq_lengths
         new_q_len = check_size("new_q_len", new_q_len, 0)
@@ -168,13 +231,19 @@ class BlockMask(BlockFields):
                 f"this BlockMask was made from lists or runs of blocks for lengths {self.seq_lengths}; they say "
                 f"nothing of {(new_q_len, new_kv_len)}: make one with create_block_mask"
             )
-        return self._again(self.as_mask_mod(), (*self.blocks.shape[:2], new_q_len, new_kv_len), self.offset)
+        if self.offset is None and new_q_len > q_len:
+            raise ValueError(
+                f"this BlockMask holds {q_len} chosen rows of another one, which say nothing of {new_q_len}: adjust "
+                "that one, and choose then"
+            )
+        return self._again(self.as_mask_mod(), (*self.shape[:2], new_q_len, new_kv_len), self.offset)
 
     def at_offset(self, offset: int, q_len: int) -> BlockMask:
         """The same mask for q_len queries that start at position `offset` (decoding, context parallelism).
 
         Raises:
-            ValueError: this mask was made from lists or runs and has no such rows.
+            ValueError: this mask was made from lists or runs and has no such rows, or its rows of blocks do not follow
+                each other.
 
         Example:
             >>> import flextrace as flex
@@ -183,17 +252,18 @@ class BlockMask(BlockFields):
             '##+.'
         """
         offset, q_len = check_whole("offset", offset), check_size("q_len", q_len, 0)
+        if self.offset is None:
+            raise ValueError("this BlockMask holds chosen rows of another one: ask that one for the rows at an offset")
         if not self.implied and not 0 <= offset - self.offset <= self.seq_lengths[0] - q_len:
             raise ValueError(
                 f"this BlockMask was made from lists or runs of blocks and has the rows {self.offset} to "
                 f"{self.offset + self.seq_lengths[0]} only: make one with create_block_mask(..., offset={offset})"
             )
         mask = shift_mask(self.as_mask_mod(), offset - self.offset)
-        return self._again(mask, (*self.blocks.shape[:2], q_len, self.seq_lengths[1]), offset)
+        return self._again(mask, (*self.shape[:2], q_len, self.seq_lengths[1]), offset)
 
-    def _again(self, mask: MaskMod, shape: tuple[int, int, int, int], offset: int) -> BlockMask:
-        blocks = refine(mask.bind(), shape, self.BLOCK_SIZE)
-        return BlockMask(shape[2:], blocks, mask, implied=True, offset=offset)
+    def _again(self, mask: MaskMod, shape: tuple[int, int, int, int], offset: int | None) -> BlockMask:
+        return BlockMask._of(mask, shape, self.BLOCK_SIZE, offset, self._renumbered)
 
     # ---- algebra ---------------------------------------------------------------------------------------------
 
@@ -202,20 +272,23 @@ class BlockMask(BlockFields):
         return self.mask_mod if self.implied else lookup_mask(self.blocks, self.mask_mod)
 
     def __and__(self, other: Any) -> BlockMask:
-        """The pairs that this mask and another BlockMask, or a mask_mod, keep."""
-        return self._combined(other, lambda mine, its: mine & its)
+        """The pairs that this mask and another BlockMask, or a mask_mod, keep. A mask_mod counts rows from the start of
+        the sequence, as create_block_mask does: `create_block_mask(a, offset=o) & b` is that of `a & b`."""
+        return self._combined(other, operator.and_)
 
     def __or__(self, other: Any) -> BlockMask:
-        """The pairs that this mask or another BlockMask, or a mask_mod, keeps."""
-        return self._combined(other, lambda mine, its: mine | its)
+        """The pairs that this mask or another BlockMask, or a mask_mod, keeps; rows count as in `&`."""
+        return self._combined(other, operator.or_)
 
     def __invert__(self) -> BlockMask:
         """The pairs that this mask leaves out."""
+        mask = self._placed(~self._in_sequence())
         if not self.implied:
-            return self._again(~self.as_mask_mod(), self.shape, self.offset)
+            return self._again(mask, self.shape, self.offset)
+        values = KeptValues.of(mask.bind())
         states = FULL - self.blocks.states()  # empty and full change places, partial stays
         blocks = Blocks.from_states(states, *self.BLOCK_SIZE)
-        return BlockMask(self.seq_lengths, blocks, ~self.mask_mod, implied=True, offset=self.offset)
+        return BlockMask(self.seq_lengths, blocks, mask, values=values, offset=self.offset, renumbered=self._renumbered)
 
     def __rand__(self, other: Any) -> BlockMask:
         return self.__and__(other)
@@ -223,20 +296,50 @@ class BlockMask(BlockFields):
     def __ror__(self, other: Any) -> BlockMask:
         return self.__or__(other)
 
+    def __bool__(self) -> bool:
+        raise TypeError("a BlockMask is neither true nor false: write `&`, `|` and `~` for and, or and not")
+
     def _combined(self, other: Any, combine: Callable[[MaskMod, MaskMod], MaskMod]) -> BlockMask:
-        shape = self.shape
         if isinstance(other, BlockMask):
-            if (other.seq_lengths, other.BLOCK_SIZE) != (self.seq_lengths, self.BLOCK_SIZE):
-                raise ValueError(
-                    f"one BlockMask is for lengths {self.seq_lengths} in blocks of {self.BLOCK_SIZE}, the other for "
-                    f"{other.seq_lengths} in blocks of {other.BLOCK_SIZE}; make both alike"
-                )
-            sizes = [(mine, its) for mine, its in zip(shape[:2], other.shape[:2], strict=True)]
-            if any(1 not in pair and pair[0] != pair[1] for pair in sizes):
-                raise ValueError(f"masks for B, H = {shape[:2]} and {other.shape[:2]} do not broadcast")
-            shape = (max(sizes[0]), max(sizes[1]), *self.seq_lengths)
-            return self._again(combine(self.as_mask_mod(), other.as_mask_mod()), shape, self.offset)
-        return self._again(combine(self.as_mask_mod(), as_mod(other, MaskMod, "a BlockMask")), shape, self.offset)
+            batch, heads = self._broadcast(other)
+            mask = combine(self._in_sequence(), other._in_sequence())
+            return self._again(self._placed(mask), (batch, heads, *self.seq_lengths), self.offset)
+        its = as_mod(other, MaskMod, "a BlockMask")
+        anew = self._renumbered | ({"q_idx"} if self.offset is None else set())
+        for name in sorted(its.expr.varies & anew):
+            raise ValueError(
+                f"this BlockMask is a part of another one, in which {name} counts anew, and {its!r} reads {name}: "
+                "combine the whole one with it, and take the part then"
+            )
+        return self._again(self._placed(combine(self._in_sequence(), its)), self.shape, self.offset)
+
+    def _in_sequence(self) -> MaskMod:
+        """The whole mask, with rows that count from the start of the sequence."""
+        return shift_mask(self.as_mask_mod(), -(self.offset or 0))
+
+    def _placed(self, mask: MaskMod) -> MaskMod:
+        """A mask over the rows of the sequence as one over the rows of this mask."""
+        return shift_mask(mask, self.offset or 0)
+
+    def _broadcast(self, other: BlockMask) -> tuple[int, int]:
+        """Batch and heads of both together."""
+        if (other.seq_lengths, other.BLOCK_SIZE) != (self.seq_lengths, self.BLOCK_SIZE):
+            raise ValueError(
+                f"one BlockMask is for lengths {self.seq_lengths} in blocks of {self.BLOCK_SIZE}, the other for "
+                f"{other.seq_lengths} in blocks of {other.BLOCK_SIZE}; make both alike"
+            )
+        if other.offset != self.offset:
+            mine, its = ("chosen rows" if n is None else f"offset {n}" for n in (self.offset, other.offset))
+            raise ValueError(
+                f"one BlockMask has {mine}, the other {its}, so their rows are not the same; make both with one "
+                "offset, or write `block_mask & mask_mod`, which counts rows from the start of the sequence"
+            )
+        if any(mine != its and 1 not in (mine, its) for mine, its in zip(self.shape[:2], other.shape[:2], strict=True)):
+            raise ValueError(f"masks for B, H = {self.shape[:2]} and {other.shape[:2]} do not broadcast")
+        batch, heads = (max(pair) for pair in zip(self.shape[:2], other.shape[:2], strict=True))
+        for mask in (self, other):
+            mask.check_heads(batch, heads)
+        return batch, heads
 
     def __eq__(self, other: object) -> bool:
         """Whether both stand for the same mask: same lengths and blocks, and mask_mods that are the same expression
@@ -247,28 +350,45 @@ class BlockMask(BlockFields):
             return False
         return self.mask_mod is other.mask_mod or same(self.mask_mod.bind(), other.mask_mod.bind())
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without torch's lists, which are made again when asked for."""
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_by_")}
-
     def __hash__(self) -> int:
-        return hash((self.seq_lengths, self.BLOCK_SIZE, self.blocks.shape, len(self.blocks.first)))
+        return hash((self.shape, self.BLOCK_SIZE))  # which stay when captured values change
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without torch's lists, and without blocks that mask_mod implies, which are made anew where they are used:
+        what it captures there may differ."""
+        return self.__dict__ | {"_lists": {}, "_made": None if self.implied else self._made}
 
     # ---- use -------------------------------------------------------------------------------------------------
 
-    def check_lengths(self, query: mx.array, key: mx.array | Int8Rows) -> None:
-        """Raises ValueError unless the mask was made for these tensors."""
+    def for_call(self, query: mx.array, key: mx.array | Int8Rows) -> tuple[Bound, Blocks | None]:
+        """The mask_mod and the blocks of this moment. Without blocks where mx.compile or mx.vmap hides the values that
+        they would be made of: mask_mod alone keeps the same pairs.
+
+        Raises:
+            TraceError: the mask_mod can no longer be traced.
+            ValueError: the mask was not made for these tensors.
+        """
         b, h, q_len, kv_len = self.shape
-        if (q_len, kv_len) != (query.shape[2], key.shape[2]):
+        (batch, heads, queries, _), keys = query.shape, key.shape[2]
+        if q_len != queries or kv_len != keys:
             raise ValueError(
-                f"block_mask is for lengths {(q_len, kv_len)}, query and key have {(query.shape[2], key.shape[2])}; "
+                f"block_mask is for lengths {(q_len, kv_len)}, query and key have {(queries, keys)}; "
                 "make one with create_block_mask for these lengths"
             )
-        if b not in (1, query.shape[0]) or h not in (1, query.shape[1]):
+        if b not in (1, batch) or h not in (1, heads):
             raise ValueError(
-                f"block_mask is for B={b}, H={h}; query has {query.shape[0]} batches and {query.shape[1]} heads; "
+                f"block_mask is for B={b}, H={h}; query has {batch} batches and {heads} heads; "
                 "B and H must be equal to them, or None"
             )
+        bound = self.mask_mod.bind()
+        if b != batch or h != heads:
+            self.check_heads(batch, heads, bound)
+        if not self.implied:
+            return bound, self.blocks
+        try:
+            return bound, self._blocks_for(bound)
+        except ValuesHidden:
+            return bound, None
 
 
 def _chosen(given: Any, n: int, name: str) -> Array:

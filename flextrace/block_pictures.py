@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from flextrace.kernels import Blocks
 from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL, Array
+from flextrace.kernels.stage_checks import check_size
 
 LETTERS = {EMPTY: ".", PARTIAL: "+", FULL: "#"}
 COLOURS = {PARTIAL: "#7fb2d9", FULL: "#2b6ca3"}  # readable on white and on black
@@ -36,6 +39,21 @@ def coarse_states(blocks: Blocks, b: int, h: int, rows: int, columns: int) -> tu
     visited, full = counts
     states = np.where(full == heights[:, None] * widths, FULL, np.where(visited > 0, PARTIAL, EMPTY))
     return states, per_cell
+
+
+def chosen_head(b: int, h: int, shape: Sequence[int]) -> tuple[int, int]:
+    """Where batch b and head h lie in an array whose first axes may be 1 and broadcast.
+
+    Raises:
+        ValueError: there is no such batch or head.
+    """
+    chosen = []
+    for name, given, size in (("b", b, shape[0]), ("h", h, shape[1])):
+        index = check_size(name, given, 0)
+        if size > 1 and index >= size:
+            raise ValueError(f"{name} is {index}; this has {name} from 0 to {size - 1}")
+        chosen.append(index if size > 1 else 0)
+    return chosen[0], chosen[1]
 
 
 def block_text(blocks: Blocks, b: int = 0, h: int = 0, rows: int = 64, columns: int = 120) -> str:

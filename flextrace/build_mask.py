@@ -7,11 +7,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flextrace.kernels.stage_checks import check_size, check_whole
+from flextrace.kernels.stage_checks import check_broadcast, check_size, check_whole
 from flextrace.tracer import evaluate
-from flextrace.tracer.expr import B as B_INDEX
-from flextrace.tracer.expr import H as H_INDEX
-from flextrace.tracer.expr import leaves
 from flextrace.tracer.signature import MaskFunction
 
 from .block_input import block_size
@@ -33,7 +30,8 @@ def create_mask(mask_mod: MaskMod | MaskFunction, B: int | None, H: int | None, 
 
     Raises:
         TraceError: the mask_mod cannot be traced.
-        ValueError: a captured array is too short for these sizes.
+        ValueError: a size is not positive, B or H is None though the mask reads b or h, or a captured array is
+            too short for these sizes.
 
     Example:
         >>> import flextrace as flex
@@ -43,6 +41,7 @@ def create_mask(mask_mod: MaskMod | MaskFunction, B: int | None, H: int | None, 
     """
     B, H, Q_LEN, KV_LEN = _sizes(B=B, H=H, Q_LEN=Q_LEN, KV_LEN=KV_LEN)
     bound = as_mod(mask_mod, MaskMod, "mask_mod").bind()
+    check_broadcast("create_mask", bound, B, H)
     bound.check_sizes((B or 1, H or 1, Q_LEN, KV_LEN))
     values = {
         "b": np.arange(B or 1).reshape(-1, 1, 1, 1),
@@ -90,8 +89,5 @@ def create_block_mask(
     B, H, Q_LEN, KV_LEN = _sizes(B=B, H=H, Q_LEN=Q_LEN, KV_LEN=KV_LEN)
     block, offset = block_size(BLOCK_SIZE), check_whole("offset", offset)
     mod = as_mod(mask_mod, MaskMod, "mask_mod")
-    used = leaves(mod.bind().trace.expr, ("index",))
-    for name, size, index in (("B", B, B_INDEX), ("H", H, H_INDEX)):
-        if size is None and index in used:
-            raise ValueError(f"the mask depends on {index.value}, so create_block_mask needs {name}, not None")
+    check_broadcast("create_block_mask", mod.bind(), B, H)
     return BlockMask.from_mask(mod, (B or 1, H or 1, Q_LEN, KV_LEN), block, offset=offset)

@@ -15,7 +15,7 @@ from flextrace.tracer import evaluate, name_of
 from flextrace.tracer.signature import MaskFunction, ScoreFunction
 
 from .block_mask import BlockMask
-from .block_pictures import coarse_states
+from .block_pictures import chosen_head, coarse_states
 from .build_mask import create_block_mask, create_mask
 from .checks import checked_scale
 from .mod import MaskMod, ScoreMod, as_mod
@@ -46,21 +46,6 @@ class ScoreCells:
     hidden: Array
     step: tuple[int, int]
     lengths: tuple[int, int]
-
-
-def chosen_head(b: int, h: int, shape: tuple[int, int]) -> tuple[int, int]:
-    """Where batch b and head h lie in an array whose first axes may be 1 and broadcast.
-
-    Raises:
-        ValueError: there is no such batch or head.
-    """
-    chosen = []
-    for name, given, size in (("b", b, shape[0]), ("h", h, shape[1])):
-        index = check_size(name, given, 0)
-        if size > 1 and index >= size:
-            raise ValueError(f"{name} is {index}; this has {name} from 0 to {size - 1}")
-        chosen.append(index if size > 1 else 0)
-    return chosen[0], chosen[1]
 
 
 def one_head(values: Any, b: int, h: int, name: str) -> Array:
@@ -132,6 +117,8 @@ class BlockCounts:
 
 def block_cells(mask: BlockMask, b: int, h: int, limit: tuple[int, int]) -> tuple[MaskCells, BlockCounts]:
     """One head of a BlockMask on a grid of at most limit = (rows, columns) cells, and its exact counts."""
+    b, h = check_size("b", b, 0), check_size("h", h, 0)
+    mask.check_heads(b + 1, h + 1)
     b, h = chosen_head(b, h, mask.shape[:2])
     states, (tall, wide) = coarse_states(mask.blocks, b, h, *limit)
     (q_len, kv_len), (q_block, kv_block) = mask.seq_lengths, mask.BLOCK_SIZE

@@ -15,6 +15,7 @@ from flextrace.kernels.blocks import FULL, PARTIAL, Array
 from flextrace.tracer import Start
 from flextrace.tracer.signature import MaskFunction
 
+from .block_fields import BlockFields
 from .mod import MaskMod, as_mod
 
 
@@ -38,7 +39,7 @@ def and_masks(*masks: MaskMod | MaskFunction) -> MaskMod:
         >>> band(0, 0, 100, 50), band(0, 0, 100, 30)
         (True, False)
     """
-    mods = [as_mod(mask, MaskMod, "and_masks") for mask in masks]
+    mods = [_mask_mod(mask, "and_masks", "&") for mask in masks]
     return functools.reduce(operator.and_, mods) if mods else MaskMod(noop_mask)
 
 
@@ -51,8 +52,14 @@ def or_masks(*masks: MaskMod | MaskFunction) -> MaskMod:
         >>> either(0, 0, 9, 3), either(0, 0, 9, 8)
         (True, False)
     """
-    mods = [as_mod(mask, MaskMod, "or_masks") for mask in masks]
+    mods = [_mask_mod(mask, "or_masks", "|") for mask in masks]
     return functools.reduce(operator.or_, mods) if mods else ~MaskMod(noop_mask)
+
+
+def _mask_mod(mask: Any, caller: str, sign: str) -> MaskMod:
+    if isinstance(mask, BlockFields):
+        raise TypeError(f"{caller} takes mask_mods; a BlockMask combines by itself: write `block_mask {sign} other`")
+    return as_mod(mask, MaskMod, caller)
 
 
 def shift_mask(mask: MaskMod, q_from: int) -> MaskMod:

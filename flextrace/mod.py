@@ -43,6 +43,10 @@ class Mod:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.__flextrace_function__(*args, **kwargs)
 
+    def __bool__(self) -> bool:
+        instead = "write `&`, `|` and `~` for and, or and not" if self.kind == "mask_mod" else "test `is None`"
+        raise TypeError(f"{self!r} is a function, neither true nor false: {instead}")
+
     def __get__(self: AnyMod, instance: Any, owner: type | None = None) -> AnyMod:
         """As a method: the mod of that instance."""
         if instance is None:
@@ -201,6 +205,10 @@ class MaskMod(Mod):
 
         return _named(both, f"({_name(self)} & {_name(second)})")
 
+    def __rand__(self, other: Any) -> MaskMod:
+        first = _other_mask(other)
+        return NotImplemented if first is None else first & self
+
     def __or__(self, other: Any) -> MaskMod:
         second = _other_mask(other)
         if second is None:
@@ -211,6 +219,10 @@ class MaskMod(Mod):
 
         return _named(either, f"({_name(self)} | {_name(second)})")
 
+    def __ror__(self, other: Any) -> MaskMod:
+        first = _other_mask(other)
+        return NotImplemented if first is None else first | self
+
     def __invert__(self) -> MaskMod:
         def neither(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
             return not bool(self(b, h, q_idx, kv_idx))
@@ -219,10 +231,10 @@ class MaskMod(Mod):
 
 
 def _other_mask(other: Any) -> MaskMod | None:
-    """The right-hand side of `&` and `|`: a mask_mod or a plain function; None for what combines by itself."""
+    """The other side of `&` and `|`: a mask_mod or a plain function; None for what combines by itself."""
     if isinstance(other, MaskMod):
         return other
-    return MaskMod(other) if isinstance(other, types.FunctionType) else None
+    return MaskMod(other) if callable(other) and not isinstance(other, (Mod, type)) else None
 
 
 def _unpickled(kind: Kind, name: str, text: str, values: dict[str, Any]) -> Mod:

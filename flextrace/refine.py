@@ -18,11 +18,12 @@ import numpy as np
 
 from flextrace.kernels import Blocks
 from flextrace.kernels.blocks import FULL, PARTIAL, Array
-from flextrace.kernels.registry import needs_values
 from flextrace.tracer import Bound, evaluate
 from flextrace.tracer.bounds import bounds_of
 from flextrace.tracer.expr import leaves
 from flextrace.tracer.extremes import Extremes
+
+from .kept_values import hidden
 
 SPLIT = 4  # a square's side over that of the squares that it is split into
 FIRST_SQUARES = 64  # at least so many to begin with, of single blocks where there are fewer
@@ -89,12 +90,7 @@ def captured_arrays(bound: Bound) -> list[Array]:
         try:
             found.append(np.asarray(array.astype(mx.float32) if bfloat16 else array))
         except ValueError as error:
-            if not needs_values(error):
-                raise
-            raise ValueError(
-                f"a BlockMask or dense mask needs the values of {capture.name}, which mx.compile and mx.vmap hide; "
-                "make it outside them, or pass the mask_mod itself to flex_attention inside"
-            ) from None
+            raise hidden(error, capture) from None
     return found
 
 

@@ -131,7 +131,7 @@ def _on_cpu(backend: CpuBackend, calls: Sequence[tuple[str, AttentionCall]], dis
     for title, call in calls:
         score, mask = (None if mod is None else mod.trace for mod in (call.score_mod, call.mask_mod))
         keys = keys_of(call)
-        identity = (score and score.expr, mask and mask.expr, keys)
+        identity = (*(None if mod is None else mod.expr for mod in (score, mask)), keys)
         if identity in seen:
             continue
         seen.add(identity)

@@ -22,6 +22,8 @@ class Blocks:
     offsets: int64 [rows + 1]; the runs of row r are offsets[r] to offsets[r + 1] - 1, in ascending order.
     first, end: int32 [runs]; a run holds the kv blocks first to end - 1. Two runs of one state never touch.
     state: uint8 [runs], PARTIAL or FULL.
+
+    Several BlockMasks may share one, so nobody writes to its arrays.
     """
 
     shape: tuple[int, int, int, int]
@@ -31,6 +33,14 @@ class Blocks:
     state: Array
     q_block: int
     kv_block: int
+
+    def __post_init__(self) -> None:
+        for array in (self.offsets, self.first, self.end, self.state):
+            array.setflags(write=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        runs = (self.offsets, self.first, self.end, self.state)
+        return Blocks, (self.shape, *runs, self.q_block, self.kv_block)  # numpy forgets that nobody may write
 
     @classmethod
     def from_states(cls, states: Array, q_block: int, kv_block: int) -> Blocks:
@@ -104,6 +114,10 @@ class Blocks:
         np.add.at(steps, (row, self.first), state)
         np.subtract.at(steps, (row, self.end), state)
         return np.cumsum(steps[:, :-1], axis=1, dtype=np.int8).reshape(self.shape)
+
+    def transposed(self) -> Blocks:
+        """Rows and columns of blocks exchanged."""
+        return Blocks.from_states(np.swapaxes(self.states(), 2, 3), self.kv_block, self.q_block)
 
     def lists(self, state: int) -> tuple[Array, Array]:
         """(counts, indices) of the blocks in a state, ascending, int32, as in torch's BlockMask; 0 beyond a count."""

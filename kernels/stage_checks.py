@@ -8,7 +8,6 @@ import mlx.core as mx
 
 from flextrace.tracer import Bound, Kind, Traces
 from flextrace.tracer.errors import with_article
-from flextrace.tracer.expr import B, H, leaves
 
 from .scalars import as_float, as_int, shown
 from .stage_types import BlockLists
@@ -122,6 +121,17 @@ def check_blocks(blocks: Any, batch: int, heads: int, q_len: int) -> BlockLists:
     return blocks
 
 
+def check_lists_stand_for(lists: BlockLists, mask_mod: Bound, scores: mx.array) -> None:
+    """Lists of one batch or head do not serve several that the mask tells apart."""
+    for axis, (name, index) in enumerate((("B", "b"), ("H", "h"))):
+        made, wanted = lists.kv_num_blocks.shape[axis], scores.shape[axis]
+        if made == 1 < wanted and index in mask_mod.trace.expr.varies:
+            raise ValueError(
+                f"blocks are of {name}=1 and the mask depends on {index}, so they are not those of {wanted}: make them "
+                f"with block_mask(..., {name}={wanted}), or mx.repeat each of the four arrays if they hold for all"
+            )
+
+
 def check_size(name: str, value: Any, least: int, otherwise: str = "") -> int:
     """A whole number; `otherwise` says what else the argument takes."""
     number = as_int(value, name)
@@ -137,12 +147,11 @@ def check_whole(name: str, value: Any) -> int:
     return number
 
 
-def check_broadcast(mask_mod: Bound, **sizes: int | None) -> None:
+def check_broadcast(caller: str, mask_mod: Bound, batch: int | None, heads: int | None) -> None:
     """B and H may be None only where the mask does not ask for them."""
-    used = leaves(mask_mod.trace.expr, ("index",))
-    for (name, size), index in zip(sizes.items(), (B, H), strict=True):
-        if size is None and index in used:
-            raise ValueError(f"the mask depends on {index.value}, so block_mask needs {name}, not None")
+    for name, size, index in (("B", batch, "b"), ("H", heads, "h")):
+        if size is None and index in mask_mod.trace.expr.varies:
+            raise ValueError(f"the mask depends on {index}, so {caller} needs {name}, not None")
 
 
 def bind(mod: Any, kind: Kind, argument: str) -> Bound | None:

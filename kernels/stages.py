@@ -34,6 +34,7 @@ from .stage_checks import (
     check_dtype,
     check_inner,
     check_leading,
+    check_lists_stand_for,
     check_number,
     check_size,
     check_tensor,
@@ -141,6 +142,7 @@ def score_mod(
 
     Raises:
         TraceError: a mod cannot become a kernel; the message shows its line.
+        ValueError: blocks of one batch or head, several of scores, and a mask_mod that tells them apart.
         OverflowError: a captured integer does not fit int32.
 
     The mods are those of FlexAttention (Dong et al., arXiv 2412.05496).
@@ -159,6 +161,8 @@ def score_mod(
         if bound is not None:
             bound.check_sizes((scores.shape[0], scores.shape[1], scores.shape[2], scores.shape[3]))
     lists = None if blocks is None else check_blocks(blocks, *scores.shape[:3])
+    if lists is not None and mask is not None:
+        check_lists_stand_for(lists, mask, scores)
     inputs = [scores, *_captured(score), *_captured(mask)]
     return _run("score_mod", backend, inputs, lambda stages: [stages.score_mod(scores, score, mask, lists)])[0]
 
@@ -239,7 +243,7 @@ def block_mask(
     bound = bind(mask_mod, "mask_mod", "mask_mod")
     if bound is None:
         raise TypeError("mask_mod is None; without a mask every block is full: pass lambda b, h, q_idx, kv_idx: True")
-    check_broadcast(bound, B=B, H=H)
+    check_broadcast("block_mask", bound, B, H)
     batch, heads = (check_size(name, 1 if n is None else n, 1) for name, n in (("B", B), ("H", H)))
     lengths = check_size("q_len", q_len, 0), check_size("kv_len", kv_len, 0)
     size = check_block_size(block_size)
