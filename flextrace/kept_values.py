@@ -110,7 +110,7 @@ def hidden(error: Exception, capture: ArrayCapture) -> Exception:
     return ValuesHidden(capture.name) if needs_values(error) else error
 
 
-def _kept(array: mx.array | Array) -> _KeptArray:
+def _kept(array: Any) -> _KeptArray:
     shape = tuple(array.shape)
     if isinstance(array, np.ndarray):
         copy = np.array(array, order="C")

@@ -47,7 +47,7 @@ def refine(bound: Bound, shape: Shape, block: tuple[int, int]) -> Blocks:
     if any(_is_dense(array, shape) for array in arrays):
         return _refined(bound, arrays, shape, block)
     contents = tuple((a.shape, a.dtype.str, hashlib.sha1(np.ascontiguousarray(a).data).digest()) for a in arrays)
-    key = (bound.trace.expr, tuple(bound.numbers), contents, shape, block)
+    key = (bound.trace.expr, repr(bound.numbers), contents, shape, block)  # repr: -0.0 is not 0.0, and nan is nan
     with _lock:
         known = _known.get(key)
         if known is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from dense_masks import dense, states
 
 import flextrace as flex
 
@@ -21,23 +22,6 @@ def banded(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
 
 def by_head(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
     return (q_idx + h) % 4 >= 2 if b > 0 else kv_idx >= 30 * h
-
-
-def dense(mask: Any, b: int, h: int, q_len: int, kv_len: int) -> np.ndarray:
-    out = np.zeros((b, h, q_len, kv_len), bool)
-    for at in np.ndindex(*out.shape):
-        out[at] = bool(mask(*at))
-    return out
-
-
-def states(kept: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """0 empty, 1 partial, 2 full per block, by looking at every block."""
-    b, h, q_len, kv_len = kept.shape
-    out = np.zeros((b, h, -(-q_len // rows), -(-kv_len // columns)), int)
-    for i, j in np.ndindex(*out.shape[2:]):
-        block = kept[:, :, i * rows : (i + 1) * rows, j * columns : (j + 1) * columns]
-        out[:, :, i, j] = block.any((2, 3)).astype(int) + block.all((2, 3))
-    return out
 
 
 def listed(counts: mx.array | None, indices: mx.array | None, n: int) -> np.ndarray:
@@ -132,6 +116,7 @@ BAD = {
     "rows": (lambda: lists([[[1, 1]]], [[[[0]]]]), ValueError, r"kv_num_blocks has shape \(1, 1, 2\)"),
     "count": (lambda: lists([[[2]]], [[[[0]]]]), ValueError, "kv_num_blocks holds 2 to 2; its lists have 1 entries"),
     "index": (lambda: lists([[[1]]], [[[[3]]]]), ValueError, "kv_indices names block 3 to 3; there are 1 blocks"),
+    "next index": (lambda: lists([[[1]]], [[[[1]]]]), ValueError, "kv_indices names block 1 to 1; there are 1 blocks"),
     "half": (
         lambda: lists([[[1]]], [[[[0]]]], full_kv_num_blocks=mx.array([[[0]]])),
         ValueError,

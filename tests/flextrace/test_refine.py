@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import zoo
+from dense_masks import states
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -77,10 +78,32 @@ def test_a_ragged_tail_that_is_kept_whole_is_full() -> None:
     assert flex.create_block_mask(flex.noop_mask, None, None, 130, 257).to_string() == "###\n###"
 
 
-def test_masks_that_ignore_batch_and_head_are_made_once_for_all() -> None:
-    made = flex.create_block_mask(lambda b, h, q, kv: q >= kv, 4, 8, 300, 300)
-    assert made.shape == (4, 8, 300, 300)
-    assert (made.blocks.states() == made.blocks.states()[:1, :1]).all()
+@pytest.mark.parametrize(
+    ("mask", "batch", "heads", "distinct"),
+    [
+        (lambda b, h, q, kv: q >= kv, 4, 8, 1),
+        (lambda b, h, q, kv: q >= kv + h, 4, 8, 8),
+        (lambda b, h, q, kv: q >= kv + b, 4, 8, 4),
+        (lambda b, h, q, kv: q >= kv + b + h, 2, 3, 6),
+    ],
+    ids=["neither", "head", "batch", "both"],
+)
+def test_masks_that_ignore_batch_and_head_are_made_once_for_all(
+    mask: Any, batch: int, heads: int, distinct: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at = []
+    looks = refine._Refinement.blocks
+
+    def counted(self: Any) -> Any:
+        looked_at.append(self.shape[0] * self.shape[1])
+        return looks(self)
+
+    refine.forget()
+    monkeypatch.setattr(refine._Refinement, "blocks", counted)
+    made = flex.create_block_mask(mask, batch, heads, 300, 310)
+    assert looked_at == [distinct]
+    assert made.shape == (batch, heads, 300, 310)
+    np.testing.assert_array_equal(made.blocks.states(), dense_states(mask, batch, heads, 300, 310, (128, 128)))
 
 
 # ---- remembered ----------------------------------------------------------------------------------------------------
@@ -95,32 +118,45 @@ def test_remembered_by_mod_captured_values_and_lengths() -> None:
         mask = flex.mask_mod(lambda b, h, q, kv: ids[q] == ids[kv] and q - kv < limit)
         return flex.create_block_mask(mask, None, None, q_len, 200, BLOCK_SIZE=32)
 
-    first = make()
-    assert make().blocks is first.blocks
-    assert make(190).blocks is not first.blocks
+    first = make().blocks
+    assert make().blocks is first
+    assert make(190).blocks is not first
     ids[50] = 1  # in place: the same array object holds other values
-    changed = make()
-    assert changed.blocks is not first.blocks and changed != first
+    changed = make().blocks
+    assert changed is not first and not changed.same_as(first)
     limit = 31
-    assert make().blocks is not changed.blocks
+    assert make().blocks is not changed
     limit, ids[50] = 30, 0
-    assert make().blocks is first.blocks
+    assert make().blocks is first
 
 
 def test_threads_make_masks_at_once() -> None:
+    """Each gets the blocks of its own lengths and captured values, whatever the others make and remember meanwhile."""
     refine.forget()
-    made: list[Any] = []
+    sizes, shifts = range(60, 80), (0, 7, 20, 33)
+    made: dict[tuple[int, int], list[Any]] = {(size, shift): [] for size in sizes for shift in shifts}
+    start = threading.Barrier(len(shifts))
 
-    def work(n: int) -> None:
-        for size in range(n, n + 20):
-            made.append(flex.create_block_mask(lambda b, h, q, kv: q >= kv, None, None, size, size).blocks.states())
+    def shifted(shift: int) -> Any:
+        return lambda b, h, q, kv: q + shift >= kv
 
-    threads = [threading.Thread(target=work, args=(200,)) for _ in range(4)]
+    def work(turn: int) -> None:
+        start.wait()
+        for size in sizes:
+            for shift in (*shifts[turn:], *shifts[:turn]):
+                blocks = flex.create_block_mask(shifted(shift), None, None, size, size, 16).blocks
+                made[size, shift].append(blocks.states())
+
+    threads = [threading.Thread(target=work, args=(turn,)) for turn in range(len(shifts))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(made) == 80
+    for (size, shift), found in made.items():
+        assert len(found) == len(threads)
+        kept = np.arange(size)[:, None] + shift >= np.arange(size)
+        for got in found:
+            np.testing.assert_array_equal(got, states(kept[None, None], 16, 16))
 
 
 # ---- memory: what is never built ------------------------------------------------------------------------------------

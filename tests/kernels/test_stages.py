@@ -373,13 +373,30 @@ def test_block_mask_without_batch_and_heads(backend: str) -> None:
     assert got.kv_num_blocks.tolist() == [[[1, 1, 1]]] and got.full_kv_num_blocks.tolist() == [[[0, 1, 2]]]
 
 
+@pytest.mark.parametrize(("axis", "name", "index"), [(0, "B", "b"), (1, "H", "h")], ids=["batch", "head"])
+def test_lists_of_one_batch_do_not_serve_several_that_the_mask_tells_apart(axis: int, name: str, index: str) -> None:
+    def mask(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return kv_idx <= q_idx + (b, h)[axis]
+
+    shape = [1, 1, 6, 6]
+    lists = block_mask(mask, 1, 1, 6, 6, 2, backend="cpu")
+    assert score_mod(mx.zeros(shape), None, mask, blocks=lists, backend="cpu").shape == (1, 1, 6, 6)
+    shape[axis] = 3
+    with pytest.raises(ValueError, match=rf"blocks are of {name}=1 and the mask depends on {index}, .* {name}=3"):
+        score_mod(mx.zeros(shape), None, mask, blocks=lists, backend="cpu")
+    causal_lists = block_mask(causal, None, None, 6, 6, 2, backend="cpu")
+    assert score_mod(mx.zeros(shape), None, causal, blocks=causal_lists, backend="cpu").shape == tuple(shape)
+
+
 @EVERY
 @pytest.mark.parametrize("lengths", [(0, 5), (5, 0), (0, 0)], ids=str)
 def test_block_mask_of_nothing(backend: str, lengths: tuple[int, int]) -> None:
     got = block_mask(causal, 2, 1, *lengths, 4, backend=backend)
     rows, columns = (-(-n // 4) for n in lengths)
     assert got.kv_num_blocks.shape == (2, 1, rows) and got.kv_indices.shape == (2, 1, rows, columns)
-    assert got.kv_num_blocks.sum().item() == got.full_kv_num_blocks.sum().item() == 0
+    assert (
+        np.array(got.kv_num_blocks).sum() == np.array(got.full_kv_num_blocks).sum() == 0
+    )  # mx.sum of nothing is noise
 
 
 # ---- block_sparse_matmul -----------------------------------------------------------------------------------------

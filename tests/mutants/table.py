@@ -371,6 +371,9 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("if call.staged:", "if False:"),
     ],
     ("flextrace/refine.py", "tests/flextrace/test_refine.py"): [
+        ('distinct = (shape[0] if "b" in used else 1, shape[1] if "h" in used else 1)', "distinct = shape[:2]"),
+        ("repr(bound.numbers), contents", "contents"),
+        ("contents, shape, block)", "contents, block)"),
         (
             "key = (bound.trace.expr, tuple(bound.numbers), contents, shape, block)",
             "key = (bound.trace.expr, contents, shape, block)",
@@ -391,6 +394,51 @@ TABLE: dict[tuple[str, str], list[Change]] = {
             "return picked_heads(b, h, pick_row(q_idx // q_block) * q_block, kv_idx)",
         ),
         ("b_step, h_step = (int(size > 1) for size in blocks.shape[:2])", "b_step, h_step = 1, 1"),
+    ],
+    ("flextrace/block_input.py", "tests/flextrace/test_block_mask_methods.py"): [
+        ("used.max() >= columns", "used.max() > columns", "tests/flextrace/test_block_mask.py"),
+        ("(first >= end).any()", "(first > end).any()"),
+        ("(end > columns).any()", "(end >= columns).any()"),
+    ],
+    ("flextrace/block_mask.py", "tests/flextrace/test_block_mask_methods.py"): [
+        ("(*self.shape[:2], new_q_len, new_kv_len), self.offset)", "(*self.shape[:2], new_q_len, new_kv_len), 0)"),
+        (
+            "mask = shift_mask(self.as_mask_mod(), offset - self.offset)",
+            "mask = shift_mask(self.as_mask_mod(), offset)",
+        ),
+        ("0 <= offset - self.offset <= self.seq_lengths[0] - q_len", "0 <= offset <= self.seq_lengths[0] - q_len"),
+        ("return shift_mask(self.as_mask_mod(), -(self.offset or 0))", "return self.as_mask_mod()"),
+        ("if other.offset != self.offset:", "if False:"),
+        ("renumbered=self._renumbered | anew)", "renumbered=frozenset())"),
+        ("            offset = None\n        elif", "            offset = 0\n        elif"),
+        (
+            '"_made": None if self.implied else self._made',
+            '"_made": self._made',
+            "tests/flextrace/test_block_mask_values.py",
+        ),
+    ],
+    ("flextrace/block_fields.py", "tests/flextrace/test_block_mask_methods.py"): [
+        ("if self.implied and made == 1 < wanted", "if False and made == 1 < wanted"),
+        ("if self.implied and made == 1 < wanted", "if made == 1 < wanted"),
+        ("if made_of is not blocks:", "if not lists:", "tests/flextrace/test_block_mask_values.py"),
+        ("return tuple(part[...] for part in lists)", "return lists"),
+    ],
+    ("flextrace/kept_values.py", "tests/flextrace/test_block_mask_values.py"): [
+        ("trace.expr is not self.bound.trace.expr", "False"),
+        ("(numbers and repr(numbers) != self.numbers)", "numbers != self.bound.numbers"),
+        ("same = now.shape == kept.shape and now.tobytes() == kept.content", "same = now.tobytes() == kept.content"),
+        ("held = array[...]  # another handle of the same memory", "held = array"),
+        ('copy = np.array(array, order="C")', "copy = np.ascontiguousarray(array)"),
+        ("return KeptValues.of(bound) if moved else self", "return self"),
+    ],
+    ("kernels/blocks.py", "tests/flextrace/test_block_mask_methods.py"): [
+        ("array.setflags(write=False)", "pass"),
+    ],
+    (
+        "kernels/stage_checks.py",
+        "tests/kernels/test_stages.py::test_lists_of_one_batch_do_not_serve_several_that_the_mask_tells_apart",
+    ): [
+        ("if made == 1 < wanted and index in mask_mod.trace.expr.varies", "if False"),
     ],
     ("flextrace/kv_cache.py", "tests/flextrace/test_kv_cache.py"): [
         (
