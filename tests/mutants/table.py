@@ -375,10 +375,6 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("repr(bound.numbers), contents", "contents"),
         ("contents, shape, block)", "contents, block)"),
         (
-            "key = (bound.trace.expr, tuple(bound.numbers), contents, shape, block)",
-            "key = (bound.trace.expr, contents, shape, block)",
-        ),
-        (
             "self._keep(head[partial], row[partial], column[partial], 1, PARTIAL)",
             "self._keep(head[partial], row[partial], column[partial], 1, FULL)",
         ),
