@@ -67,6 +67,16 @@ class Int8KV:
         """How many tokens there are."""
         return self._length
 
+    def __repr__(self) -> str:
+        if not self._length:
+            return "<Int8KV, empty>"
+        batch, heads, head_dim, value_dim = self._shape
+        value = "int8" if self.quantise_value else self._dtype
+        sizes = (
+            f"{self._length:,} tokens, batch {batch}, {heads} heads, key int8 x {head_dim}, value {value} x {value_dim}"
+        )
+        return f"<Int8KV: {sizes}, {self.nbytes:,} bytes>"
+
     def __bool__(self) -> bool:
         """An empty cache is one too."""
         return True

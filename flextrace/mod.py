@@ -23,6 +23,15 @@ AnyMod = TypeVar("AnyMod", bound="Mod")
 _traces = Traces()
 
 
+class Page(str):
+    """Text that a prompt shows as `print` does."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 class Mod:
     """A decorated score_mod or mask_mod. Calling it with numbers runs the user's own function.
 
@@ -158,7 +167,7 @@ class Mod:
             invariant = shifts_with_score(trace.expr, numbers)
             fate = "dropped (shift invariant)" if invariant else "added back before the mod"
             lines += ["", f"smoothed K: the row term is {fate}"]
-        return "\n".join(lines)
+        return Page("\n".join(lines))
 
 
 class ScoreMod(Mod):

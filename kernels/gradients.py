@@ -8,8 +8,10 @@ from typing import Any, cast
 
 import mlx.core as mx
 
+from flextrace.tracer.errors import Brief
 
-class GradientError(RuntimeError):
+
+class GradientError(Brief, RuntimeError):
     """A kernel without a backward pass was differentiated. The message names the remedy.
 
     Example:

@@ -9,13 +9,14 @@ from typing import Protocol
 import mlx.core as mx
 
 from flextrace.tracer import Trace
+from flextrace.tracer.errors import Brief
 from flextrace.tracer.nearest import nearest
 
 from .call import AttentionCall, Result
 from .stage_types import Stages
 
 
-class BackendUnavailable(RuntimeError):
+class BackendUnavailable(Brief, RuntimeError):
     """A backend cannot run here, or not inside this MLX transformation. The message names the remedy.
 
     Example:

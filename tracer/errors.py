@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import linecache
 import sys
+import traceback
 from dataclasses import dataclass, field
 
+NOT_OF_USER = ("flextrace", "IPython", "ipykernel")
 SPELT = ("mx", "mlx", "nd", "np", "nn")  # their first letter is read out: em, en
 YOU = ("uint", "ufunc", "user", "uni", "uuid", "use", "one")  # they begin with a vowel that is none to the ear
 
@@ -75,8 +77,31 @@ class Untraceable(Exception):
         self.places: list[Place] = []
 
 
+class Brief(Exception):
+    """An error that a notebook shows as the user's own lines and the message.
+
+    IPython asks it for its traceback. `%xmode Verbose`, and any other than the default, then `%tb`, show all of it.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        ipython = sys.modules.get("IPython")
+        shell = None if ipython is None else ipython.get_ipython()
+        if shell is None:
+            return traceback.format_exception(self)
+        if shell.InteractiveTB.mode != "Context":
+            whole: list[str] = shell.InteractiveTB.structured_traceback(type(self), self, self.__traceback__)
+            return whole
+        lines = []
+        for frame, number in traceback.walk_tb(self.__traceback__):
+            if str(frame.f_globals.get("__name__")).partition(".")[0] not in NOT_OF_USER:
+                filename = frame.f_code.co_filename
+                text = linecache.getline(filename, number).strip()
+                lines += [f"{shown_file(filename)}, line {number}, in {frame.f_code.co_name}", f"----> {text}"]
+        return [*lines, "", f"{type(self).__name__}: {self}", "", "(the rest: %xmode Verbose, then %tb)"]
+
+
 @dataclass(eq=False)
-class TraceError(Exception):
+class TraceError(Brief):
     """A score_mod or mask_mod that cannot become a kernel.
 
     Attributes:

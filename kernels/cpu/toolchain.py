@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flextrace.tracer.errors import Brief
+
 # No -ffast-math: attention needs inf and nan. Each flag alone keeps IEEE values:
 # -fwrapv: int32 wraps; -ffp-contract=fast: fused multiply-add; no errno, no traps: vectorised math.
 FLAGS = (
@@ -37,7 +39,7 @@ REMEDY = (
 )
 
 
-class CompileError(RuntimeError):
+class CompileError(Brief, RuntimeError):
     """The compiler refused a kernel; the message holds its output and the command."""
 
 
