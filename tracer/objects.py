@@ -66,7 +66,7 @@ class Objects(Values):
             slot = self.recorder.array_slot(value, path)
             return ArrayView(slot, self.recorder.arrays[slot][0].element, value.ndim, path, value)
         porting.refuse_array(value, path)
-        kind = type(value)
+        kind: type = type(value)
         if isinstance(value, np.generic) and isinstance(value.item(), NUMBERS):
             value = value.item()
         if isinstance(value, NUMBERS) and not isinstance(value, enum.Enum):
