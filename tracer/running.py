@@ -105,8 +105,9 @@ class Running(Operators):
 
     def run_now(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         hashable = isinstance(function, (type, types.BuiltinFunctionType)) or id(function) in functions.TABLE
-        if (function is str or function is repr) and len(args) == 1 and self.is_in_kernel(args):
-            return UnknownText(self.shown(args[0]))
+        if (function is str or function is repr) and len(args) == 1 and not kwargs:
+            known = self.text(args[0])
+            return known if isinstance(known, UnknownText) else self.run(function, known)
         if function is print:
             args = [self.shown(arg) if self.is_in_kernel(arg) else self.concrete(arg, "an argument") for arg in args]
             return self.run(print, *args, **{name: self._argument(print, value) for name, value in kwargs.items()})

@@ -77,7 +77,6 @@ TABLE: dict[tuple[str, str], list[Change]] = {
             'if False:\n            raise Untraceable(f"{what} changes',
             "tests/tracer/test_errors.py",
         ),
-        ("return repr(a) == repr(b)", "return a == b"),
     ],
     ("tracer/read_names.py", "tests/tracer/test_exact_python.py"): [
         ("lambda now: name not in now.__globals__ and getattr(builtins, name, None) is value", "lambda now: True"),

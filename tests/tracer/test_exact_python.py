@@ -357,7 +357,7 @@ def test_a_number_that_decides_is_told_from_its_equal() -> None:
     config = {"x": math.nan}
 
     def mod(score, b, h, q_idx, kv_idx):
-        return score + [1, 2, 3][int(math.copysign(1, config["x"]))] + (config["x"] == config["x"])
+        return score + len(str(config["x"])) + (config["x"] == config["x"])
 
     traces = tracer.Traces()
     first = traces.bind(mod, "score_mod").trace
