@@ -65,13 +65,13 @@ class Copy:
             "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / ".hypothesis"),
         }
 
-    def passes(self, tests: Sequence[str]) -> tuple[bool, str]:
-        """Whether all of these tests pass here, and what pytest printed."""
+    def passes(self, tests: Sequence[str], seconds: float | None = SECONDS) -> tuple[bool, str]:
+        """Whether all of these tests pass here in that time, and what pytest printed."""
         options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--no-header"]
         command = [sys.executable, "-m", "pytest", *options, *tests]
         try:
             done = subprocess.run(
-                command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=SECONDS
+                command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=seconds
             )
         except subprocess.TimeoutExpired as error:
             return False, f"not done after {error.timeout:.0f} s"
@@ -138,7 +138,7 @@ def main() -> int:
 
         tests = sorted({test for mutant in mutants for test in mutant.tests})
         first = folders.get()
-        passed, output = first.passes(tests) if tests else (True, "")
+        passed, output = first.passes(tests, None) if tests else (True, "")
         folders.put(first)
         if not passed:
             print(f"the tests fail without any mistake:\n{output[-4000:]}")
