@@ -67,10 +67,10 @@ class BlockMask(BlockFields):
     ) -> None:
         """values: what mask_mod captured when the blocks were made of it; None where they are a caller's own.
         renumbered: of "b" and "h", those that count anew in a part of another mask."""
-        self.shape = (*blocks.shape[:2], *seq_lengths)
-        self.BLOCK_SIZE = blocks.q_block, blocks.kv_block
+        self.shape: tuple[int, int, int, int] = (*blocks.shape[:2], *seq_lengths)
+        self.BLOCK_SIZE: tuple[int, int] = blocks.q_block, blocks.kv_block
         self.mask_mod = mask_mod
-        self.implied = values is not None
+        self.implied: bool = values is not None
         self.offset = offset
         self._renumbered = renumbered
         self._made: tuple[Blocks, KeptValues | None] | None = blocks, values  # both at once, for other threads

@@ -80,6 +80,7 @@ def block_counts(counts: BlockCounts) -> str:
 
 
 def block_grid(blocks: BlockMask) -> str:
+    """How many blocks there are, and of what size."""
     grid = [-(-n // size) for n, size in zip(blocks.seq_lengths, blocks.BLOCK_SIZE, strict=True)]
     return f"{grid[0]:,} x {grid[1]:,} blocks of {blocks.BLOCK_SIZE[0]} x {blocks.BLOCK_SIZE[1]}"
 

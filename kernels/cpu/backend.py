@@ -16,6 +16,7 @@ from flextrace.tracer import Expr, Trace
 
 from ..call import AttentionCall, Result
 from ..mods import describe, expressions, state_in_memory
+from ..registry import BackendUnavailable
 from .generate import Keys, kernel_source
 from .launch import MAX_NDIM, Kernel, keys_of, load
 from .stages import CpuStages
@@ -103,7 +104,8 @@ class CpuBackend:
                 if capture.ndim > MAX_NDIM:
                     raise ValueError(f"{capture.name} has {capture.ndim} dimensions; the cpu backend reads {MAX_NDIM}")
         compiler = self._compiler()
-        assert compiler is not None
+        if compiler is None:  # it was there when this backend was made
+            raise BackendUnavailable(self.unavailable() or "the C++ compiler is gone")
         text = kernel_source(score_mod, mask_mod, kernel, keys)
 
         def build(folder: Path) -> dict[str, Any]:

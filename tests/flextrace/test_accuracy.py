@@ -57,7 +57,7 @@ SOME = (
 
 
 @pytest.mark.parametrize("inputs", accuracy.INPUTS)
-@pytest.mark.parametrize("name", SOME.split())
+@pytest.mark.parametrize("name", SOME)
 def test_kernels_meet_the_targets(name: str, inputs: str) -> None:
     """The cpu kernel on some of the zoo; test_the_cpu_kernel_meets_the_targets_at_full_size has it all."""
     entry = zoo.ZOO[name]

@@ -29,7 +29,9 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_notice_names_the_line_of_the_call(monkeypatch: pytest.MonkeyPatch, fresh_notices: None, call: str) -> None:
+def test_a_notice_names_the_line_of_the_call(
+    monkeypatch: pytest.MonkeyPatch, fresh_cache: None, fresh_notices: None, call: str
+) -> None:
     if call == "a call":
         monkeypatch.setenv("CXX", "no-such-compiler")
     assert line_of(CALLS[call]) == (__file__, CALLS[call].__code__.co_firstlineno)

@@ -39,8 +39,10 @@ def message(kind: type[Exception], call: Callable[[], Any]) -> str:
 SHAPES = [(8, 8), (3, 8, 8), (2, 3, 8, 8), (2, 1, 8, 8), (1, 1, 8, 8), (2, 1, 1, 8), (1, 8)]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", ["bool", "int", "float"])
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [(s, k) for i, s in enumerate(SHAPES) for j, k in enumerate(("bool", "int", "float")) if (i + j) % 2 == 0],
+)
 def test_what_is_said_of_an_array_is_what_it_means(shape: tuple[int, ...], kind: str) -> None:
     """The line in the message, run, gives attention under the array as it broadcasts."""
     drawn = np.random.default_rng(1).standard_normal(shape).astype(np.float32)

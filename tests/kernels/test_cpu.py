@@ -379,3 +379,11 @@ def test_an_unwritable_cache_still_computes_with_one_warning(tmp_path: Path) -> 
     )
     environment = {**os.environ, "FLEXTRACE_CACHE_DIR": str(tmp_path / "file" / "cache")}
     subprocess.run([sys.executable, str(script)], check=True, env=environment)
+
+
+def test_a_compiler_that_goes_away_is_named(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend was made while it was there."""
+    backend_for("cpu")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(flex.BackendUnavailable, match="found no C.. compiler: CXX='no-such-compiler'"):
+        flex.flex_attention(*[mx.ones((1, 1, 3, 8))] * 3, kernel_options={"BACKEND": "cpu"})

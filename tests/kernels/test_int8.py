@@ -237,7 +237,7 @@ def run(
     score = None if score_mod is None else flex.score_mod(score_mod).bind()
     mask = None if mask_mod is None else flex.mask_mod(mask_mod)
     sizes = (*inputs.q.shape[:3], inputs.k.shape[2])
-    blocks = flex.create_block_mask(mask, *sizes, BLOCK_SIZE=32).blocks if block_mask and mask else None
+    blocks = flex.create_block_mask(mask, *sizes, BLOCK_SIZE=32).blocks if block_mask and mask is not None else None
     call = AttentionCall(*inputs, inputs.q.shape[-1] ** -0.5, score, None if mask is None else mask.bind(), blocks)
     call.want_lse, call.want_max, call.threads, call.quant, call.smoothing = True, True, threads, quant, smooth
     return backend_for("cpu").attention(call)

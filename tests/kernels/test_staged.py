@@ -46,11 +46,13 @@ STAGES = ["scores", "scaled", "modified", "weights", "max_scores", "sums", "prod
 
 
 CASES = [
-    pytest.param("cpu", name, ROTATION[i % len(ROTATION)], id=f"cpu-{name}-{ROTATION[i % len(ROTATION)]}")
-    for i, name in enumerate(zoo.ZOO)
-] + [
-    pytest.param("simulator", name, ROTATION[i % len(ROTATION)], id=f"simulator-{name}-{ROTATION[i % len(ROTATION)]}")
-    for i, name in enumerate(ON_SIMULATOR)
+    pytest.param(
+        *(backend, name, ROTATION[i % len(ROTATION)]),
+        id=f"{backend}-{name}-{ROTATION[i % len(ROTATION)]}",
+        marks=[pytest.mark.long] if i % 3 else [],  # a third is enough for every day
+    )
+    for backend, names in (("cpu", zoo.ZOO), ("simulator", ON_SIMULATOR))
+    for i, name in enumerate(names)
 ]
 EVERY = pytest.mark.parametrize("backend", STAGED)
 

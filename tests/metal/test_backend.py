@@ -44,11 +44,16 @@ def test_tests_of_the_simulator_are_skipped_without_a_compiler() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-m", "not long"]
     files = [here.parent / "simulator" / "test_async_copy.py", here / "test_counts.py", here.parent / "test_zoo.py"]
     environment = os.environ | {"CXX": "no-such-compiler"}
+    environment.pop("CI", None)
     chosen = ["-k", "async_copy or test_counts or (simulator and causal and not every_shape)"]
     done = subprocess.run([*command, *chosen, *files], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "found no g++ 12 or later: CXX='no-such-compiler' is none; install g++ 12 or later" in done.stdout
     assert re.match(r"s{20,} ", done.stdout), done.stdout
+    in_ci = subprocess.run(
+        [*command, "-k", "async_copy", files[0]], env=environment | {"CI": "true"}, capture_output=True, text=True
+    )
+    assert in_ci.returncode == 1 and "0 passed" in in_ci.stdout, "CI must not pass over what it cannot run"
 
 
 def test_prepare_keeps_the_text_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,14 +313,14 @@ TABLE: dict[tuple[str, str], list[Change]] = {
             "walk.start(p, tile_lists, q_tile, tiles,",
         ),
     ],
-    ("kernels/metal/ops.h", "tests/metal/test_captures.py::test_twenty_arrays_in_the_fused_kernel"): [
+    ("kernels/metal/ops.h", "tests/metal/test_metal_captures.py::test_twenty_arrays_in_the_fused_kernel"): [
         ("for (int axis = 1; axis < NDIM; axis++)", "for (int axis = 0; axis < NDIM; axis++)"),
         ("next.shape = shape + 1;", "next.shape = shape;"),
     ],
-    ("kernels/metal/captures.py", "tests/metal/test_captures.py::test_twenty_arrays_in_the_fused_kernel"): [
+    ("kernels/metal/captures.py", "tests/metal/test_metal_captures.py::test_twenty_arrays_in_the_fused_kernel"): [
         ("shape_at += array.ndim", "shape_at += 1"),
     ],
-    ("kernels/metal/arguments.py", "tests/metal/test_captures.py::test_twenty_arrays_in_the_fused_kernel"): [
+    ("kernels/metal/arguments.py", "tests/metal/test_metal_captures.py::test_twenty_arrays_in_the_fused_kernel"): [
         ("[mx.contiguous(x) for x in given] if packed else given", "given"),
     ],
     ("kernels/metal/plan.py", "tests/metal/test_product_plan.py"): [("512: 104", "512: 128")],

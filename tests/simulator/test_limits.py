@@ -92,7 +92,9 @@ def test_other_text_that_metal_refuses() -> None:
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(SimulatorUnavailable, match="found no g\\+\\+ 12 or later; install g\\+\\+ 12"):
+    with pytest.raises(
+        SimulatorUnavailable, match=r"found no g\+\+ 12 or later: CXX='no-such-compiler' is none; install g\+\+ 12"
+    ):
         call("uint i = thread_position_in_grid.x; out[i] = a[i] + 12345;")
     monkeypatch.setattr(build, "_is_recent_gcc", lambda path: False)
     monkeypatch.delenv("CXX")
