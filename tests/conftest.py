@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import zlib
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,16 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["FLEXTRACE_CACHE_DIR"] = tempfile.mkdtemp(prefix="flextrace-tests-")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from backends import needs_device
 
     for item in items:
+        sampled = item.get_closest_marker("sampled")
         if needs_device(item.callspec.params if hasattr(item, "callspec") else {}):
             item.add_marker(pytest.mark.metal)
+        elif sampled is not None and zlib.crc32(item.nodeid.encode()) % sampled.args[0]:
+            item.add_marker(pytest.mark.long)  # by its name, so that no parameter is left out throughout
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import mlx.core as mx
@@ -158,26 +157,15 @@ CALLS = {
 }
 
 
-HOW = {
-    "block": QKQuant("block"),
-    "row": QKQuant("row"),
-    "smooth_q": QKQuant(smooth_q=True, q_block=8, k_block=16),
-    "unsmoothed": QKQuant(smooth_k=False),
-}
-DTYPES = ("float32", "float16", "bfloat16")
-MATRIX = [
-    pytest.param(
-        *(HOW[how], name, dtype, backend),
-        id=f"{how}-{name}-{dtype}-{backend}",
-        marks=[pytest.mark.long] if (i + j + k + m) % 3 else [],  # a third is enough for every day
-    )
-    for (i, how), (j, name), (k, dtype), (m, backend) in itertools.product(
-        *map(enumerate, (HOW, CALLS, DTYPES, QUANTISING))
-    )
-]
-
-
-@pytest.mark.parametrize(("quant", "name", "dtype", "backend"), MATRIX)
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("backend", QUANTISING)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "quant",
+    [QKQuant("block"), QKQuant("row"), QKQuant(smooth_q=True, q_block=8, k_block=16), QKQuant(smooth_k=False)],
+    ids=["block", "row", "smooth_q", "unsmoothed"],
+)
 def test_calls(quant: QKQuant, name: str, dtype: str, backend: str) -> None:
     score_mod, mask_mod, ids, add_back = CALLS[name]
     shapes = ((BATCH, HEADS, ROWS, D), (BATCH, KV_HEADS, KEYS, D), (BATCH, KV_HEADS, KEYS, 8))

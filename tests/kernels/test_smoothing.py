@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -209,22 +208,10 @@ def test_inside_compile() -> None:
     assert seen == [True, False]
 
 
-SCORES = {"no score_mod": None, "alibi": mods.alibi(4), "softcap": mods.softcap(3.0)}
-
-
-@pytest.mark.parametrize(
-    ("score", "name", "backend"),
-    [
-        pytest.param(
-            *(SCORES[score], name, backend),
-            id=f"{score}-{name}-{backend}",
-            marks=[pytest.mark.long] if (i + j + k) % 2 else [],
-        )
-        for (i, score), (j, name), (k, backend) in itertools.product(
-            *map(enumerate, (SCORES, (None, "causal", *IDS), QUANTISING))
-        )
-    ],
-)
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("backend", QUANTISING)
+@pytest.mark.parametrize("name", [None, "causal", *IDS])
+@pytest.mark.parametrize("score", [None, mods.alibi(4), mods.softcap(3.0)], ids=str)
 def test_smoothing_is_exact(name: str | None, score: Any, backend: str) -> None:
     """Without rounding, by groups and row terms, a kernel's result and lse are those of the keys as they are."""
     mask = None if name is None else mods.causal if name == "causal" else mask_of(IDS[name])
