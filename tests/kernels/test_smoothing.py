@@ -88,9 +88,10 @@ def test_starts_of_documents() -> None:
         np.arange(L) // 2,  # not the first token of anything
         np.where(np.arange(L) < 20, 0, 10),  # 10 is a token of document 0
         np.where(np.arange(L) < 20, 0, -1),
+        np.where(np.arange(L) < 20, -1, 20),
         np.arange(L)[::-1].copy(),
     ],
-    ids=["halves", "overlap", "negative", "falling"],
+    ids=["halves", "overlap", "negative", "negative first", "falling"],
 )
 def test_what_only_looks_like_starts(start: np.ndarray) -> None:
     array = mx.array(start.astype(np.int32))
@@ -150,6 +151,17 @@ def test_a_full_block_that_starts_in_one_document_and_ends_in_another(rows: np.n
         for on in (True, False)
     )
     np.testing.assert_allclose(np.array(smooth), np.array(plain), atol=2e-5)
+
+
+def test_a_full_block_that_joins_two_documents() -> None:
+    """Its rows are all of one document and its keys all of another."""
+    rows, keys = mx.array(np.zeros(L, int)), mx.array(np.ones(L, int))
+    mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: rows[q_idx] == keys[kv_idx])
+    one, none = mx.array([[[1]]]), mx.array([[[0]]])
+    blocks = flex.BlockMask.from_kv_blocks(
+        none, none[..., None], one, none[..., None], BLOCK_SIZE=L, mask_mod=mask, seq_lengths=(L, L)
+    )
+    assert smoothing(make_call(mask, blocks=blocks.blocks)).key_groups is None
 
 
 @pytest.mark.parametrize("mask", [None, mask_of(DOCUMENTS)], ids=["no mask", "documents"])
