@@ -241,11 +241,6 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("if (EVEN || row < BK) to[row", "to[row"),
         ("(DIM % WIDTH == 0 || column < DIM)", "true"),
         ("bool inside = row < from.rows &&", "bool inside ="),
-        (
-            "static constexpr constant int value = WIDTH + 16 / int(sizeof(T));",
-            "static constexpr constant int value = WIDTH;",
-            "tests/metal/test_counts.py",
-        ),
     ],
     ("kernels/metal/softmax.h", "tests/metal/test_metal_attention.py"): [
         ("sum = row.sum * shrink;", "sum = row.sum;"),
