@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import reference
+from dense_masks import states
 
 import flextrace as flex
 from flextrace import mods
@@ -348,16 +349,6 @@ MASKS = [
 ]
 
 
-def block_states(kept: Dense, rows: int, columns: int) -> Dense:
-    """0 empty, 1 partial, 2 full, by looking at every block."""
-    b, h, q_len, kv_len = kept.shape
-    out = np.zeros((b, h, -(-q_len // rows), -(-kv_len // columns)), int)
-    for i, j in np.ndindex(*out.shape[2:]):
-        block = kept[:, :, i * rows : (i + 1) * rows, j * columns : (j + 1) * columns]
-        out[:, :, i, j] = block.any((2, 3)).astype(int) + block.all((2, 3))
-    return out
-
-
 def listed(counts: Any, indices: Any, columns: int) -> Dense:
     """bool [B, H, q_blocks, columns] that lists of blocks stand for."""
     counts, indices = np.array(counts), np.array(indices)
@@ -380,7 +371,7 @@ def test_mask_equals_its_definition(case: Mask) -> None:
 @pytest.mark.parametrize("block", [(8, 8), (3, 5)], ids=str)
 def test_block_mask_covers_exactly(case: Mask, block: tuple[int, int]) -> None:
     made = flex.create_block_mask(case.make(), *case.sizes, BLOCK_SIZE=block)
-    expected = block_states(case.dense, *block)
+    expected = states(case.dense, *block)
     columns = expected.shape[3]
     np.testing.assert_array_equal(listed(made.kv_num_blocks, made.kv_indices, columns), expected == 1)
     np.testing.assert_array_equal(listed(made.full_kv_num_blocks, made.full_kv_indices, columns), expected == 2)

@@ -131,6 +131,14 @@ def test_block_masks() -> None:
     assert smoothing(make_call(by_batch, blocks=swapped)).key_groups is None
 
 
+def one_full_block(mask: Any) -> flex.BlockMask:
+    """All of the scores as one block that its maker says is full."""
+    one, none = mx.array([[[1]]]), mx.array([[[0]]])
+    return flex.BlockMask.from_kv_blocks(
+        none, none[..., None], one, none[..., None], BLOCK_SIZE=L, mask_mod=mask, seq_lengths=(L, L)
+    )
+
+
 FIRST_OF_EACH = (np.where(np.arange(L) < 20, 0, 1), np.zeros(L, int))  # ids whose first is 0; 24 of them are not
 
 
@@ -139,10 +147,7 @@ def test_a_full_block_that_starts_in_one_document_and_ends_in_another(rows: np.n
     """Its first row and first key are of the same document, so only a look at all of it finds the other one."""
     of_rows, of_keys = mx.array(rows), mx.array(keys)
     mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: of_rows[q_idx] == of_keys[kv_idx])
-    one, none = mx.array([[[1]]]), mx.array([[[0]]])
-    blocks = flex.BlockMask.from_kv_blocks(
-        none, none[..., None], one, none[..., None], BLOCK_SIZE=L, mask_mod=mask, seq_lengths=(L, L)
-    )
+    blocks = one_full_block(mask)
     call = make_call(mask, blocks=blocks.blocks)
     assert smoothing(call).key_groups is None
     q, k, v = (x.astype(mx.float32) for x in (call.q, call.k, call.v))
@@ -157,10 +162,7 @@ def test_a_full_block_that_joins_two_documents() -> None:
     """Its rows are all of one document and its keys all of another."""
     rows, keys = mx.array(np.zeros(L, int)), mx.array(np.ones(L, int))
     mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: rows[q_idx] == keys[kv_idx])
-    one, none = mx.array([[[1]]]), mx.array([[[0]]])
-    blocks = flex.BlockMask.from_kv_blocks(
-        none, none[..., None], one, none[..., None], BLOCK_SIZE=L, mask_mod=mask, seq_lengths=(L, L)
-    )
+    blocks = one_full_block(mask)
     assert smoothing(make_call(mask, blocks=blocks.blocks)).key_groups is None
 
 
