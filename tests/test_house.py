@@ -1,0 +1,190 @@
+"""Imports of the whole tree -> what may call what: rooms in order, no import upwards, no circle, no crowded folder.
+
+An import counts wherever it stands: inside a function, under TYPE_CHECKING, as `#include "file"` in a kernel's text.
+The exceptions are listed by name, and the lists can only shrink: one that is no longer needed fails its test.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TOPS = ("tracer", "cache", "kernels", "flextrace")
+
+# Every room, the lowest first: a file imports from rooms that stand before its own, and from its own. A room is a
+# folder, which ends in "/", or one file (without its ending) that has another place in the order than its folder.
+ROOMS = """
+tracer/
+cache/
+
+kernels/
+kernels/cpu/
+kernels/simulator/
+kernels/metal/
+kernels/metal/stages/
+kernels/ops/
+kernels/registry kernels/staged kernels/stages kernels/__init__
+
+flextrace/notices flextrace/keywords flextrace/hole flextrace/portable
+flextrace/wrong_mods
+flextrace/mod
+flextrace/kept_values flextrace/block_pictures flextrace/block_input flextrace/refine
+flextrace/block_fields flextrace/masks flextrace/block_mask flextrace/build_mask
+flextrace/quantise flextrace/gradient flextrace/run flextrace/kv_cache flextrace/checks flextrace/attention
+flextrace/mods/
+flextrace/simulator
+flextrace/cells flextrace/expression_tree flextrace/highlighting flextrace/text_pictures flextrace/visualize
+flextrace/cache_report flextrace/printing flextrace/displays flextrace/jupyter
+flextrace/resolve flextrace/warm
+flextrace/
+flextrace/bench/
+flextrace/selftest flextrace/selftest_stages flextrace/simulate flextrace/doctor
+flextrace/demo/
+flextrace/commands/
+flextrace/cli flextrace/__main__
+""".split()
+
+UPWARD = {
+    ("flextrace/block_fields.py", "flextrace/displays.py"),
+    ("flextrace/mlx_build.py", "flextrace/commands/exits.py"),
+    ("flextrace/mod.py", "flextrace/displays.py"),
+    ("flextrace/selftest.py", "flextrace/selftest_stages.py"),
+    ("flextrace/wrong_mods.py", "flextrace/mods/__init__.py"),
+    ("kernels/cpu/backend.py", "kernels/registry.py"),
+    ("kernels/metal/rows.h", "kernels/metal/stages/tensor.h"),
+    ("kernels/ops/backend.py", "kernels/registry.py"),
+}
+
+IN_CIRCLES = set(
+    """
+tracer/emit.py tracer/expr.py tracer/spellings.py
+kernels/cpu/__init__.py kernels/cpu/backend.py kernels/ops/__init__.py kernels/ops/backend.py kernels/registry.py
+kernels/simulator/report.py kernels/simulator/report_html.py
+flextrace/__init__.py flextrace/commands/exits.py flextrace/mlx_build.py
+flextrace/bench/plot.py flextrace/bench/report.py
+flextrace/selftest.py flextrace/selftest_stages.py
+flextrace/block_fields.py flextrace/block_mask.py flextrace/build_mask.py flextrace/cells.py flextrace/displays.py
+flextrace/masks.py flextrace/mod.py flextrace/mods/__init__.py flextrace/mods/biases.py flextrace/mods/draws.py
+flextrace/mods/graphs.py flextrace/mods/masks.py flextrace/mods/neighbourhoods.py flextrace/mods/packed.py
+flextrace/mods/prefixes.py flextrace/mods/scores.py flextrace/mods/trees.py flextrace/mods/vision.py
+flextrace/mods/windows.py flextrace/wrong_mods.py
+""".split()
+)
+
+FLAT = 14  # files of one folder
+CROWDED = {
+    "flextrace/": 39,
+    "kernels/": 15,
+    "kernels/cpu/": 36,
+    "kernels/metal/": 36,
+    "kernels/metal/stages/": 17,
+    "kernels/simulator/": 30,
+    "tracer/": 43,
+}
+
+
+def folder_of(file: str) -> str:
+    return f"{Path(file).parent.as_posix()}/"
+
+
+def room(file: str) -> str:
+    alone = Path(file).with_suffix("").as_posix()
+    return alone if alone in ROOMS else folder_of(file)
+
+
+@cache
+def files() -> dict[str, Path]:
+    """The sources of the library, by their paths in the repository."""
+    found = [path for top in TOPS for path in sorted((ROOT / top).rglob("*"))]
+    return {path.relative_to(ROOT).as_posix(): path for path in found if path.suffix in (".py", ".h", ".cpp", ".metal")}
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """What each file names of the others."""
+    return {name: (_of_python if path.suffix == ".py" else _of_text)(name, path) for name, path in files().items()}
+
+
+def _module(parts: tuple[str, ...]) -> str | None:
+    """The file of an installed module, whose name starts with flextrace; None for others."""
+    if parts[:1] != ("flextrace",):
+        return None
+    parts = parts[1:] if parts[1:2] and parts[1] in TOPS else parts
+    ends = (f"{'/'.join(parts)}.py", f"{'/'.join(parts)}/__init__.py")
+    return next((name for name in ends if name in files()), None)
+
+
+def _of_python(name: str, path: Path) -> set[str]:
+    package = Path(name).parent.parts
+    package = package if package[0] == "flextrace" else ("flextrace", *package)
+    found: set[str | None] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {_module(tuple(alias.name.split("."))) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            base += tuple((node.module or "").split(".")) if node.module else ()
+            found |= {_module((*base, alias.name)) or _module(base) for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("flextrace."):
+            found.add(_module(tuple(node.value.split("."))))  # as import_module takes it
+    return {other for other in found if other is not None} - {name}
+
+
+def _of_text(name: str, path: Path) -> set[str]:
+    included = re.findall(r'^\s*#include\s+"([^"]+)"', path.read_text(encoding="ascii"), re.MULTILINE)
+    beside = {(path.parent / other).resolve() for other in included}
+    return {other for other, its_path in files().items() if its_path.resolve() in beside} - {name}
+
+
+def circles() -> list[set[str]]:
+    """Groups of files each of which is reached from each other one."""
+    reached = {name: _reached(name) for name in files()}
+    found: list[set[str]] = []
+    for name in files():
+        circle = {other for other in reached[name] if name in reached[other]}
+        if circle and circle not in found:
+            found.append(circle)
+    return found
+
+
+def _reached(name: str) -> set[str]:
+    seen: set[str] = set()
+    to_do = [name]
+    while to_do:
+        new = imports()[to_do.pop()] - seen
+        seen |= new
+        to_do += new
+    return seen
+
+
+def test_every_folder_is_a_room() -> None:
+    assert len(set(ROOMS)) == len(ROOMS)
+    used = {room(name) for name in files()}
+    assert used - set(ROOMS) == set(), "name these folders in ROOMS, each above all that it imports"
+    assert set(ROOMS) - used == set(), "these rooms hold nothing: strike them"
+
+
+def test_imports_go_down() -> None:
+    place = {name: at for at, name in enumerate(ROOMS)}
+    pairs = {(name, other) for name, others in imports().items() for other in others}
+    upward = {(name, other) for name, other in pairs if place[room(name)] < place[room(other)]}
+    assert upward - UPWARD == set(), "each imports a file of a room above its own"
+    assert UPWARD - upward == set(), "these do so no longer: strike them"
+
+
+def test_files_import_each_other_in_no_circle() -> None:
+    found: set[str] = set().union(*circles())
+    assert found - IN_CIRCLES == set(), [sorted(circle) for circle in circles()]
+    assert IN_CIRCLES - found == set(), "these are in no circle any more: strike them"
+
+
+def test_no_folder_is_crowded() -> None:
+    count = Counter(folder_of(name) for name in files() if not name.endswith("/__init__.py"))
+    crowded = {folder: number for folder, number in count.items() if number > FLAT}
+    grown = {folder: number for folder, number in crowded.items() if number > CROWDED.get(folder, FLAT)}
+    assert not grown, f"a folder of more than {FLAT} files does not say where you are: give them rooms"
+    assert CROWDED.keys() - crowded.keys() == set(), "these are crowded no more: strike them"
