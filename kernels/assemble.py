@@ -2,6 +2,9 @@
 
 Every `#include "file.h"` is replaced by that file's text once, between `#line` marks, so that a compiler's message
 points into the real file. A file named in `replace` is the hole.
+
+A Metal kernel's file ends with its body, below a line that says so: MLX writes the signature between the two. A kernel
+that another one includes leaves its body behind.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"', re.MULTILINE)
+BODY = "// -- body: what MLX puts between the braces --"
 _MARK = re.compile(r'^#line \d+ "([^"]+)"$')
 
 
@@ -41,6 +45,11 @@ def assemble(folder: Path, kernel: str, replace: Mapping[str, str]) -> str:
         label = f"{name} (generated)" if name in replace else name
         lines = [f'#line 1 "{label}"']
         for number, line in enumerate(text.splitlines(), start=1):
+            if line == BODY:
+                if name != kernel:
+                    break
+                lines += [BODY, f'#line {number + 1} "{label}"']
+                continue
             include = _INCLUDE.match(line)
             if include is None:
                 lines.append("" if line.strip() == "#pragma once" else line)
@@ -53,3 +62,9 @@ def assemble(folder: Path, kernel: str, replace: Mapping[str, str]) -> str:
         return lines
 
     return "\n".join(inline(kernel)) + "\n"
+
+
+def header_and_body(text: str) -> tuple[str, str]:
+    """An assembled Metal kernel as MLX takes it: what stands before its signature, and between its braces."""
+    header, body = text.split(BODY + "\n")
+    return header, body

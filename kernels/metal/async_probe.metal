@@ -14,3 +14,7 @@ inline void copy_a_tile(const device float* from, threadgroup float* staged, dev
   for (int i = int(lane); i < FRAGMENT * FRAGMENT; i += LANES)
     out[i] = staged[i / FRAGMENT * Leading<float, FRAGMENT>::value + i % FRAGMENT];
 }
+
+// -- body: what MLX puts between the braces --
+threadgroup float staged[FRAGMENT * Leading<float, FRAGMENT>::value];
+copy_a_tile(from, staged, out, thread_index_in_simdgroup);

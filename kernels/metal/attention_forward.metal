@@ -47,7 +47,7 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
   }
 }
 
-// The whole kernel. Its body, attention_forward_body.metal, calls this with the buffers that MLX declares.
+// The whole kernel; the body below calls it with the buffers that MLX declares.
 //
 // q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM];
 // v: [kv_batches, kv_heads, kv_len, VALUE_DIM]; any strides, in elements. K: T, or int8_t: q is whole numbers too.
@@ -225,3 +225,13 @@ inline void attention_forward(
     }
   }
 }
+
+// -- body: what MLX puts between the braces --
+typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS> P;
+threadgroup T staged[STAGED];
+threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK];
+const auto mods = captured_by_mods(params + PARAM_WORDS CAPTURED_ARRAYS);
+attention_forward<T, P, BLOCKS, StagedTile>(
+    q, q_strides, k, k_strides, v, v_strides, out, lse, max_scores, tile_lists, read_params(params), mods,
+    staged, votes, threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
+    thread_index_in_simdgroup);

@@ -2,3 +2,20 @@
 // kernel_options={"ASYNC_COPY": "intrinsic"}.
 #include "attention_forward.metal"
 #include "async_copy.h"
+
+// -- body: what MLX puts between the braces --
+typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS> P;
+threadgroup T staged[STAGED];
+threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK];
+const auto mods = captured_by_mods(params + PARAM_WORDS CAPTURED_ARRAYS);
+// MLX gives strides here and not before: the same choice in all threads.
+if (can_be_copied(k_strides) && can_be_copied(v_strides))
+  attention_forward<T, P, BLOCKS, AsyncTile>(
+      q, q_strides, k, k_strides, v, v_strides, out, lse, max_scores, tile_lists, read_params(params),
+      mods, staged, votes, threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
+      thread_index_in_simdgroup);
+else
+  attention_forward<T, P, BLOCKS, StagedTile>(
+      q, q_strides, k, k_strides, v, v_strides, out, lse, max_scores, tile_lists, read_params(params),
+      mods, staged, votes, threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
+      thread_index_in_simdgroup);

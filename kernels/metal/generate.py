@@ -14,15 +14,14 @@ from flextrace.tracer.expr import leaves
 from flextrace.tracer.range_spellings import METAL_RANGES, tile_state_body
 from flextrace.tracer.spellings import is_uniform
 
-from ..assemble import assemble
+from ..assemble import assemble, header_and_body
 from ..mods import shift_slots
 from .captures import MAX_BUFFERS, are_packed, ascii_text, captures, declared, extremes_type, msl_type, passed_on
 from .plan import Plan, plan_for
 from .scoring import PLAIN, Scoring
 
 FOLDER = Path(__file__).parent
-KERNEL, BODY = "attention_forward.metal", "attention_forward_body.metal"
-ASYNC_KERNEL, ASYNC_BODY = "attention_forward_async.metal", "attention_forward_async_body.metal"
+KERNEL, ASYNC_KERNEL = "attention_forward.metal", "attention_forward_async.metal"
 INPUTS = ("q", "k", "v", "params", "tile_lists")
 OUTPUTS = ("out", "lse", "max_scores")
 STRIDED = ("q", "k", "v")
@@ -135,7 +134,6 @@ def kernel_text(
 
     Raises ValueError where the mods capture more arrays than a Metal kernel has buffers, be they packed.
     """
-    kernel, body_file = (ASYNC_KERNEL, ASYNC_BODY) if async_copy else (KERNEL, BODY)
     arrays, _ = captures(score_mod, mask_mod)
     others = len(KernelText("", "", INPUTS, (), scoring=scoring)._buffers()) + len(scoring.parameters)
     packed = are_packed(arrays, others)
@@ -146,10 +144,11 @@ def kernel_text(
     slots = slots[: MAX_BUFFERS - buffers]
     of_blocks = [f"extremes{slot}" for slot in slots]
     passed = [*passed_on(arrays, packed), *of_blocks, *(name.rsplit(" ", 1)[1] for name in scoring.parameters)]
-    body = (FOLDER / body_file).read_text(encoding="ascii")
+    hole = {"mod.h": mod_header(score_mod, mask_mod, slots, scoring, packed)}
+    header, body = header_and_body(assemble(FOLDER, ASYNC_KERNEL if async_copy else KERNEL, hole))
     return replace(
         text,
-        header=assemble(FOLDER, kernel, {"mod.h": mod_header(score_mod, mask_mod, slots, scoring, packed)}),
+        header=header,
         body=body.replace(" CAPTURED_ARRAYS", "".join(f", {name}" for name in passed)),
         inputs=(*text.inputs, *of_blocks, *scoring.inputs),
         extremes=tuple(slots),

@@ -9,17 +9,17 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..assemble import assemble
+from ..assemble import assemble, header_and_body
 
 FOLDER = Path(__file__).parent
-KERNEL, BODY = "async_probe.metal", "async_probe_body.metal"
+KERNEL = "async_probe.metal"
 NAME = "flextrace_async_probe"
 ROWS, COLUMNS = 6, 8  # copied into a tile of 8 rows
 
 
 def why_no_async_copy(metal_kernel: Callable[..., Any]) -> str | None:
     """None where the copy works. Evaluates arrays of its own, which MLX allows inside its transformations too."""
-    header, source = assemble(FOLDER, KERNEL, {}), (FOLDER / BODY).read_text(encoding="ascii")
+    header, source = header_and_body(assemble(FOLDER, KERNEL, {}))
     given = [float(i) for i in range(ROWS * COLUMNS)]
     try:
         kernel = metal_kernel(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..assemble import assemble
+from ..assemble import assemble, header_and_body
 from ..quant_types import Smoothing
 from .arguments import in_device_memory
 from .plan import LANES
@@ -182,8 +182,7 @@ class Rounding:
 
     @functools.cached_property
     def _kernel(self) -> Callable[..., Sequence[mx.array]]:
-        header = assemble(FOLDER, "quantise.metal", {})
-        body = (FOLDER / "quantise_body.metal").read_text(encoding="ascii")
+        header, body = header_and_body(assemble(FOLDER, "quantise.metal", {}))
         made: Callable[..., Sequence[mx.array]] = self.metal_kernel(
             name=f"flextrace_quantise_{hashlib.sha256((header + body).encode()).hexdigest()[:16]}",
             input_names=list(INPUTS),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flextrace.tracer import ArrayCapture, Trace
 
-from ..assemble import assemble
+from ..assemble import assemble, header_and_body
 from .captures import are_packed, captures, passed_on
 from .generate import FOLDER, mod_header
 
@@ -54,11 +54,11 @@ def stage_text(stage: str, score_mod: Trace | None = None, mask_mod: Trace | Non
     arrays, _ = captures(score_mod, mask_mod)
     packed = are_packed(arrays, 2 * len(strided) + len(plain) + len(outputs))
     passed = "".join(f", {name}" for name in passed_on(arrays, packed))
-    body = (FOLDER / "stages" / f"{stage}_body.metal").read_text(encoding="ascii")
     hole = {"mod.h": mod_header(score_mod, mask_mod, packed=packed)} if stage in WITH_MODS else {}
+    header, body = header_and_body(assemble(FOLDER, f"stages/{stage}.metal", hole))
     return StageText(
         stage,
-        assemble(FOLDER, f"stages/{stage}.metal", hole),
+        header,
         body.replace(" CAPTURED_ARRAYS", passed),
         (*strided, *plain, *(f"array{slot}" for slot in range(len(arrays)))),
         outputs,

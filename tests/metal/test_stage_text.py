@@ -13,7 +13,7 @@ from metal import clang_check, test_text
 from metal.mods import traces
 from metal.stage_launches import Launched, Recorder, every_launch
 
-from flextrace.kernels.assemble import assemble
+from flextrace.kernels.assemble import assemble, header_and_body
 from flextrace.kernels.metal import generate
 from flextrace.kernels.metal.stage_text import STAGES, WITH_MODS, stage_text
 from flextrace.kernels.metal.stages import MetalStages
@@ -33,9 +33,8 @@ def test_a_stage_file_keeps_the_habits(file: Path) -> None:
             assert before.strip() in ("UNROLL", '_Pragma("clang loop unroll_count(8)")'), line
 
 
-def test_every_stage_is_one_file_and_its_body() -> None:
-    names = {file.stem for file in FOLDER.glob("*.metal")}
-    assert names == {*STAGES, *(f"{stage}_body" for stage in STAGES)}
+def test_every_stage_is_one_file() -> None:
+    assert {file.stem for file in FOLDER.glob("*.metal")} == {*STAGES}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -118,10 +117,8 @@ def test_a_stage_compiles_as_it_lies(stage: str, tmp_path: Path) -> None:
     """With the checked-in mod.h."""
     for launched in every_launch(*traces("identity", "causal")):
         if stage in launched.definition["name"]:
-            plain = launched.definition | {
-                "header": assemble(METAL, f"stages/{stage}.metal", {}),
-                "source": (FOLDER / f"{stage}_body.metal").read_text(),
-            }
+            header, source = header_and_body(assemble(METAL, f"stages/{stage}.metal", {}))
+            plain = launched.definition | {"header": header, "source": source}
             assert clang_check.complaints(Launched(plain, launched.call).instance(), tmp_path) == ""
 
 

@@ -13,9 +13,9 @@ import zoo
 from metal import clang_check
 from metal.mods import text_of, traces
 
-from flextrace.kernels.assemble import assemble
+from flextrace.kernels.assemble import assemble, header_and_body
 from flextrace.kernels.metal import generate
-from flextrace.kernels.metal.generate import BODY, INPUTS, KERNEL, KernelText, kernel_text, mod_header
+from flextrace.kernels.metal.generate import INPUTS, KERNEL, KernelText, kernel_text, mod_header
 from flextrace.kernels.metal.launch import make
 from flextrace.kernels.metal.plan import plan_for
 from flextrace.kernels.metal.probe import why_no_async_copy
@@ -131,7 +131,7 @@ def test_too_many_captured_arrays_name_the_remedy() -> None:
 def test_the_kernel_compiles_as_it_lies(tmp_path: Path) -> None:
     """With the checked-in mod.h, whose bodies leave the scores as they are."""
     text = kernel_text(None, None)
-    plain = KernelText(assemble(FOLDER, KERNEL, {}), (FOLDER / BODY).read_text(), INPUTS, ())
+    plain = KernelText(*header_and_body(assemble(FOLDER, KERNEL, {})), INPUTS, ())
     assert plain.header != text.header
     source = clang_check.instance(plain, plan_for(64, 64, "float32"), NO_BLOCKS)
     assert clang_check.complaints(source, tmp_path) == ""

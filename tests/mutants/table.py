@@ -294,7 +294,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("kernels/metal/fragments.h", "tests/test_left_out.py"): [
         ("PLUS : (bits & ~INFINITY_BITS)", "PLUS : (bits & INFINITY_BITS)")
     ],
-    ("kernels/metal/stages/block_sparse_matmul_body.metal", "tests/test_left_out.py"): [
+    ("kernels/metal/stages/block_sparse_matmul.metal", "tests/test_left_out.py"): [
         ("false, !SAMPLED> P;", "false, false> P;")
     ],
     ("kernels/staged.py", "tests/test_left_out.py"): [

@@ -29,3 +29,7 @@ inline void attention_output(const device float* product, const constant int64_t
         sum == 0.0f ? minus_infinity() : *max_of.at(place.row, 0) + metal::precise::log(sum);
   }
 }
+
+// -- body: what MLX puts between the braces --
+attention_output(product, product_strides, max_scores, max_scores_strides, sums, sums_strides, out, lse, params,
+                 threadgroup_position_in_grid, thread_position_in_threadgroup, threads_per_threadgroup);

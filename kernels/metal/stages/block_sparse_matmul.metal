@@ -79,3 +79,11 @@ inline void block_sparse_matmul(const device A* a, const constant int64_t* a_str
   }
   write_tile<O, P>(out + int64_t(group.z) * p.m * p.n, p.n, sums, rows, columns, simdgroup, lane);
 }
+
+// -- body: what MLX puts between the braces --
+typedef ProductPlan<A, B, BM, BN, BK, ROW_GROUPS, COLUMN_GROUPS, false, SAMPLED, false, !SAMPLED> P;
+threadgroup A a_staged[P::A_STAGED];
+threadgroup B b_staged[P::B_STAGED];
+block_sparse_matmul<A, B, O, P, SAMPLED>(
+    a, a_strides, b, b_strides, out, kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, params, a_staged,
+    b_staged, threadgroup_position_in_grid, simdgroup_index_in_threadgroup, thread_index_in_simdgroup);

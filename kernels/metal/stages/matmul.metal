@@ -23,3 +23,10 @@ inline void matmul(const device A* a, const constant int64_t* a_strides, const d
                          columns, steps, a_staged, b_staged, simdgroup, lane);
   write_tile<O, P>(out + int64_t(group.z) * m * n, n, sums, rows, columns, simdgroup, lane);
 }
+
+// -- body: what MLX puts between the braces --
+typedef ProductPlan<A, B, BM, BN, BK, ROW_GROUPS, COLUMN_GROUPS, TRANSPOSE_A, TRANSPOSE_B, WHOLE> P;
+threadgroup A a_staged[P::A_STAGED];
+threadgroup B b_staged[P::B_STAGED];
+matmul<A, B, O, P>(a, a_strides, b, b_strides, out, params, a_staged, b_staged, threadgroup_position_in_grid,
+                   simdgroup_index_in_threadgroup, thread_index_in_simdgroup);

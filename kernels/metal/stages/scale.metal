@@ -17,3 +17,7 @@ inline void scale(const device T* x, const constant int64_t* x_strides, device T
     if (column < columns) to[column] = T(float(*from.at(place.row, column)) * factor);
   }
 }
+
+// -- body: what MLX puts between the braces --
+scale(x, x_strides, out, params, threadgroup_position_in_grid, thread_position_in_threadgroup,
+      threads_per_threadgroup);
