@@ -10,6 +10,7 @@ import expressions
 import numpy as np
 import pytest
 import random_masks
+from plain_ops import INTS, wrapped
 
 from flextrace import tracer
 from flextrace.tracer.evaluate import fold, run
@@ -79,46 +80,20 @@ def test_single_values(op: str, args: tuple[bool | int | float, ...], want: bool
     assert got == want or (math.isnan(want) and math.isnan(got))
 
 
-def wrapped(number: int) -> int:
-    """An int of Python's as the int32 that has its last 32 bits."""
-    return (number + 2**31) % 2**32 - 2**31
-
-
-# What Python's own ints give, of any size; wrapping to int32 is the one difference.
-PYTHON_INTS: dict[str, Callable[..., int]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "min": min,
-    "max": max,
-    "floor_div": lambda a, b: a // b if b else 0,
-    "mod": lambda a, b: a % b if b else 0,
-    "shl": lambda a, b: a << min(b, 99) if b >= 0 else 0,
-    "shr": lambda a, b: a >> b if b >= 0 else a >> 99,
-    "bit_and": lambda a, b: a & b,
-    "bit_or": lambda a, b: a | b,
-    "bit_xor": lambda a, b: a ^ b,
-    "bit_not": lambda a: ~a,
-    "neg": lambda a: -a,
-    "abs": abs,
-    "lt": lambda a, b: a < b,
-    "le": lambda a, b: a <= b,
-    "eq": lambda a, b: a == b,
-    "ne": lambda a, b: a != b,
-}
 EDGES = sorted({*expressions.INT_CONSTANTS, *range(-9, 10), 30, 63, 64, 2**31 - 2, -31, -33, -64, 65537, -46341})
 
 
 def test_every_op_on_ints_has_a_reference() -> None:
-    assert {op for op, row in OPS.items() if row.takes in ("int", "number")} - {"load"} == set(PYTHON_INTS)
+    taken = {op for op, row in OPS.items() if row.takes in ("int", "number")} - {"load"}
+    assert taken | {"to_int", "to_float"} == set(INTS)
 
 
-@pytest.mark.parametrize("op", PYTHON_INTS)
+@pytest.mark.parametrize("op", [op for op in INTS if op != "to_float"])
 def test_ints_are_pythons_at_32_bits(op: str) -> None:
     values = np.array(EDGES, np.int32)
     node = apply(op, *(Q_IDX, KV_IDX)[: OPS[op].arity])
     got = np.broadcast_to(tracer.evaluate(node, {"q_idx": values[:, None], "kv_idx": values}), 2 * values.shape)
-    python = PYTHON_INTS[op] if OPS[op].arity == 2 else lambda a, b: PYTHON_INTS[op](a)
+    python = INTS[op] if OPS[op].arity == 2 else lambda a, b: INTS[op](a)
     assert got.tolist() == [[wrapped(python(a, b)) for b in EDGES] for a in EDGES]
 
 

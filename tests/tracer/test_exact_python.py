@@ -248,6 +248,10 @@ REFUSED = {
     "a key that compares": "import itertools\nreturn score + len(list(itertools.groupby([1, 2], key=lambda x: x == h)))",
     "the address of a list": "return score + id(ITEMS) % 7",
     "a text's beginning": "return score + f'{h}'.startswith('1')",
+    "a list of one branch that is two of the other": "if h: xs = [1]; ys = xs\nelse: xs = [3]; ys = [5]\nxs[0] = 9\nreturn score + ys[0]",
+    "a name that an inner branch gave two kinds": "if h:\n if b: x = 1\n else: x = [1]\nelse: x = 2\nreturn score + x",
+    "a name that an outer branch gave two kinds": "if h: x = 2\nelse:\n if b: x = 1\n else: x = [1]\nreturn score + x",
+    "a row of one array or of another": "row = A[0] if h else B[0]\nreturn score + row[q_idx]",
     "an attribute by text": "return score + getattr(COUNTER, f'n{h}', 1)",
 }
 ITEMS: list[int] = [3, 4]
@@ -268,7 +272,7 @@ class Counter:
 @pytest.mark.parametrize("name", REFUSED)
 def test_is_refused(name: str) -> None:
     text = "def mod(score, b, h, q_idx, kv_idx):\n" + "".join(f"    {line}\n" for line in REFUSED[name].splitlines())
-    names: dict[str, Any] = {"ITEMS": [3, 4], "COUNTER": Counter()}
+    names: dict[str, Any] = {"ITEMS": [3, 4], "COUNTER": Counter(), "A": mx.ones((2, 3)), "B": mx.zeros((2, 3))}
     with pytest.raises(tracer.TraceError):
         tracer.trace(define(text, names)["mod"], "score_mod")
 

@@ -81,6 +81,16 @@ def test_lambdas_that_differ_in_a_constant_or_name() -> None:
         agrees(function)
 
 
+LOW, HIGH = 1, 2
+
+
+def test_lambdas_that_differ_in_the_name_of_a_global() -> None:
+    """Their instructions are the same."""
+    pair = [lambda b, h, q_idx, kv_idx: q_idx > LOW, lambda b, h, q_idx, kv_idx: q_idx > HIGH]
+    for function in pair:
+        agrees(function, "mask_mod")
+
+
 # ---- functions -----------------------------------------------------------------------------------------------------
 
 
@@ -421,12 +431,13 @@ def test_functions_without_python_source() -> None:
         tracer.trace(max, "mask_mod")
 
 
+@pytest.mark.parametrize("decorator", ["", "@lambda function: function\n"], ids=["plain", "decorated"])
 def test_finding_a_function_in_a_long_file_reads_its_block_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decorator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filler = "\n".join(f"def f{i}(x):\n    y = x * {i}\n    return [y for _ in range(3)]\n" for i in range(2000))
-    text = f"import math\n{filler}\ndef mod(score, b, h, q_idx, kv_idx):\n    return math.exp(score)\n"
-    module = import_text(tmp_path, "a_long_file", text)
+    mod = f"{decorator}def mod(score, b, h, q_idx, kv_idx):\n    return math.exp(score)\n"
+    module = import_text(tmp_path, f"a_long_file{len(decorator)}", f"import math\n{filler}\n{mod}")
     linecache.getlines(module.__file__)
     parsed: list[str] = []
     parse = ast.parse
