@@ -2,7 +2,8 @@
 
 A mutant is one small mistake planted in the source. For each row of the table, the tests it names run on a copy of the
 tree that has the mistake; they must fail. They must pass on the copy without it, or the row says nothing. (DeMillo,
-Lipton, Sayward: Hints on test data selection, 1978.)
+Lipton, Sayward: Hints on test data selection, 1978.) All copies compile into one cache, FLEXTRACE_CACHE_DIR where it is
+set, so a kernel that a mistake does not touch is compiled once.
 
     python tests/mutants/run.py                 every row, on as many processes as there are cores
     python tests/mutants/run.py visits.h joins  the rows whose file or change has one of these words
@@ -14,12 +15,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -34,10 +36,11 @@ SECONDS = 400  # one run of tests; a mutant that never ends is caught too
 
 
 class Outcome(NamedTuple):
-    mutant: Mutant
-    caught: bool
-    seconds: float
+    """failed: the first test that did, which caught the mistake; "" where all pass."""
+
+    failed: str
     output: str
+    seconds: float
 
 
 class Copy:
@@ -65,30 +68,39 @@ class Copy:
             "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / ".hypothesis"),
         }
 
-    def passes(self, tests: Sequence[str], seconds: float | None = SECONDS) -> tuple[bool, str]:
-        """Whether all of these tests pass here in that time, and what pytest printed."""
-        options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--no-header"]
-        command = [sys.executable, "-m", "pytest", *options, *tests]
+    def outcome(self, tests: Sequence[str], seconds: float | None = SECONDS) -> Outcome:
+        """What these tests say here, up to the first that fails. A matrix's part that is for test-long stays out."""
+        options = ["-x", "-q", "-n0", "-m", "not long", "-p", "no:cacheprovider", "--no-header"]
+        command, started = [sys.executable, "-m", "pytest", *options, *tests], time.perf_counter()
         try:
             done = subprocess.run(
                 command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=seconds
             )
         except subprocess.TimeoutExpired as error:
-            return False, f"not done after {error.timeout:.0f} s"
-        if done.returncode in (2, 3, 4, 5):  # interrupted, internal error, usage, no test: not an answer
+            return Outcome(f"no end after {error.timeout:.0f} s", "", error.timeout)
+        if done.returncode in (3, 4, 5):  # internal error, usage, no test: not an answer
             raise RuntimeError(f"pytest could not run {' '.join(tests)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        return done.returncode == 0, done.stdout
+        named = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+        failed = named[1] if named else f"pytest's status {done.returncode}"
+        return Outcome(failed if done.returncode else "", done.stdout, time.perf_counter() - started)
 
     def run(self, mutant: Mutant) -> Outcome:
         """Its tests, with the mistake in place; afterwards the file is as before."""
-        path, started = self.folder / mutant.file, time.perf_counter()
+        path = self.folder / mutant.file
         text = path.read_text()
         path.write_text(mutant.applied(text))
         try:
-            passed, output = self.passes(mutant.tests)
+            return self.outcome(mutant.tests)
         finally:
             path.write_text(text)
-        return Outcome(mutant, not passed, time.perf_counter() - started, output)
+
+
+def by_file(mutants: Iterable[Mutant]) -> list[list[str]]:
+    """The tests that rows name, a list for each file of tests."""
+    files: dict[str, set[str]] = {}
+    for test in (test for mutant in mutants for test in mutant.tests):
+        files.setdefault(test.partition("::")[0], set()).add(test)
+    return [[file] if file in tests else sorted(tests) for file, tests in sorted(files.items())]
 
 
 def chosen(words: Iterable[str]) -> list[Mutant]:
@@ -121,34 +133,40 @@ def main() -> int:
     if problems := stale(mutants):
         print("\n".join(problems))
         return 2
-    with tempfile.TemporaryDirectory(prefix="flextrace-mutants-") as name:
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="flextrace-mutants-") as name, ThreadPoolExecutor(options.jobs) as pool:
+        cache = Path(os.environ.get("FLEXTRACE_CACHE_DIR") or Path(name) / "cache")
         folders: SimpleQueue[Copy] = SimpleQueue()
         for index in range(options.jobs):
             (Path(name) / str(index)).mkdir()
-            folders.put(Copy(Path(name) / str(index), Path(name) / "cache"))
+            folders.put(Copy(Path(name) / str(index), cache))
 
-        def in_a_copy(mutant: Mutant) -> Outcome:
+        def in_a_copy(work: Callable[[Copy], Outcome]) -> Outcome:
             copy = folders.get()
             try:
-                outcome = copy.run(mutant)
+                return work(copy)
             finally:
                 folders.put(copy)
-            print(f"{'caught' if outcome.caught else 'SURVIVED':9} {outcome.seconds:5.0f} s  {mutant}", flush=True)
-            return outcome
 
-        tests = sorted({test for mutant in mutants for test in mutant.tests})
-        first = folders.get()
-        passed, output = first.passes(tests, None) if tests else (True, "")
-        folders.put(first)
-        if not passed:
-            print(f"the tests fail without any mistake:\n{output[-4000:]}")
+        def planted(mutant: Mutant) -> Outcome:
+            found = in_a_copy(lambda copy: copy.run(mutant))
+            said = f"caught by {found.failed.rpartition('/')[2]}" if found.failed else "SURVIVED"
+            print(f"{found.seconds:4.0f} s  {mutant}  {said}", flush=True)
+            return found
+
+        whole = pool.map(lambda tests: in_a_copy(lambda copy: copy.outcome(tests, None)), by_file(mutants))
+        if broken := [found for found in whole if found.failed]:
+            print("\n".join(f"without any mistake:\n{found.output[-4000:]}" for found in broken))
             return 1
-        with ThreadPoolExecutor(options.jobs) as pool:
-            outcomes = list(pool.map(in_a_copy, mutants))
-    survivors = [outcome for outcome in outcomes if not outcome.caught]
-    for outcome in survivors if options.output else ():
-        print(f"\n{outcome.mutant}\n{outcome.output[-3000:]}")
-    print(f"{len(outcomes) - len(survivors)} of {len(outcomes)} mistakes are caught")
+        print(f"{time.perf_counter() - started:4.0f} s  all pass without a mistake", flush=True)
+        found = list(pool.map(planted, mutants))
+    survivors = [(mutant, outcome) for mutant, outcome in zip(mutants, found, strict=True) if not outcome.failed]
+    for mutant, outcome in survivors if options.output else ():
+        print(f"\n{mutant}\n{outcome.output[-3000:]}")
+    print(
+        f"{len(mutants) - len(survivors)} of {len(mutants)} mistakes are caught, "
+        f"in {time.perf_counter() - started:.0f} s"
+    )
     return 1 if survivors else 0
 
 
