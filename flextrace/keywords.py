@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
+from flextrace.tracer.errors import brief_in_a_notebook
 from flextrace.tracer.nearest import nearest
 
 ALIGNMENT = (
@@ -52,7 +53,8 @@ R = TypeVar("R")
 
 
 def knows(remedies: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a function whose wrong keyword arguments have a remedy; its signature stays as it is.
+    """Decorate a function whose wrong keyword arguments have a remedy; its signature stays as it is. In a notebook
+    what flextrace has to say of its arguments is shown without flextrace's own lines.
 
     Args:
         remedies: by the name of an argument that it does not have, what to write, after a semicolon.
@@ -73,10 +75,14 @@ def knows(remedies: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P,
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            if not names.issuperset(kwargs):
-                unknown = next(name for name in kwargs if name not in names)
-                raise TypeError(f"{function.__name__}() has no argument {unknown!r}; {_remedy(unknown)}")
-            return function(*args, **kwargs)
+            try:
+                if not names.issuperset(kwargs):
+                    unknown = next(name for name in kwargs if name not in names)
+                    raise TypeError(f"{function.__name__}() has no argument {unknown!r}; {_remedy(unknown)}")
+                return function(*args, **kwargs)
+            except Exception as error:
+                brief_in_a_notebook(error)
+                raise
 
         def _remedy(unknown: str) -> str:
             near = nearest(unknown, names)

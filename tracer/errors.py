@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dis
 import linecache
 import sys
 import traceback
+import types
 from dataclasses import dataclass, field
+from typing import Any
 
 NOT_OF_USER = ("flextrace", "IPython", "ipykernel")
+RAISE = dis.opmap["RAISE_VARARGS"]  # what a raise statement compiles to
 SPELT = ("mx", "mlx", "nd", "np", "nn")  # their first letter is read out: em, en
 YOU = ("uint", "ufunc", "user", "uni", "uuid", "use", "one")  # they begin with a vowel that is none to the ear
 
@@ -49,10 +53,15 @@ class Place:
 
 def shown_file(filename: str) -> str:
     """A file as Python's tracebacks name it, and a notebook's cell as IPython's do: Cell In[3]."""
-    ipython = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
+    shell = _shell()
     cell = None if shell is None else shell.compile.format_code_name(filename)
     return f'File "{filename}"' if cell is None else " ".join(cell)
+
+
+def _shell() -> Any:
+    """The IPython that runs this process, or None."""
+    ipython = sys.modules.get("IPython")
+    return None if ipython is None else ipython.get_ipython()
 
 
 def with_article(noun: str) -> str:
@@ -84,20 +93,40 @@ class Brief(Exception):
     """
 
     def _render_traceback_(self) -> list[str]:
-        ipython = sys.modules.get("IPython")
-        shell = None if ipython is None else ipython.get_ipython()
-        if shell is None:
-            return traceback.format_exception(self)
-        if shell.InteractiveTB.mode != "Context":
-            whole: list[str] = shell.InteractiveTB.structured_traceback(type(self), self, self.__traceback__)
-            return whole
-        lines = []
-        for frame, number in traceback.walk_tb(self.__traceback__):
-            if str(frame.f_globals.get("__name__")).partition(".")[0] not in NOT_OF_USER:
-                filename = frame.f_code.co_filename
-                text = linecache.getline(filename, number).strip()
-                lines += [f"{shown_file(filename)}, line {number}, in {frame.f_code.co_name}", f"----> {text}"]
-        return [*lines, "", f"{type(self).__name__}: {self}", "", "(the rest: %xmode Verbose, then %tb)"]
+        return _brief_lines(self)
+
+
+def brief_in_a_notebook(error: Exception) -> None:
+    """Let IPython show an error as it shows a `Brief`, if a raise statement of flextrace itself raised it. One that
+    comes out of MLX, of the user's code or of an assertion keeps its traceback; so do all where no IPython runs."""
+    last = error.__traceback__
+    if _shell() is None or last is None or isinstance(error, AssertionError):
+        return
+    while last.tb_next is not None:
+        last = last.tb_next
+    frame = last.tb_frame
+    if _package(frame) == "flextrace" and frame.f_code.co_code[last.tb_lasti] == RAISE:
+        error.__dict__["_render_traceback_"] = types.MethodType(_brief_lines, error)
+
+
+def _package(frame: types.FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
+def _brief_lines(error: BaseException) -> list[str]:
+    shell = _shell()
+    if shell is None:
+        return traceback.format_exception(error)
+    if shell.InteractiveTB.mode != "Context":
+        whole: list[str] = shell.InteractiveTB.structured_traceback(type(error), error, error.__traceback__)
+        return whole
+    lines = []
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if _package(frame) not in NOT_OF_USER:
+            filename = frame.f_code.co_filename
+            text = linecache.getline(filename, number).strip()
+            lines += [f"{shown_file(filename)}, line {number}, in {frame.f_code.co_name}", f"----> {text}"]
+    return [*lines, "", f"{type(error).__name__}: {error}", "", "(the rest: %xmode Verbose, then %tb)"]
 
 
 @dataclass(eq=False)

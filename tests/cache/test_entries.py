@@ -4,6 +4,7 @@ import json
 import os
 import re
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -355,6 +356,15 @@ def test_prune_removes_the_least_recently_used(cache: Store) -> None:
     assert cache.prune(250_000) == 2
     assert [entry.key for entry in cache.entries()] == [keys[3], keys[0]]
     assert cache.size() <= 250_000 and cache.verify() == {} and leftovers(cache) == []
+
+
+@pytest.mark.parametrize(("age", "noted"), [(30, False), (90, True)])
+def test_a_use_is_noted_at_most_once_a_minute(cache: Store, age: float, noted: bool) -> None:
+    key = key_of("used often")
+    manifest, before = cache.get_or_build(key, Builder()).folder / "manifest.json", time.time() - age
+    os.utime(manifest, (before, before))
+    assert cache.get(key) is not None
+    assert (manifest.stat().st_mtime > before + 1) == noted
 
 
 def test_a_build_beyond_the_limit_removes_what_was_not_used_for_longest(cache: Store) -> None:

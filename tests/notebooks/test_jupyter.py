@@ -220,6 +220,25 @@ def calls(score, b, h, q_idx, kv_idx):
 # %% call
 calls.expr
 
+# %% wrong argument
+flex.flex_attention(eye, eye, eye,
+                    scale="large")
+
+# %% refused cache
+import os
+os.chmod(os.environ["FLEXTRACE_CACHE_DIR"], 0o777)
+flex.flex_attention(eye, eye, eye, score_mod=lambda s, b, h, q, kv: s - 99 * kv, kernel_options={"BACKEND": "cpu"})
+
+# %% trusted again
+os.chmod(os.environ["FLEXTRACE_CACHE_DIR"], 0o700)
+
+# %% the rest
+%xmode Verbose
+%tb
+
+# %% as before
+%xmode Context
+
 # %% source
 %%flex_source metal
 factor = 0.125
@@ -436,6 +455,20 @@ def test_errors_show_the_line_of_the_cell_with_a_caret(ran: Ran) -> None:
     _, traceback = ran.error("call")
     assert re.search(r"line 5, in calls\n    return half\(score\)\n           \^{11}\n", traceback)
     assert re.search(r"line 2, in half\n    return x\.item\(\)\n           \^{6}\n", traceback)
+
+
+def test_errors_of_arguments_and_of_the_cache_are_brief(ran: Ran) -> None:
+    """The user's line and the message; the rest on request."""
+    for cell, kind, line in (("wrong argument", "ValueError", 1), ("refused cache", "CacheError", 3)):
+        name, traceback = ran.error(cell)
+        first, _, blank, message, *_ = traceback.splitlines()
+        number = list(CELLS).index(cell) + 1
+        assert name == kind and re.fullmatch(
+            rf"Cell In\[{number}\], line {line}, in <(cell line: \d+|module)>.*", first
+        )
+        assert not blank and message.startswith(f"{kind}: ") and len(traceback.splitlines()) < 8, traceback
+    assert "checks.py" not in ran.error("wrong argument")[1]
+    assert "store.py" in str(ran["the rest"]) and "store.py" not in str(ran["refused cache"])
 
 
 def test_flex_source_defines_the_mods_and_shows_their_kernels(ran: Ran) -> None:
