@@ -164,6 +164,10 @@ def test_what_a_row_does_not_attend_to_never_reaches_it(way: str, how: str) -> N
         check(way, how, Case(spoiled))
 
 
+def test_what_a_score_leaves_out_of_the_stages_never_reaches_a_row() -> None:
+    check("cpu-staged", "score_mod", Case("v"))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("way", ["cpu", "ops", "simulator"])
 def test_in_half_precision(way: str, dtype: str) -> None:

@@ -125,6 +125,13 @@ def test_adjust_keeps_the_offset(lengths: tuple[int, int]) -> None:
     assert_stands_for(later, dense(banded, 1, 1, 5, lengths[1], 41), backend="ops")
 
 
+def test_lists_of_one_batch_and_head_are_a_mask_of_all() -> None:
+    whole = flex.create_block_mask(banded, None, None, 64, 64, BLOCK_SIZE=8)
+    lists = flex.BlockMask.from_kv_blocks(*whole.as_tuple()[2:6], BLOCK_SIZE=8, mask_mod=banded)
+    made = np.array(flex.create_mask(lists.as_mask_mod(), 2, 3, 64, 64))
+    assert (made == dense(banded, 2, 3, 64, 64, 0)).all() and made.any() and not made.all()
+
+
 def test_rows_of_lists_know_where_they_are() -> None:
     """`at_offset` counts rows from the start of the sequence, also of a part that starts later, and of lists."""
     whole = flex.create_block_mask(banded, None, None, 64, 64, BLOCK_SIZE=8)

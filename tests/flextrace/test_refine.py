@@ -78,6 +78,13 @@ def test_a_ragged_tail_that_is_kept_whole_is_full() -> None:
     assert flex.create_block_mask(flex.noop_mask, None, None, 130, 257).to_string() == "###\n###"
 
 
+def test_the_last_blocks_need_no_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds end where the rows and the keys do."""
+    monkeypatch.setattr(refine, "evaluate", None)
+    made = flex.create_block_mask(lambda b, h, q, kv: (q < 40) & (kv < 24), None, None, 40, 24, BLOCK_SIZE=16)
+    assert made.to_string() == "##\n##\n##"
+
+
 @pytest.mark.parametrize(
     ("mask", "batch", "heads", "distinct"),
     [
