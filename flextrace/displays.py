@@ -12,9 +12,7 @@ from flextrace.cache import CacheError
 from flextrace.kernels import Backend, BackendUnavailable, backend_for
 from flextrace.kernels.assemble import parts
 from flextrace.kernels.blocks import FULL, PARTIAL
-from flextrace.kernels.html_parts import display, table
 from flextrace.kernels.registry import chosen_name, default_name
-from flextrace.kernels.simulator.report_html import report_html
 from flextrace.tracer import Bound, Kind, Trace, TraceError, Untraceable, leaves, name_of, source_of, underlying
 
 from .block_fields import BlockFields
@@ -23,6 +21,8 @@ from .expression_tree import expression_tree
 from .highlighting import highlighted
 from .hole import written_by
 from .mod import MaskMod, Mod
+from .show.html import display, table
+from .show.reports import report_html
 
 STATES = {
     "memory": "in memory",

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Collection, Iterator
 from html import escape
 
-# First match counts: the head of a pygments token type, and the class of kernels/html_parts.py that colours it.
+# First match counts: the head of a pygments token type, and the class of flextrace/show/html.py that colours it.
 _CLASSES = (
     ("Token.Comment", "c"),
     ("Token.Keyword.Type", "t"),

@@ -13,8 +13,6 @@ import dis
 import time
 from typing import Any
 
-from flextrace.kernels.html_parts import display as as_display
-from flextrace.kernels.html_parts import table
 from flextrace.kernels.registry import default_name
 from flextrace.tracer import name_of
 
@@ -22,6 +20,8 @@ from .cache_report import CacheRow, human_size, rows
 from .displays import kernel_html
 from .hole import written_by
 from .mod import Mod
+from .show.html import display as as_display
+from .show.html import table
 
 BACKENDS = ("metal", "cpu")
 STORES = ("STORE_NAME", "STORE_GLOBAL")  # the instructions by which a cell binds a name

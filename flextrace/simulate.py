@@ -14,10 +14,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flextrace.bench.quantised import exact_attention
 from flextrace.kernels import AttentionCall
 
 from .attention import flex_attention
+from .exact import exact_attention
 from .mod import MaskMod, ScoreMod
 from .selftest import TOLERANCE, tensors
 from .simulator import Report, SimulationError, recording

@@ -36,12 +36,12 @@ flextrace/kept_values flextrace/block_pictures flextrace/block_input flextrace/r
 flextrace/block_fields flextrace/masks flextrace/block_mask flextrace/build_mask
 flextrace/quantise flextrace/gradient flextrace/run flextrace/kv_cache flextrace/checks flextrace/attention
 flextrace/mods/
-flextrace/simulator
+flextrace/simulator flextrace/show/
 flextrace/cells flextrace/expression_tree flextrace/highlighting flextrace/text_pictures flextrace/visualize
 flextrace/cache_report flextrace/printing flextrace/displays flextrace/jupyter
 flextrace/resolve flextrace/warm
 flextrace/
-flextrace/bench/
+flextrace/exact flextrace/bench/
 flextrace/selftest flextrace/selftest_stages flextrace/simulate flextrace/doctor
 flextrace/demo/
 flextrace/commands/
@@ -63,7 +63,7 @@ IN_CIRCLES = set(
     """
 tracer/emit.py tracer/expr.py tracer/spellings.py
 kernels/cpu/__init__.py kernels/cpu/backend.py kernels/ops/__init__.py kernels/ops/backend.py kernels/registry.py
-kernels/simulator/report.py kernels/simulator/report_html.py
+kernels/simulator/report.py flextrace/show/reports.py
 flextrace/__init__.py flextrace/commands/exits.py flextrace/mlx_build.py
 flextrace/bench/plot.py flextrace/bench/report.py
 flextrace/selftest.py flextrace/selftest_stages.py

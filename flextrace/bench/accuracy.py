@@ -20,12 +20,12 @@ from rich.table import Table
 
 import flextrace as flex
 from flextrace import MaskMod, QKQuant, ScoreMod, mods
+from flextrace.exact import exact_attention, quantised_attention
 from flextrace.kernels import BACKENDS, AttentionCall
 from flextrace.kernels.smoothing import smoothing
 from flextrace.printing import output, print_table, working
 
 from .errors import BenchError
-from .quantised import exact_attention, quantised_attention
 
 INPUTS = ("plain", "outlier")
 DTYPES = ("float32", "float16", "bfloat16")

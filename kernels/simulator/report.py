@@ -108,7 +108,7 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from .report_html import report_html  # notebooks only
+        from flextrace.show.reports import report_html  # notebooks only
 
         return report_html(self)
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 import flextrace as flex
 from flextrace import QKQuant, mods
 from flextrace.bench import accuracy
-from flextrace.bench.quantised import exact_attention, quantised_attention
 from flextrace.cli import app
+from flextrace.exact import exact_attention, quantised_attention
 from flextrace.kernels import AttentionCall, backend_for
 from flextrace.kernels.smoothing import smoothing
 

@@ -24,8 +24,8 @@ from flextrace.expression_tree import expression_tree
 from flextrace.highlighting import highlighted
 from flextrace.kernels import backend_for, registry
 from flextrace.kernels.blocks import FULL, PARTIAL
-from flextrace.kernels.html_parts import STYLE
 from flextrace.kernels.simulator import BufferCount, Finding, Report, SimulationError
+from flextrace.show.html import STYLE
 
 slopes = mx.array([0.5, 0.25])
 window, cap = 64, 30.0
@@ -337,7 +337,7 @@ def test_importing_flextrace_imports_nothing_of_notebooks() -> None:
     program = (
         "import sys, flextrace as flex; flex.mods.causal.inspect(); flex.simulator\n"
         "print([name for name in ('IPython', 'pygments', 'matplotlib', 'flextrace.displays', 'flextrace.jupyter', "
-        "'flextrace.kernels.html_parts') if name in sys.modules])"
+        "'flextrace.show.html') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

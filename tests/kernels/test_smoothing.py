@@ -13,7 +13,7 @@ import reference
 
 import flextrace as flex
 from flextrace import mods
-from flextrace.bench.quantised import exact_attention, quantised_attention
+from flextrace.exact import exact_attention, quantised_attention
 from flextrace.kernels import BACKENDS, AttentionCall, QKQuant, backend_for
 from flextrace.kernels.smoothing import smoothing
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from ..html_parts import display, table
-from .report import Report
+from flextrace.kernels.simulator.report import Report
+
+from .html import display, table
 
 COUNTS = ("matrix_multiplies", "threadgroup_barriers", "simdgroup_barriers", "shuffles", "reductions", "atomics")
 

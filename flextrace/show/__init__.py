@@ -1,0 +1,1 @@
+"""Mods, BlockMasks, reports, the cache -> what a reader sees of them: HTML for notebooks."""
