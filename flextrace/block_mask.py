@@ -15,25 +15,26 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.kernels import Blocks, Int8Rows
-from flextrace.kernels.blocks import FULL, Array
+from flextrace.kernels.blocks import FULL, PARTIAL, Array
+from flextrace.kernels.notebooks import html_of
 from flextrace.kernels.scalars import as_int, shown
 from flextrace.kernels.stage_checks import check_size, check_whole
 from flextrace.tracer import Bound
 from flextrace.tracer.signature import MaskFunction
 
-from .block_fields import BlockFields
 from .block_input import BlockRanges, block_size, blocks_of_lists, blocks_of_ranges
+from .block_pictures import block_text, chosen_head
 from .kept_values import KeptValues, ValuesHidden
 from .keywords import OF_BLOCK_MASK, knows
-from .masks import lookup_mask, noop_mask, pick_mask, shift_mask
 from .mod import MaskMod, as_mod
 from .portable import same
 from .refine import refine
+from .views import lookup_mask, noop_mask, pick_mask, shift_mask
 
 DEFAULT_BLOCK = 128
 
 
-class BlockMask(BlockFields):
+class BlockMask:
     """The blocks that a mask leaves; made by `create_block_mask`, or from lists or runs of blocks.
 
     Its mask_mod reads captured values at every call, and so do its blocks: the values that they were made of are
@@ -43,6 +44,10 @@ class BlockMask(BlockFields):
     there through a view of an mx.array is not. Blocks from lists or runs are their maker's own and stay.
 
     Attributes:
+        shape: (B, H, q_len, kv_len) of the mask.
+        BLOCK_SIZE: (rows, columns) of one block.
+        implied: whether the blocks follow from mask_mod alone; False for one made from lists or runs.
+        mask_mod: decides inside partial blocks; its q_idx 0 is this mask's first row.
         offset: position in the whole sequence of the first row: not 0 for queries that start later; None for rows of
             blocks that do not follow each other.
 
@@ -74,7 +79,7 @@ class BlockMask(BlockFields):
         self.offset = offset
         self._renumbered = renumbered
         self._made: tuple[Blocks, KeptValues | None] | None = blocks, values  # both at once, for other threads
-        self._lists = {}
+        self._lists: dict[str, tuple[Blocks, tuple[mx.array, ...]]] = {}  # torch's, and the blocks that they are of
 
     @classmethod
     def _of(
@@ -114,6 +119,11 @@ class BlockMask(BlockFields):
         blocks = refine(values.bound, self.shape, self.BLOCK_SIZE)
         self._made = blocks, values
         return blocks
+
+    @property
+    def seq_lengths(self) -> tuple[int, int]:
+        """(q_len, kv_len)."""
+        return self.shape[2:]
 
     # ---- constructors ----------------------------------------------------------------------------------------
 
@@ -175,6 +185,110 @@ class BlockMask(BlockFields):
         """The runs of blocks, a few per row for most masks; copies, which are the caller's."""
         blocks = self.blocks
         return BlockRanges(blocks.offsets.copy(), blocks.first.copy(), blocks.end.copy(), blocks.state == FULL)
+
+    # ---- torch's fields --------------------------------------------------------------------------------------
+
+    @property
+    def _by_rows(self) -> tuple[mx.array, ...]:
+        return self._listed("rows", lambda blocks: blocks)
+
+    @property
+    def _by_columns(self) -> tuple[mx.array, ...]:
+        return self._listed("columns", lambda blocks: blocks.transposed())
+
+    def _listed(self, by: str, turned: Callable[[Blocks], Blocks]) -> tuple[mx.array, ...]:
+        """Counts and indices of partial blocks, then of full ones; writing to them changes no others."""
+        blocks = self.blocks
+        made_of, lists = self._lists.get(by, (None, ()))
+        if made_of is not blocks:
+            turned_blocks = turned(blocks)
+            parts: tuple[Array, ...] = (*turned_blocks.lists(PARTIAL), *turned_blocks.lists(FULL))
+            lists = tuple(mx.array(part) for part in parts)
+            self._lists[by] = blocks, lists
+        return tuple(part[...] for part in lists)
+
+    @property
+    def kv_num_blocks(self) -> mx.array:
+        """int32 [B, H, q_blocks]: how many partial blocks each row of blocks has."""
+        return self._by_rows[0]
+
+    @property
+    def kv_indices(self) -> mx.array:
+        """int32 [B, H, q_blocks, kv_blocks]: which, ascending; entries past kv_num_blocks mean nothing."""
+        return self._by_rows[1]
+
+    @property
+    def full_kv_num_blocks(self) -> mx.array:
+        """As kv_num_blocks, of the blocks that the mask keeps whole."""
+        return self._by_rows[2]
+
+    @property
+    def full_kv_indices(self) -> mx.array:
+        """As kv_indices, of the blocks that the mask keeps whole."""
+        return self._by_rows[3]
+
+    @property
+    def q_num_blocks(self) -> mx.array:
+        """int32 [B, H, kv_blocks]: how many partial blocks each column of blocks has."""
+        return self._by_columns[0]
+
+    @property
+    def q_indices(self) -> mx.array:
+        """int32 [B, H, kv_blocks, q_blocks]: which, ascending."""
+        return self._by_columns[1]
+
+    @property
+    def full_q_num_blocks(self) -> mx.array:
+        """As q_num_blocks, of the blocks that the mask keeps whole."""
+        return self._by_columns[2]
+
+    @property
+    def full_q_indices(self) -> mx.array:
+        """As q_indices, of the blocks that the mask keeps whole."""
+        return self._by_columns[3]
+
+    def as_tuple(self, flatten: bool = True) -> tuple[Any, ...]:
+        """All fields in torch's order; `flatten` writes lengths and block size as single numbers."""
+        lists = (*self._by_rows, *self._by_columns)
+        if flatten:
+            return (*self.seq_lengths, *lists, *self.BLOCK_SIZE, self.mask_mod)
+        return (self.seq_lengths, *lists, self.BLOCK_SIZE, self.mask_mod)
+
+    # ---- what it covers --------------------------------------------------------------------------------------
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the blocks take. torch's lists, once asked for, take more."""
+        return self.blocks.nbytes
+
+    def numel(self) -> int:
+        """Number of positions of the mask."""
+        b, h, q_len, kv_len = self.shape
+        return b * h * q_len * kv_len
+
+    def sparsity(self) -> float:
+        """Percentage of positions in blocks that are never visited, in [0, 100]."""
+        blocks, (q_len, kv_len) = self.blocks, self.seq_lengths
+        row_in_head = blocks.rows % max(1, blocks.shape[2])
+        heights = np.minimum(blocks.q_block, q_len - row_in_head * blocks.q_block)
+        first = blocks.first.astype(np.int64) * blocks.kv_block
+        widths = np.minimum(blocks.end.astype(np.int64) * blocks.kv_block, kv_len) - first
+        return 100.0 * (1 - int((heights * widths).sum()) / self.numel()) if self.numel() else 0.0
+
+    def to_dense(self) -> mx.array:
+        """bool [B, H, q_blocks, kv_blocks]: which blocks are visited."""
+        return mx.array(self.blocks.states() > 0)
+
+    def to_string(self, batch: int = 0, head: int = 0, rows: int = 64, columns: int = 120) -> str:
+        """A picture: one character per block, full `#`, partial `+`, empty `.`; coarser beyond rows x columns.
+
+        Raises:
+            ValueError: there is no such batch or head.
+        """
+        batch, head = check_size("batch", batch, 0), check_size("head", head, 0)
+        self.check_heads(batch + 1, head + 1)
+        at = chosen_head(batch, head, self.shape)
+        return block_text(self.blocks, *at, check_size("rows", rows, 1), check_size("columns", columns, 1))
 
     # ---- parts and other lengths -----------------------------------------------------------------------------
 
@@ -341,6 +455,12 @@ class BlockMask(BlockFields):
             mask.check_heads(batch, heads)
         return batch, heads
 
+    def __repr__(self) -> str:
+        head = f"BlockMask(shape={self.shape}, BLOCK_SIZE={self.BLOCK_SIZE}, sparsity={self.sparsity():.2f}%)"
+        return f"{head}\n{self.to_string()}" if self.numel() else head
+
+    _repr_html_ = html_of
+
     def __eq__(self, other: object) -> bool:
         """Whether both stand for the same mask: same lengths and blocks, and mask_mods that are the same expression
         over equal captured values."""
@@ -389,6 +509,15 @@ class BlockMask(BlockFields):
             return bound, self._blocks_for(bound)
         except ValuesHidden:
             return bound, None
+
+    def check_heads(self, batch: int, heads: int, bound: Bound | None = None) -> None:
+        """Raises ValueError where blocks of one batch or head would stand for several that the mask tells apart."""
+        for name, index, made, wanted in (("B", "b", self.shape[0], batch), ("H", "h", self.shape[1], heads)):
+            if self.implied and made == 1 < wanted and index in (bound or self.mask_mod.bind()).trace.expr.varies:
+                raise ValueError(
+                    f"block_mask was made for {name}=1 and its mask depends on {index}, so its blocks are not those of "
+                    f"{wanted}: make it with create_block_mask(..., {name}={wanted})"
+                )
 
 
 def _chosen(given: Any, n: int, name: str) -> Array:

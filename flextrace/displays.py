@@ -13,10 +13,12 @@ from flextrace.kernels import Backend, BackendUnavailable, backend_for
 from flextrace.kernels.assemble import parts
 from flextrace.kernels.blocks import FULL, PARTIAL
 from flextrace.kernels.registry import chosen_name, default_name
+from flextrace.kernels.simulator import Report, SimulationError
 from flextrace.tracer import Bound, Kind, Trace, TraceError, Untraceable, leaves, name_of, source_of, underlying
 
-from .block_fields import BlockFields
+from .block_mask import BlockMask
 from .block_pictures import block_svg, states_svg
+from .cells import mask_cells
 from .expression_tree import expression_tree
 from .highlighting import highlighted
 from .hole import written_by
@@ -31,6 +33,15 @@ STATES = {
     "nowhere": "not compiled yet",
 }
 PICTURE_LENGTHS = (32, 1024)  # of a mask's small picture, which is painted at every display
+
+
+def html_of(thing: Mod | BlockMask | Report | SimulationError) -> str:
+    """What a notebook shows of a thing that has `_repr_html_`."""
+    if isinstance(thing, Mod):
+        return mod_html(thing)
+    if isinstance(thing, BlockMask):
+        return blocks_html(thing)
+    return report_html(thing.report if isinstance(thing, SimulationError) else thing)
 
 
 def mod_html(mod: Mod) -> str:
@@ -69,7 +80,7 @@ def kernel_html(text: str, title: str, kinds: Sequence[Kind] = ("score_mod", "ma
     return display(f'<div class="head">{escape(title)}</div>', _generated(text, kinds), whole)
 
 
-def blocks_html(mask: BlockFields) -> str:
+def blocks_html(mask: BlockMask) -> str:
     """A BlockMask: the picture of its first batch and head, with counts of blocks over all of them."""
     blocks = mask.blocks
     lengths = (blocks.end - blocks.first).astype(np.int64)
@@ -173,8 +184,6 @@ def _body(lines: list[str], kinds: Sequence[Kind]) -> range:
 
 def _mask_picture(mod: MaskMod, bound: Bound) -> tuple[str, str]:
     """What it shows, and a small picture of batch 0 and head 0, long enough to show what the mask's numbers do."""
-    from .cells import mask_cells  # it needs mods, and only pictures need it
-
     numbers = [node.value for node in leaves(bound.trace.expr, ("const",)) if node.dtype == "int"]
     numbers += [value for value in bound.numbers if type(value) is int]
     spans = [3 * abs(value) for value in numbers] + [int(array.shape[-1]) for array in bound.arrays if array.ndim == 1]

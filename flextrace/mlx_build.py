@@ -11,6 +11,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+CANNOT = 2  # the exit code of a command that cannot run as asked
 BUILDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
 CHOICE = (
     "pip install 'flextrace[cpu]', or with an NVIDIA GPU pip install 'flextrace[cuda13]' (flextrace[cuda12] for a "
@@ -78,8 +79,6 @@ def _load() -> None:
     except ImportError as error:
         if not _is_the_command():
             raise ImportError(message(error), name="mlx.core") from error
-        from .commands.exits import CANNOT
-
         print(message(error), file=sys.stderr)
         raise SystemExit(CANNOT) from None
 

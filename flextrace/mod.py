@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from flextrace.kernels import backend_for
 from flextrace.kernels.cpu.generate import tile_lines
+from flextrace.kernels.notebooks import html_of
 from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.tracer import Bound, Expr, Kind, Trace, Traces, name_of
 from flextrace.tracer.errors import with_article
@@ -65,10 +66,7 @@ class Mod:
     def __repr__(self) -> str:
         return f"<{self.kind} {name_of(self.__flextrace_function__)}>"
 
-    def _repr_html_(self) -> str:
-        from .displays import mod_html  # notebooks only
-
-        return mod_html(self)
+    _repr_html_ = html_of
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         """By name where the mod is a module's; else its expression and the captured values of this moment."""

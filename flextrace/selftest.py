@@ -1,16 +1,15 @@
 """Backend -> checks: every kernel compiled and run on a tiny problem, and compared with float64 numpy.
 
-What a kernel should give is computed here from its definition and the plain Python mods, apart from all tracing.
+What a kernel should give is computed from its definition and the plain Python mods, apart from all tracing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +21,13 @@ from flextrace.kernels.smoothing import smoothing
 from flextrace.kernels.staged import attend
 
 from .build_mask import create_block_mask
+from .exactness import after_mods, alibi, causal, compare, exact, same_document, softcap, softmax, tensors
 from .mod import MaskMod, ScoreMod
+from .selftest_stages import STAGES
 
 OK, NOT_AVAILABLE, FAILED = "ok", "not available", "FAILED"
 DTYPES = ("float32", "float16", "bfloat16")
-# Absolute, and relative to what is expected; int8: of q and k, with any dtype.
-TOLERANCE = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1.6e-2, "int8": 5e-2}
 HEADS, Q_LEN, KV_LEN = 2, 70, 45  # more than one tile, and none of them whole
-CAP = 5.0
-SLOPES = np.array([0.5, 0.25], np.float32)
-DOCUMENTS = np.repeat(np.arange(5, dtype=np.int32), 14)  # of Q_LEN tokens; the last one has no keys
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -44,22 +39,6 @@ class Check:
     status: str
     detail: str
     seconds: float = 0.0
-
-
-def alibi(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-    return score + SLOPES[h] * (kv_idx - q_idx)
-
-
-def softcap(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-    return CAP * math.tanh(score / CAP)
-
-
-def causal(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-    return q_idx >= kv_idx
-
-
-def same_document(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-    return DOCUMENTS[q_idx] == DOCUMENTS[kv_idx]
 
 
 @dataclass(frozen=True)
@@ -115,8 +94,6 @@ def check_backend(name: str) -> Iterator[Check]:
 
 
 def _check_stages(backend: Backend) -> Iterator[Check]:
-    from .selftest_stages import STAGES
-
     try:
         stages = backend.stages()
     except ValueError as reason:
@@ -187,50 +164,3 @@ def _attend(backend: Backend, case: Case, dtype: str) -> str | None:
     compare(result.lse, np.where(total > 0, highest + np.log(seen), -np.inf), tolerance, "lse")
     compare(result.max_scores, highest, tolerance, "max_scores")
     return result.notice
-
-
-# ---- definitions, in float64 --------------------------------------------------------------------------------------
-
-
-def tensors(shapes: Sequence[tuple[int, ...]], dtype: str) -> list[mx.array]:
-    rng = np.random.default_rng(0)
-    return [mx.array(rng.standard_normal(shape)).astype(getattr(mx, dtype)) for shape in shapes]
-
-
-def exact(x: mx.array) -> Array:
-    return np.array(x.astype(mx.float32)).astype(np.float64)
-
-
-def after_mods(scores: Array, score: Callable[..., Any] | None, mask: Callable[..., Any] | None) -> Array:
-    """scores: [batch, heads, q_len, kv_len] -> the user's own functions, called once for each."""
-    out = scores.copy()
-    for index in np.ndindex(*scores.shape):
-        if score is not None:
-            out[index] = score(float(scores[index]), *index)
-        if mask is not None and not mask(*index):
-            out[index] = -np.inf
-    return out
-
-
-def softmax(scores: Array) -> tuple[Array, Array, Array]:
-    """(weights before the division, maxima, sums) over the last axis; a row without keys has -inf and 0."""
-    highest = scores.max(axis=-1)
-    weights = np.exp(scores - np.where(highest == -np.inf, 0.0, highest)[..., None])
-    return weights, highest, weights.sum(axis=-1)
-
-
-def compare(got: mx.array | None, expected: Array, kind: str, what: str) -> None:
-    """Raises AssertionError where a value is further off than TOLERANCE[kind]."""
-    if got is None:
-        raise AssertionError(f"{what} is missing")
-    if got.shape != expected.shape:
-        raise AssertionError(f"{what} has shape {got.shape}, expected {expected.shape}")
-    tolerance = TOLERANCE[kind]
-    found = exact(got)
-    close = np.isclose(found, expected, rtol=tolerance, atol=tolerance)
-    if not close.all():
-        at = tuple(int(i) for i in np.argwhere(~close)[0])
-        raise AssertionError(
-            f"{what} differs from float64 numpy in {int((~close).sum())} of {close.size} values by more than "
-            f"{tolerance:g}; the first at {at}: {found[at]:g}, expected {expected[at]:g}"
-        )

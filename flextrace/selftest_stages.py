@@ -9,8 +9,8 @@ import numpy as np
 
 from flextrace.kernels.stage_types import BlockLists, Stages
 
+from .exactness import Array, after_mods, alibi, causal, compare, exact, softmax, tensors
 from .mod import MaskMod, ScoreMod
-from .selftest import Array, after_mods, alibi, causal, compare, exact, softmax, tensors
 
 HEADS, ROWS, COLUMNS, DIM, BLOCK = 2, 37, 45, 24, 16
 SCORES = (1, HEADS, ROWS, COLUMNS)

@@ -18,8 +18,8 @@ from flextrace.kernels import AttentionCall
 
 from .attention import flex_attention
 from .exact import exact_attention
+from .exactness import TOLERANCE, tensors
 from .mod import MaskMod, ScoreMod
-from .selftest import TOLERANCE, tensors
 from .simulator import Report, SimulationError, recording
 
 Array = np.ndarray[Any, Any]

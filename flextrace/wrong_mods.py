@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ from flextrace.tracer.signature import ARGUMENTS, PASSED_AS
 
 from .keywords import ALIGNMENT
 
+library: Callable[[], Mapping[str, Any]] = dict  # flex.mods by name, as flextrace/__init__.py says
 AXES = ("b", "h", "q_idx", "kv_idx")
 
 
@@ -37,14 +39,13 @@ def wrong_mod(value: Any, kind: Kind, argument: str) -> TypeError:
 
 
 def _by_name(word: str, kind: Kind) -> str:
-    from . import mods
-
-    near = nearest(word, mods.__all__)
+    mods = library()
+    near = nearest(word, mods)
     if near is None:
         return "flex.mods has masks and biases by name"
     if near == "causal":
         return f"{'pass' if kind == 'mask_mod' else 'pass as block_mask'} {ALIGNMENT}"
-    return f"did you mean flex.mods.{near}{'' if hasattr(getattr(mods, near), 'kind') else '(...)'}?"
+    return f"did you mean flex.mods.{near}{'' if hasattr(mods[near], 'kind') else '(...)'}?"
 
 
 def _array(value: Any) -> str:

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BenchError
+from .results import Report, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
-
-    from .report import Report, Row
 
 OURS, MLX, TORCH, PAPER, INK = "#1b6ca8", "#e8a33d", "#b5443a", "white", "#222222"
 PEERS = (("flextrace", OURS), ("mlx", MLX), ("torch", TORCH))

@@ -1,4 +1,4 @@
-"""Figures -> tables or JSON."""
+"""What is asked for -> figures, as tables or JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.util
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +20,13 @@ from flextrace.printing import output, print_table, working
 
 from .cases import NAMES, flextrace_run, mlx_run, problem, torch_run
 from .errors import BenchError
-from .int8 import Int8Row, int8_table
+from .int8 import int8_table
 from .int8 import measure as measure_int8
-from .masks import CASES, MaskRow, mask_calls, mask_table
+from .masks import CASES, mask_calls, mask_table
 from .masks import measure as measure_mask
 from .measure import long_call, medians_ms, overhead_us, peak_gflops, start_ms
 from .plot import check_plot, draw
-
-
-@dataclass
-class Row:
-    """Times in milliseconds of one forward pass; None where a peer has no such attention or is not installed."""
-
-    mod: str
-    dtype: str
-    shape: tuple[int, int, int, int]
-    flextrace: float
-    mlx: float | None
-    torch: float | None
-    dense_gflops: float  # 4 B H L^2 D per second: counts skipped tiles as done
-
-    def ratio(self, peer: float | None) -> float | None:
-        return None if peer is None else peer / self.flextrace
-
-
-@dataclass
-class Report:
-    """All figures of one run, on one machine."""
-
-    machine: dict[str, Any]
-    peak_gflops: float = 0.0
-    rows: list[Row] = field(default_factory=list)
-    start: dict[str, float] = field(default_factory=dict)
-    memory: dict[str, dict[str, float]] = field(default_factory=dict)
-    masks: list[MaskRow] = field(default_factory=list)
-    mask_calls: dict[str, float | None] = field(default_factory=dict)
-    int8: list[Int8Row] = field(default_factory=list)
-
+from .results import Report, Row
 
 SECTIONS = ("attention", "start", "memory", "masks", "int8")
 

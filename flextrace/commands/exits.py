@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 import typer
 
-FOUND_WRONG, CANNOT, CLOSED_PIPE = 1, 2, 141
+from flextrace.mlx_build import CANNOT  # with which a command ends where MLX does not load
+
+FOUND_WRONG, CLOSED_PIPE = 1, 141
 TABLE = {
     0: "all is well",
     FOUND_WRONG: "found something wrong or missed a target",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..notebooks import html_of
+
 
 @dataclass(frozen=True)
 class BufferCount:
@@ -107,10 +109,7 @@ class Report:
 
     __repr__ = __str__
 
-    def _repr_html_(self) -> str:
-        from flextrace.show.reports import report_html  # notebooks only
-
-        return report_html(self)
+    _repr_html_ = html_of
 
 
 class SimulationError(RuntimeError):
@@ -121,5 +120,4 @@ class SimulationError(RuntimeError):
         shown = [str(finding) for finding in report.findings]
         super().__init__(f"kernel {report.kernel!r} is wrong:\n  " + "\n  ".join(shown))
 
-    def _repr_html_(self) -> str:
-        return self.report._repr_html_()
+    _repr_html_ = html_of

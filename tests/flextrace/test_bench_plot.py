@@ -13,7 +13,7 @@ from flextrace.bench import measure
 from flextrace.bench.int8 import Int8Row
 from flextrace.bench.masks import MaskRow
 from flextrace.bench.plot import figure_of
-from flextrace.bench.report import Report, Row
+from flextrace.bench.results import Report, Row
 from flextrace.cli import app
 
 SMALL = [

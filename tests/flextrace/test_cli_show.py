@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 import flextrace as flex
 from flextrace import printing
 from flextrace.cli import app
+from flextrace.exactness import exact, softmax, tensors
 from flextrace.hole import written_by
 from flextrace.kernels.metal import SimulatorBackend
 from flextrace.kernels.simulator import metal_kernel
 from flextrace.resolve import find_mod
-from flextrace.selftest import exact, softmax, tensors
 from flextrace.simulate import simulate
 
 

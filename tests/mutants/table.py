@@ -389,7 +389,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("rest = live & ~full", "rest = live"),
         ("np.minimum(q_first + side * q_block, q_len) - 1", "q_first + side * q_block - 1"),
     ],
-    ("flextrace/masks.py", "tests/flextrace/test_block_mask_methods.py"): [
+    ("flextrace/views.py", "tests/flextrace/test_block_mask_methods.py"): [
         ("start = Start(before + q_from)", "start = Start(q_from)"),
         (
             "return picked_heads(b, h, pick_row(q_idx // q_block) * q_block + q_idx % q_block, kv_idx)",
@@ -418,8 +418,6 @@ TABLE: dict[tuple[str, str], list[Change]] = {
             '"_made": self._made',
             "tests/flextrace/test_block_mask_values.py",
         ),
-    ],
-    ("flextrace/block_fields.py", "tests/flextrace/test_block_mask_methods.py"): [
         ("if self.implied and made == 1 < wanted", "if False and made == 1 < wanted"),
         ("if self.implied and made == 1 < wanted", "if made == 1 < wanted"),
         ("if made_of is not blocks:", "if not lists:", "tests/flextrace/test_block_mask_values.py"),
