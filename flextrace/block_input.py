@@ -8,8 +8,7 @@ import numpy as np
 
 from flextrace.kernels import Blocks
 from flextrace.kernels.blocks import FULL, PARTIAL, Array
-from flextrace.kernels.scalars import shown
-from flextrace.kernels.stage_checks import check_block_size, check_size
+from flextrace.kernels.scalars import check_block_size, check_size, shown
 
 Lengths = tuple[int, int]
 

@@ -17,8 +17,7 @@ import numpy as np
 from flextrace.kernels import Blocks, Int8Rows
 from flextrace.kernels.blocks import FULL, PARTIAL, Array
 from flextrace.kernels.notebooks import html_of
-from flextrace.kernels.scalars import as_int, shown
-from flextrace.kernels.stage_checks import check_size, check_whole
+from flextrace.kernels.scalars import as_int, check_size, check_whole, shown
 from flextrace.tracer import Bound
 from flextrace.tracer.signature import MaskFunction
 

@@ -7,7 +7,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flextrace.kernels.stage_checks import check_broadcast, check_size, check_whole
+from flextrace.kernels.scalars import check_size, check_whole
+from flextrace.kernels.stage_checks import check_broadcast
 from flextrace.tracer import evaluate
 from flextrace.tracer.signature import MaskFunction
 

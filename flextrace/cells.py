@@ -9,8 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL, Array
-from flextrace.kernels.scalars import as_int, shown
-from flextrace.kernels.stage_checks import check_size
+from flextrace.kernels.scalars import as_int, check_size, shown
 from flextrace.tracer import evaluate, name_of
 from flextrace.tracer.signature import MaskFunction, ScoreFunction
 

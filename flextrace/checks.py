@@ -9,8 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from flextrace.kernels import BACKENDS, Int8Rows, QKQuant
-from flextrace.kernels.scalars import as_bool, as_float, as_int, shown
-from flextrace.kernels.stage_checks import name_of
+from flextrace.kernels.scalars import as_bool, as_float, as_int, name_of, shown
 from flextrace.tracer.errors import with_article
 from flextrace.tracer.nearest import nearest
 

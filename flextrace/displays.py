@@ -17,7 +17,6 @@ from flextrace.kernels.simulator import Report, SimulationError
 from flextrace.tracer import Bound, Kind, Trace, TraceError, Untraceable, leaves, name_of, source_of, underlying
 
 from .block_mask import BlockMask
-from .block_pictures import block_svg, states_svg
 from .cells import mask_cells
 from .expression_tree import expression_tree
 from .highlighting import highlighted
@@ -25,6 +24,7 @@ from .hole import written_by
 from .mod import MaskMod, Mod
 from .show.html import display, table
 from .show.reports import report_html
+from .svg import block_svg, states_svg
 
 STATES = {
     "memory": "in memory",

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from flextrace.kernels.quant_types import LEVELS, SMALLEST, Int8Rows
-from flextrace.kernels.scalars import as_int, shown
+from flextrace.kernels.scalars import as_int, name_of, shown
 from flextrace.kernels.smoothing import mean_of_rows
-from flextrace.kernels.stage_checks import name_of
 from flextrace.tracer.errors import with_article
 
 DTYPES = ("float32", "float16", "bfloat16")

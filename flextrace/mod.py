@@ -301,6 +301,11 @@ def mask_mod(function: Callable[..., Any]) -> MaskMod:
     return MaskMod(function)
 
 
+def title_of(score_mod: ScoreMod | None, mask_mod: MaskMod | None) -> str:
+    """How messages name the mods of one call: "alibi + causal"."""
+    return " + ".join(name_of(mod) for mod in (score_mod, mask_mod) if mod is not None)
+
+
 def as_mod(function: Any, wanted: type[AnyMod], argument: str) -> AnyMod:
     """The mod for an argument of the public call: decorated, or a plain function of the right kind.
 

@@ -86,11 +86,6 @@ def find_mods(target: str) -> tuple[ScoreMod | None, MaskMod | None]:
     return (scores[0] if scores else None, masks[0] if masks else None)
 
 
-def title_of(score_mod: ScoreMod | None, mask_mod: MaskMod | None) -> str:
-    """How messages name the mods of one call: "alibi + causal"."""
-    return " + ".join(name_of(mod) for mod in (score_mod, mask_mod) if mod is not None)
-
-
 def _module(place: str) -> ModuleType:
     """The module, or the file as a module."""
     try:

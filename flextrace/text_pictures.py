@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL, Array
-from flextrace.kernels.stage_checks import check_whole
+from flextrace.kernels.scalars import check_whole
 from flextrace.tracer import count_parameters
 from flextrace.tracer.signature import MaskFunction, ScoreFunction
 

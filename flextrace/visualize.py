@@ -23,8 +23,8 @@ from flextrace.tracer.signature import ScoreFunction
 
 from .block_input import block_size as checked_block
 from .block_mask import DEFAULT_BLOCK, BlockMask
-from .block_pictures import COLOURS
 from .cells import MaskCells, MaskLike, block_cells, mask_cells, score_cells
+from .svg import COLOURS
 from .text_pictures import block_counts, block_grid, mask_counts, score_counts, text
 
 if TYPE_CHECKING:

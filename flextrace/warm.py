@@ -26,9 +26,8 @@ from flextrace.kernels.staged import mask_shape
 from .build_mask import create_block_mask
 from .cache_report import kernel_title
 from .checks import check_options
-from .mod import MaskMod, ScoreMod
+from .mod import MaskMod, ScoreMod, title_of
 from .quantise import quant_options, refuse_unless_quantising
-from .resolve import title_of
 
 Shape = tuple[int, int, int, int]
 Pair = tuple[ScoreMod | None, MaskMod | None]

@@ -93,6 +93,11 @@ def shown(value: Any) -> str:
     return repr(value)
 
 
+def name_of(dtype: mx.Dtype) -> str:
+    """As a message names it: without MLX's module."""
+    return str(dtype).removeprefix("mlx.core.")
+
+
 def _without_value(error: ValueError, name: str) -> ValueError:
     if "function transformations" not in str(error):
         return error
@@ -100,3 +105,36 @@ def _without_value(error: ValueError, name: str) -> ValueError:
         f"{name} is an array that mx.compile or mx.vmap replaces, so it has no value yet; pass a Python number, or "
         "make the call outside them"
     )
+
+
+def check_size(name: str, value: Any, least: int, otherwise: str = "") -> int:
+    """A whole number; `otherwise` says what else the argument takes."""
+    number = as_int(value, name)
+    if number is None or number < least:
+        raise ValueError(f"{name} is {shown(value)}; expected a whole number from {least} on{otherwise}")
+    return number
+
+
+def check_whole(name: str, value: Any) -> int:
+    number = as_int(value, name)
+    if number is None:
+        raise ValueError(f"{name} is {shown(value)}; expected a whole number")
+    return number
+
+
+def positive_ints(values: Any, name: str) -> tuple[int, ...]:
+    """A tuple, a list or an array of one axis as Python ints; empty where it is none, or not all are positive."""
+    if not isinstance(values, (tuple, list)) and getattr(values, "ndim", 0) != 1:
+        return ()
+    numbers = [as_int(value, name) for value in values]
+    known = [number for number in numbers if number is not None and number > 0]
+    return tuple(known) if len(known) == len(numbers) else ()
+
+
+def check_block_size(size: Any, name: str = "block_size") -> tuple[int, int]:
+    """(rows, columns) of a block."""
+    one = as_int(size, name)
+    given = positive_ints(size if one is None else (one, one), name)
+    if len(given) != 2:
+        raise ValueError(f"{name} is {shown(size)}; expected a positive int, or (rows, columns)")
+    return given[0], given[1]

@@ -9,15 +9,11 @@ import mlx.core as mx
 from flextrace.tracer import Bound, Kind, Traces
 from flextrace.tracer.errors import with_article
 
-from .scalars import as_float, as_int, shown
+from .scalars import as_float, check_block_size, name_of, positive_ints, shown
 from .stage_types import BlockLists
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 _traces = Traces()
-
-
-def name_of(dtype: mx.Dtype) -> str:
-    return str(dtype).removeprefix("mlx.core.")
 
 
 def check_tensor(
@@ -78,24 +74,6 @@ def check_tiles(tiles: Any) -> tuple[int, ...] | None:
     return given
 
 
-def check_block_size(size: Any, name: str = "block_size") -> tuple[int, int]:
-    """(rows, columns) of a block."""
-    one = as_int(size, name)
-    given = positive_ints(size if one is None else (one, one), name)
-    if len(given) != 2:
-        raise ValueError(f"{name} is {shown(size)}; expected a positive int, or (rows, columns)")
-    return given[0], given[1]
-
-
-def positive_ints(values: Any, name: str) -> tuple[int, ...]:
-    """A tuple, a list or an array of one axis as Python ints; empty where it is none, or not all are positive."""
-    if not isinstance(values, (tuple, list)) and getattr(values, "ndim", 0) != 1:
-        return ()
-    numbers = [as_int(value, name) for value in values]
-    known = [number for number in numbers if number is not None and number > 0]
-    return tuple(known) if len(known) == len(numbers) else ()
-
-
 def check_blocks(blocks: Any, batch: int, heads: int, q_len: int) -> BlockLists:
     """Lists that fit scores of [batch, heads, q_len, ...]. Their contents are not looked at."""
     if not isinstance(blocks, BlockLists):
@@ -130,21 +108,6 @@ def check_lists_stand_for(lists: BlockLists, mask_mod: Bound, scores: mx.array) 
                 f"blocks are of {name}=1 and the mask depends on {index}, so they are not those of {wanted}: make them "
                 f"with block_mask(..., {name}={wanted}), or mx.repeat each of the four arrays if they hold for all"
             )
-
-
-def check_size(name: str, value: Any, least: int, otherwise: str = "") -> int:
-    """A whole number; `otherwise` says what else the argument takes."""
-    number = as_int(value, name)
-    if number is None or number < least:
-        raise ValueError(f"{name} is {shown(value)}; expected a whole number from {least} on{otherwise}")
-    return number
-
-
-def check_whole(name: str, value: Any) -> int:
-    number = as_int(value, name)
-    if number is None:
-        raise ValueError(f"{name} is {shown(value)}; expected a whole number")
-    return number
 
 
 def check_broadcast(caller: str, mask_mod: Bound, batch: int | None, heads: int | None) -> None:

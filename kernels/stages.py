@@ -26,9 +26,9 @@ from flextrace.tracer.signature import MaskFunction, ScoreFunction
 
 from .gradients import refuse_gradient
 from .registry import BackendUnavailable, backend_for, chosen_name, default_name, needs_values
+from .scalars import check_block_size, check_size
 from .stage_checks import (
     bind,
-    check_block_size,
     check_blocks,
     check_broadcast,
     check_dtype,
@@ -36,7 +36,6 @@ from .stage_checks import (
     check_leading,
     check_lists_stand_for,
     check_number,
-    check_size,
     check_tensor,
     check_tiles,
     fits,

@@ -35,7 +35,8 @@ def simulate(
 
     Exit code: 0; 1 where there are findings or the error is beyond tolerance; 2 where it cannot run as asked.
     """
-    from flextrace.resolve import find_mods, title_of
+    from flextrace.mod import title_of
+    from flextrace.resolve import find_mods
     from flextrace.simulate import simulate as run
 
     problem = problem_of(shape, dtype, kv_heads, kv_len, head_dim)
