@@ -13,20 +13,17 @@ from flextrace.cache import CacheError, CacheWarning
 from flextrace.kernels import BackendUnavailable, Int8Rows, QKQuant, notebooks
 from flextrace.tracer import Expr, TraceError
 
-from . import wrong_mods
+from .advice import mods as wrong_mods
 from .attention import AuxOutput, AuxRequest, flex_attention
-from .block_input import BlockRanges
-from .block_mask import BlockMask
-from .build_mask import create_block_mask, create_mask
+from .block_mask import BlockMask, BlockRanges, and_masks, create_block_mask, create_mask, noop_mask, or_masks
+from .decorators import MaskMod, ScoreMod, mask_mod, score_mod
 from .gradient import GradientError
-from .kv_cache import Int8KV
-from .masks import and_masks, or_masks
-from .mod import MaskMod, ScoreMod, mask_mod, score_mod
+from .int8 import Int8KV
 from .notices import FlextraceWarning
-from .views import noop_mask
 
 if TYPE_CHECKING:
-    from . import mods, simulator, visualize
+    from . import mods, simulator, stages
+    from .show import figures as visualize
 
 __version__ = "0.1.0"
 __all__ = [
@@ -56,19 +53,27 @@ __all__ = [
     "or_masks",
     "score_mod",
     "simulator",
+    "stages",
     "visualize",
 ]
 
+_LATER = {  # the public modules that `import flextrace` does not import
+    "mods": "flextrace.mods",
+    "simulator": "flextrace.simulator",
+    "stages": "flextrace.stages",
+    "visualize": "flextrace.show.figures",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """`flex.mods`, `flex.simulator` and `flex.visualize`, imported when first used: most programs never do."""
-    if name in ("mods", "simulator", "visualize"):
-        return importlib.import_module(f"flextrace.{name}")
+    """The modules of `_LATER`, imported when first used: most programs never do."""
+    if name in _LATER:
+        return importlib.import_module(_LATER[name])
     raise AttributeError(f"module 'flextrace' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
 
 
 def _html_of(thing: Any) -> str:
-    from .displays import html_of  # notebooks only
+    from .show.mods import html_of  # notebooks only
 
     return html_of(thing)
 
@@ -85,5 +90,5 @@ wrong_mods.library = _library
 
 
 def load_ipython_extension(ipython: Any) -> None:
-    """`%load_ext flextrace`: the magics of `flextrace.jupyter`."""
-    importlib.import_module("flextrace.jupyter").load_ipython_extension(ipython)
+    """`%load_ext flextrace`: the magics of `flextrace.show.notebook`."""
+    importlib.import_module("flextrace.show.notebook").load_ipython_extension(ipython)

@@ -19,10 +19,10 @@ from flextrace.kernels.registry import chosen_name
 from flextrace.tracer.errors import with_article
 from flextrace.tracer.signature import MaskFunction, ScoreFunction
 
+from .advice.keywords import OF_ATTENTION, knows
 from .block_mask import BlockMask
 from .checks import check_options, check_tensors, checked_scale
-from .keywords import OF_ATTENTION, knows
-from .mod import MaskMod, ScoreMod, as_mod
+from .decorators import MaskMod, ScoreMod, as_mod
 from .notices import FlextraceWarning
 from .quantise import add_scales, elements, quant_of_int8_keys, quant_options
 from .run import run

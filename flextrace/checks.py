@@ -13,7 +13,7 @@ from flextrace.kernels.scalars import as_bool, as_float, as_int, name_of, shown
 from flextrace.tracer.errors import with_article
 from flextrace.tracer.nearest import nearest
 
-from .kv_cache import Int8KV
+from .int8 import Int8KV
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 LARGEST = float(mx.finfo(mx.float32).max)

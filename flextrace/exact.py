@@ -14,8 +14,9 @@ import numpy as np
 
 from flextrace.kernels import AttentionCall
 from flextrace.kernels.quant_types import LEVELS, SMALLEST, QKQuant
-from flextrace.refine import captured_arrays
 from flextrace.tracer import Bound, evaluate
+
+from .block_mask.refine import captured_arrays
 
 Array = np.ndarray[Any, Any]
 

@@ -23,11 +23,11 @@ from flextrace.kernels.cpu.launch import keys_of
 from flextrace.kernels.smoothing import smoothing
 from flextrace.kernels.staged import mask_shape
 
-from .build_mask import create_block_mask
-from .cache_report import kernel_title
+from .block_mask import create_block_mask
 from .checks import check_options
-from .mod import MaskMod, ScoreMod, title_of
+from .decorators import MaskMod, ScoreMod, title_of
 from .quantise import quant_options, refuse_unless_quantising
+from .show.cache_table import kernel_title
 
 Shape = tuple[int, int, int, int]
 Pair = tuple[ScoreMod | None, MaskMod | None]

@@ -6,7 +6,6 @@ from .gradients import GradientError
 from .quant_types import Int8Rows, QKQuant, Smoothing
 from .registry import BACKENDS, Backend, BackendUnavailable, backend_for
 from .stage_types import BlockLists, OutputParts, SoftmaxParts, Stages
-from .stages import attention_output, block_mask, block_sparse_matmul, matmul, scale, score_mod, softmax
 
 __all__ = [
     "BACKENDS",
@@ -23,12 +22,5 @@ __all__ = [
     "Smoothing",
     "SoftmaxParts",
     "Stages",
-    "attention_output",
     "backend_for",
-    "block_mask",
-    "block_sparse_matmul",
-    "matmul",
-    "scale",
-    "score_mod",
-    "softmax",
 ]

@@ -15,7 +15,7 @@ import mlx.core as mx
 from typing_extensions import assert_type
 
 import flextrace as flex
-from flextrace.kernels import score_mod as score_stage
+from flextrace.stages import score_mod as score_stage
 
 Pair = tuple[mx.array, mx.array]
 

@@ -23,7 +23,7 @@ from flextrace import MaskMod, QKQuant, ScoreMod, mods
 from flextrace.exact import exact_attention, quantised_attention
 from flextrace.kernels import BACKENDS, AttentionCall
 from flextrace.kernels.smoothing import smoothing
-from flextrace.printing import output, print_table, working
+from flextrace.show.terminal import output, print_table, working
 
 from .errors import BenchError
 

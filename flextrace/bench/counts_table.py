@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from flextrace.printing import output, print_table
+from flextrace.show.terminal import output, print_table
 
 from .counts import DTYPES, MASKS, SHOWN, Counts, Run, Target, measure, plan_runs, ratio, rows, targets
 

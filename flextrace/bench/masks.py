@@ -17,7 +17,7 @@ from rich import box
 from rich.table import Table
 
 import flextrace as flex
-from flextrace import refine
+from flextrace.block_mask import refine
 
 from .measure import PeakMemory
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flextrace.kernels.cpu.launch import thread_count
-from flextrace.printing import output, print_table, working
+from flextrace.show.terminal import output, print_table, working
 
 from .cases import NAMES, flextrace_run, mlx_run, problem, torch_run
 from .errors import BenchError

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from flextrace.printing import INDENT, output, print_code, print_heading, print_json, print_table, working
+from flextrace.show.terminal import INDENT, output, print_code, print_heading, print_json, print_table, working
 
 from .exits import FOUND_WRONG, CommandError, cache_reachable, expected_errors
 
 if TYPE_CHECKING:
-    from flextrace.cache_report import CacheRow
+    from flextrace.show.cache_table import CacheRow
 
 app: typer.Typer = typer.Typer(help="The kernels on disk: list, show, verify and remove them.", no_args_is_help=True)
 
@@ -42,7 +42,7 @@ def bytes_of(text: str) -> int:
 
 
 def _rows() -> list[CacheRow]:
-    from flextrace.cache_report import rows
+    from flextrace.show.cache_table import rows
 
     with working("reading the cache"):
         return rows()
@@ -61,7 +61,7 @@ def ls(
 ) -> None:
     """List the kernels, those of the same mods together, the most recently used first, and whether each is whole."""
     from flextrace.cache import Store
-    from flextrace.cache_report import REMEDY, cache_table, grouped, human_size
+    from flextrace.show.cache_table import REMEDY, cache_table, grouped, human_size
 
     found, store = _rows(), Store()
     if json:
@@ -94,7 +94,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Show one kernel: its mods, how it was compiled, and its files."""
-    from flextrace.cache_report import human_size
+    from flextrace.show.cache_table import human_size
 
     row = _row_of(key)
     manifest = _manifest(row)
@@ -168,7 +168,7 @@ def verify(json: Json = False) -> None:
 
     Exit code: 0 where all are whole; 1 where one is damaged.
     """
-    from flextrace.cache_report import REMEDY
+    from flextrace.show.cache_table import REMEDY
 
     found = _rows()
     damaged = [row for row in found if row.damage]
@@ -221,7 +221,7 @@ def prune(
 def clear(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
     """Remove all kernels; the next use of each builds it again."""
     from flextrace.cache import Store
-    from flextrace.cache_report import human_size
+    from flextrace.show.cache_table import human_size
 
     store = Store()
     before, count = store.size(), len(store.entries())
@@ -241,7 +241,7 @@ def clear(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] 
 
 def _say_removed(count: int, before: int) -> None:
     from flextrace.cache import Store
-    from flextrace.cache_report import human_size
+    from flextrace.show.cache_table import human_size
 
     left = Store().size()
     kernels = "1 kernel" if count == 1 else f"{count} kernels"

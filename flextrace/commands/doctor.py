@@ -18,7 +18,7 @@ def doctor(
 
     Exit code: 0 where all that can run here passed; 1 where something failed, or plain calls run on slow operations.
     """
-    from flextrace.doctor import examine
+    from flextrace.doctor.report import examine
 
     if not examine(as_json=json):
         raise typer.Exit(FOUND_WRONG)

@@ -29,7 +29,8 @@ def expected_errors(command: str) -> Iterator[None]:
     """Say what stops the command on stderr, without a traceback, and exit as the table has it."""
     from flextrace import BackendUnavailable, CacheError, TraceError
     from flextrace.kernels.cpu.toolchain import CompileError
-    from flextrace.resolve import ResolveError
+
+    from .resolve import ResolveError
 
     try:
         _check_environment()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from flextrace.printing import INDENT, output, print_code, print_heading, print_json, prints_to_stderr
+from flextrace.show.terminal import INDENT, output, print_code, print_heading, print_json, prints_to_stderr
 
 from .exits import CommandError, expected_errors
 
@@ -56,7 +56,8 @@ def show(
     """
     from flextrace.hole import written_by
     from flextrace.kernels import backend_for
-    from flextrace.resolve import find_mods
+
+    from .resolve import find_mods
 
     name = backend.value if backend is not None else default_backend()
     with prints_to_stderr():

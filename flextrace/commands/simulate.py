@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from flextrace.printing import output, print_json, prints_to_stderr, working
+from flextrace.show.terminal import output, print_json, prints_to_stderr, working
 
 from .exits import FOUND_WRONG, CommandError, expected_errors
 from .problem import DType, problem_of
 from .show import TARGET
 
 if TYPE_CHECKING:
-    from flextrace.simulate import Error, Simulation
+    from flextrace.doctor.simulate import Error, Simulation
 
 
 @expected_errors("simulate")
@@ -35,9 +35,10 @@ def simulate(
 
     Exit code: 0; 1 where there are findings or the error is beyond tolerance; 2 where it cannot run as asked.
     """
-    from flextrace.mod import title_of
-    from flextrace.resolve import find_mods
-    from flextrace.simulate import simulate as run
+    from flextrace.decorators import title_of
+    from flextrace.doctor.simulate import simulate as run
+
+    from .resolve import find_mods
 
     problem = problem_of(shape, dtype, kv_heads, kv_len, head_dim)
     with prints_to_stderr():

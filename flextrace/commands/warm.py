@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from flextrace.printing import output, print_json, prints_to_stderr, working
+from flextrace.show.terminal import output, print_json, prints_to_stderr, working
 
 from .exits import CommandError, cache_reachable, expected_errors
 from .problem import DType, problem_of
@@ -62,8 +62,9 @@ def warm(
     is kept: MLX compiles it once in every process.
     """
     from flextrace import CacheWarning
-    from flextrace.resolve import find_mods
     from flextrace.warm import Warmed, steps
+
+    from .resolve import find_mods
 
     options: dict[str, Any] = {"QK_QUANT": None if qk_quant is None else qk_quant.value}
     options |= {"SMOOTH_K": smooth_k, "SMOOTH_Q": smooth_q}

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 import flextrace as flex
-from flextrace.printing import output, print_table
+from flextrace.show.terminal import output, print_table
 
 from .corpus import Document
 from .corpus import documents as standard_library

@@ -14,12 +14,13 @@ kernel inputs: integers as int32, and learnable ones stay the caller's `mx.array
     merge.py                         two partial attentions -> one
 """
 
+from flextrace.merge import merge_attention
+
 from .biases import alibi, alibi_slopes, relative_bias, sandwich, t5_bias
 from .draws import dropout, dropout_output, uniform
 from .graphs import graphormer_edge, graphormer_spatial
 from .grids import morton_order, tiled_order
 from .masks import block_diffusion, causal, padding
-from .merge import merge_attention
 from .neighbourhoods import morton_natten, natten, sliding_tile, tiled_natten
 from .packed import batchify, causal_document, document, document_ids, per_document
 from .prefixes import prefix_lm, shared_prefix

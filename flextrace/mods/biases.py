@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flextrace.decorators import ScoreMod, score_mod
 from flextrace.kernels.scalars import as_int
-from flextrace.mod import ScoreMod, score_mod
 
 from .arguments import reals, whole
 

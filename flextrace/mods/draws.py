@@ -7,8 +7,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flextrace.decorators import MaskMod, mask_mod
 from flextrace.kernels.scalars import as_float, as_int, shown
-from flextrace.mod import MaskMod, mask_mod
 
 from .arguments import INT32
 

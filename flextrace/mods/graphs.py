@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flextrace.mod import ScoreMod, score_mod
+from flextrace.decorators import ScoreMod, score_mod
 
 from .arguments import integers, reals
 

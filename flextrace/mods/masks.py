@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flextrace.mod import MaskMod, mask_mod
+from flextrace.decorators import MaskMod, mask_mod
 
 from .arguments import integers, whole
 

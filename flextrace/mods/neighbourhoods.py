@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flextrace.mod import MaskMod, mask_mod
+from flextrace.decorators import MaskMod, mask_mod
 
 from .arguments import whole
 from .grids import checked_grid, morton_order, near, row_major, tile_major

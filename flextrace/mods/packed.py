@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flextrace.mod import MaskMod, as_mod, mask_mod
+from flextrace.decorators import MaskMod, as_mod, mask_mod
 from flextrace.tracer.signature import MaskFunction
 
 from .arguments import Array, integers, known_offsets, whole

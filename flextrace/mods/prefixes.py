@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flextrace.mod import MaskMod, mask_mod
+from flextrace.decorators import MaskMod, mask_mod
 
 from .arguments import integers, known_integers, known_offsets, whole
 from .packed import document_starts, token_documents

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from flextrace.mod import ScoreMod, score_mod
+from flextrace.decorators import ScoreMod, score_mod
 
 from .arguments import real, reals
 

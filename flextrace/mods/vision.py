@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flextrace.mod import MaskMod, as_mod, mask_mod
+from flextrace.decorators import MaskMod, as_mod, mask_mod
 
 from .arguments import flags, known_integers, whole
 

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from flextrace import printing
 from flextrace.bench import accuracy, report
 from flextrace.bench.int8 import Int8Row
 from flextrace.bench.masks import MaskRow
+from flextrace.show import terminal as printing
 
 
 def on_a_terminal(columns: int, encoding: str = "utf-8") -> Console:

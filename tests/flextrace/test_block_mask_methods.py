@@ -14,7 +14,7 @@ import pytest
 from dense_masks import assert_stands_for, attended, dense
 
 import flextrace as flex
-from flextrace.block_input import BlockRanges
+from flextrace.block_mask import BlockRanges
 
 Mask = Callable[..., Any]
 WINDOW = 20

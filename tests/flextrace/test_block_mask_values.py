@@ -16,8 +16,8 @@ import pytest
 from dense_masks import assert_stands_for, attended, dense, states
 
 import flextrace as flex
-from flextrace import refine
-from flextrace.kept_values import SMALL, KeptValues
+from flextrace.block_mask import refine
+from flextrace.block_mask.kept_values import SMALL, KeptValues
 
 N = 40  # positions, in blocks of 8
 OPS = "ops"  # compiles no kernel for each mask
@@ -316,13 +316,13 @@ def test_unchanged_values_make_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> 
     ids, width = np.arange(N) // 16, float("nan")
     blocks = made(lambda b, h, q, kv: table[q, kv] & (ids[q] == ids[kv]) & ((q - kv) * 1.0 != width))
     first = blocks.blocks
-    monkeypatch.setattr("flextrace.block_mask.refine", None)
+    monkeypatch.setattr("flextrace.block_mask.block_mask.refine", None)
     assert blocks.blocks is first
     width, ids = float("nan"), ids.copy()
     assert blocks.blocks is first
     table = table + False
     assert blocks.blocks is first  # by its contents, and from now on by its new place
-    monkeypatch.setattr("flextrace.kept_values._memcmp", None)
+    monkeypatch.setattr("flextrace.block_mask.kept_values._memcmp", None)
     assert blocks.blocks is first
 
 

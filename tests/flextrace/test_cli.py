@@ -75,9 +75,9 @@ def test_help_starts_light() -> None:
     loaded = set(done.stdout.split())
     heavy = {"matplotlib", "IPython", "torch", "rich.progress", "flextrace.bench", "flextrace.demo"}
     heavy |= {
-        "flextrace.doctor",
+        "flextrace.doctor.report",
         "flextrace.kernels.simulator",
-        "flextrace.resolve",
+        "flextrace.commands.resolve",
         "flextrace.warm",
         "flextrace.mods",
     }
@@ -95,7 +95,7 @@ def test_an_interrupt_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> 
     def interrupted(target: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flextrace.resolve.find_mods", interrupted)
+    monkeypatch.setattr("flextrace.commands.resolve.find_mods", interrupted)
     assert CliRunner().invoke(app, ["show", "a:b"]).exit_code == 130
 
 

@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 
 from flextrace import flex_attention
 from flextrace.cache import CacheWarning, Store, fallback, key_of
-from flextrace.cache_report import cache_table, grouped, human_size, rows
 from flextrace.cli import app
 from flextrace.commands.cache import bytes_of
 from flextrace.commands.exits import CommandError
-from flextrace.printing import print_table
+from flextrace.show.cache_table import cache_table, grouped, human_size, rows
+from flextrace.show.terminal import print_table
 
 CALL = """
 import json, sys

@@ -17,14 +17,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import flextrace as flex
-from flextrace import printing
 from flextrace.cli import app
-from flextrace.exactness import exact, softmax, tensors
+from flextrace.commands.resolve import find_mod
+from flextrace.doctor.exactness import exact, softmax, tensors
+from flextrace.doctor.simulate import simulate
 from flextrace.hole import written_by
 from flextrace.kernels.metal import SimulatorBackend
 from flextrace.kernels.simulator import metal_kernel
-from flextrace.resolve import find_mod
-from flextrace.simulate import simulate
+from flextrace.show import terminal as printing
 
 
 @pytest.fixture
@@ -282,7 +282,7 @@ def test_a_shape_beyond_the_memory(notes: str, monkeypatch: pytest.MonkeyPatch) 
     def refuses(*arguments: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr("flextrace.simulate.tensors", refuses)
+    monkeypatch.setattr("flextrace.doctor.simulate.tensors", refuses)
     result = run("simulate", f"{notes}:alibi", "--shape", "1,2,8,8")
     assert result.exit_code == 2
     assert result.stderr == ("flextrace simulate: 1x2x8x8 float32 does not fit in memory; choose a smaller --shape\n")

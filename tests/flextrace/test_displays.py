@@ -18,14 +18,15 @@ import pytest
 from zoo import ZOO
 
 import flextrace as flex
-from flextrace import displays, mods
+from flextrace import mods
 from flextrace.cache import Store
-from flextrace.expression_tree import expression_tree
-from flextrace.highlighting import highlighted
 from flextrace.kernels import backend_for, registry
 from flextrace.kernels.blocks import FULL, PARTIAL
 from flextrace.kernels.simulator import BufferCount, Finding, Report, SimulationError
+from flextrace.show import mods as displays
+from flextrace.show.highlighting import highlighted
 from flextrace.show.html import STYLE
+from flextrace.show.tree import expression_tree
 
 slopes = mx.array([0.5, 0.25])
 window, cap = 64, 30.0
@@ -336,8 +337,8 @@ def test_without_pygments_texts_are_plain(monkeypatch: pytest.MonkeyPatch) -> No
 def test_importing_flextrace_imports_nothing_of_notebooks() -> None:
     program = (
         "import sys, flextrace as flex; flex.mods.causal.inspect(); flex.simulator\n"
-        "print([name for name in ('IPython', 'pygments', 'matplotlib', 'flextrace.displays', 'flextrace.jupyter', "
-        "'flextrace.show.html') if name in sys.modules])"
+        "print([name for name in ('IPython', 'pygments', 'matplotlib', 'flextrace.show.mods', "
+        "'flextrace.show.notebook', 'flextrace.show.html') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

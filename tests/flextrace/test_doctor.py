@@ -17,9 +17,10 @@ import mlx.core as mx
 import pytest
 from typer.testing import CliRunner, Result
 
-from flextrace import doctor, selftest
 from flextrace.cache import Store, key_of
 from flextrace.cli import app
+from flextrace.doctor import kernels as selftest
+from flextrace.doctor import report as doctor
 from flextrace.kernels.metal import MetalBackend, SimulatorBackend
 from flextrace.kernels.ops import OpsBackend
 from flextrace.kernels.simulator import metal_kernel

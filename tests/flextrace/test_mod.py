@@ -13,7 +13,7 @@ import mlx.core as mx
 import pytest
 
 import flextrace as flex
-from flextrace.mod import MaskMod, ScoreMod, as_mod
+from flextrace.decorators import MaskMod, ScoreMod, as_mod
 from flextrace.tracer.errors import with_article
 
 slopes = mx.array([0.5, 0.25])

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import flextrace as flex
-from flextrace import refine
 from flextrace.bench.measure import PeakMemory
+from flextrace.block_mask import refine
 
 
 def dense_states(mask: Any, b: int, h: int, q_len: int, kv_len: int, block: tuple[int, int]) -> np.ndarray:

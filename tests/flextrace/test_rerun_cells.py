@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 
 import flextrace as flex
-from flextrace import mod
+from flextrace import decorators as mod
 from flextrace.tracer import Traces, underlying
 
 CELLS = {

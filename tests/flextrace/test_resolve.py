@@ -10,7 +10,7 @@ import pytest
 from cli_notes import NOTES
 
 import flextrace as flex
-from flextrace.resolve import ResolveError, find_mod, find_mods, title_of
+from flextrace.commands.resolve import ResolveError, find_mod, find_mods, title_of
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ import pytest
 
 import flextrace as flex
 from flextrace import mods, visualize
-from flextrace.kernels import GradientError, block_mask, matmul, scale
+from flextrace.kernels import GradientError
 from flextrace.kernels.scalars import as_bool, as_float, as_int
+from flextrace.stages import block_mask, matmul, scale
 
 Convert = Callable[[Any], Any]
 INTS: dict[str, Convert] = {

@@ -11,7 +11,7 @@ import pytest
 from backends import EVERY
 
 import flextrace as flex
-from flextrace import kernels
+from flextrace import stages
 
 IDS = mx.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
 SLOPES = mx.array([0.5, 0.25, 0.125, 0.0625])
@@ -80,8 +80,8 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: flex.create_block_mask(flex.mods.causal, None, None, 24, 24) & flex.mask_mod(same),
         IDS_OF_24,
     ),
-    "a stage": (lambda: kernels.score_mod(mx.zeros((2, 8, 24, 24)), biased, backend="cpu"), "biased: SLOPES has 4"),
-    "the stage of masks": (lambda: kernels.block_mask(same, None, None, 24, 24, 8, backend="cpu"), IDS_OF_24),
+    "a stage": (lambda: stages.score_mod(mx.zeros((2, 8, 24, 24)), biased, backend="cpu"), "biased: SLOPES has 4"),
+    "the stage of masks": (lambda: stages.block_mask(same, None, None, 24, 24, 8, backend="cpu"), IDS_OF_24),
     "the staged pipeline": (lambda: attend(biased, PIPELINE="staged", BACKEND="cpu"), "biased: SLOPES has 4"),
     "int8": (lambda: attend(biased, QK_QUANT="int8", BACKEND="cpu"), "biased: SLOPES has 4"),
 }

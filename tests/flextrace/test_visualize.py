@@ -88,7 +88,7 @@ def test_long_masks_are_drawn_by_cells_and_never_densely(monkeypatch: pytest.Mon
     def no_dense(*_: Any) -> Any:
         raise AssertionError("the dense mask was made")
 
-    monkeypatch.setattr("flextrace.cells.create_mask", no_dense)
+    monkeypatch.setattr("flextrace.show.cells.create_mask", no_dense)
     figure = visualize.mask(mods.sliding_window(1024), 131072)
     shown = states(figure)
     assert shown.shape == (512, 512)
@@ -302,5 +302,5 @@ def test_without_matplotlib_figures_name_the_command_and_text_works() -> None:
 
 
 def test_importing_flextrace_imports_no_matplotlib() -> None:
-    program = "import sys, flextrace.visualize; assert 'matplotlib' not in sys.modules"
+    program = "import sys, flextrace.show.figures; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -15,7 +15,7 @@ import reference
 
 import flextrace as flex
 from flextrace import mods
-from flextrace.keywords import OF_ATTENTION, OF_BLOCK_MASK, knows
+from flextrace.advice.keywords import OF_ATTENTION, OF_BLOCK_MASK, knows
 
 Q = mx.random.normal((2, 3, 8, 16), key=mx.random.key(0))
 

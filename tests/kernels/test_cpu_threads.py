@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import flextrace as flex
-from flextrace import kernels
+from flextrace import stages
 from flextrace.kernels import AttentionCall, backend_for
 from flextrace.kernels.cpu import toolchain
 from flextrace.kernels.cpu.generate import kernel_source
@@ -200,10 +200,10 @@ def test_a_long_call_is_interrupted_between_two_jobs(after: Any) -> None:
 def test_a_stage_is_interrupted_between_two_jobs(after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXTRACE_NUM_THREADS", "1")
     a = normal(1, 1, 3000, 3000)
-    kernels.matmul(a[..., :8, :], a, backend="cpu")
+    stages.matmul(a[..., :8, :], a, backend="cpu")
     after(0.02, Third())
     with pytest.raises(KeyboardInterrupt):
-        kernels.matmul(a, a, backend="cpu")
+        stages.matmul(a, a, backend="cpu")
 
 
 @signals

@@ -14,18 +14,8 @@ import zoo
 from backends import STAGED
 
 import flextrace as flex
-from flextrace.kernels import (
-    BlockLists,
-    OutputParts,
-    SoftmaxParts,
-    attention_output,
-    block_mask,
-    block_sparse_matmul,
-    matmul,
-    scale,
-    score_mod,
-    softmax,
-)
+from flextrace.kernels import BlockLists, OutputParts, SoftmaxParts
+from flextrace.stages import attention_output, block_mask, block_sparse_matmul, matmul, scale, score_mod, softmax
 from flextrace.tracer import Traces
 
 EVERY = pytest.mark.parametrize("backend", STAGED)

@@ -376,7 +376,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("return quant, quant.smooth_k", "return quant, True"),
         ("if call.staged:", "if False:"),
     ],
-    ("flextrace/refine.py", "tests/flextrace/test_refine.py"): [
+    ("flextrace/block_mask/refine.py", "tests/flextrace/test_refine.py"): [
         ('distinct = (shape[0] if "b" in used else 1, shape[1] if "h" in used else 1)', "distinct = shape[:2]"),
         ("repr(bound.numbers), contents", "contents"),
         ("contents, shape, block)", "contents, block)"),
@@ -389,7 +389,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("rest = live & ~full", "rest = live"),
         ("np.minimum(q_first + side * q_block, q_len) - 1", "q_first + side * q_block - 1"),
     ],
-    ("flextrace/views.py", "tests/flextrace/test_block_mask_methods.py"): [
+    ("flextrace/block_mask/views.py", "tests/flextrace/test_block_mask_methods.py"): [
         ("start = Start(before + q_from)", "start = Start(q_from)"),
         (
             "return picked_heads(b, h, pick_row(q_idx // q_block) * q_block + q_idx % q_block, kv_idx)",
@@ -397,12 +397,12 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ),
         ("b_step, h_step = (int(size > 1) for size in blocks.shape[:2])", "b_step, h_step = 1, 1"),
     ],
-    ("flextrace/block_input.py", "tests/flextrace/test_block_mask_methods.py"): [
+    ("flextrace/block_mask/lists.py", "tests/flextrace/test_block_mask_methods.py"): [
         ("used.max() >= columns", "used.max() > columns", "tests/flextrace/test_block_mask.py"),
         ("(first >= end).any()", "(first > end).any()"),
         ("(end > columns).any()", "(end >= columns).any()"),
     ],
-    ("flextrace/block_mask.py", "tests/flextrace/test_block_mask_methods.py"): [
+    ("flextrace/block_mask/block_mask.py", "tests/flextrace/test_block_mask_methods.py"): [
         ("(*self.shape[:2], new_q_len, new_kv_len), self.offset)", "(*self.shape[:2], new_q_len, new_kv_len), 0)"),
         (
             "mask = shift_mask(self.as_mask_mod(), offset - self.offset)",
@@ -423,7 +423,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("if made_of is not blocks:", "if not lists:", "tests/flextrace/test_block_mask_values.py"),
         ("return tuple(part[...] for part in lists)", "return lists"),
     ],
-    ("flextrace/kept_values.py", "tests/flextrace/test_block_mask_values.py"): [
+    ("flextrace/block_mask/kept_values.py", "tests/flextrace/test_block_mask_values.py"): [
         ("trace.expr is not self.bound.trace.expr", "False"),
         ("(numbers and repr(numbers) != self.numbers)", "numbers != self.bound.numbers"),
         ("same = now.shape == kept.shape and now.tobytes() == kept.content", "same = now.tobytes() == kept.content"),
@@ -435,12 +435,12 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("array.setflags(write=False)", "pass"),
     ],
     (
-        "kernels/stage_checks.py",
+        "flextrace/stages/checks.py",
         "tests/kernels/test_stages.py::test_lists_of_one_batch_do_not_serve_several_that_the_mask_tells_apart",
     ): [
         ("if made == 1 < wanted and index in mask_mod.trace.expr.varies", "if False"),
     ],
-    ("flextrace/kv_cache.py", "tests/flextrace/test_kv_cache.py"): [
+    ("flextrace/int8/kv_cache.py", "tests/flextrace/test_kv_cache.py"): [
         (
             "means, first = {name: mean_of_rows(x) if smooth[name] else None for name, x in rows.items()}, 0",
             "means = {name: mean_of_rows(x) if smooth[name] else None for name, x in rows.items()}",

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
+from flextrace.decorators import MaskMod, ScoreMod
 from flextrace.kernels.stage_types import BlockLists, Stages
 
 from .exactness import Array, after_mods, alibi, causal, compare, exact, softmax, tensors
-from .mod import MaskMod, ScoreMod
 
 HEADS, ROWS, COLUMNS, DIM, BLOCK = 2, 37, 45, 24, 16
 SCORES = (1, HEADS, ROWS, COLUMNS)

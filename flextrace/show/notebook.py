@@ -13,15 +13,15 @@ import dis
 import time
 from typing import Any
 
+from flextrace.decorators import Mod
+from flextrace.hole import written_by
 from flextrace.kernels.registry import default_name
 from flextrace.tracer import name_of
 
-from .cache_report import CacheRow, human_size, rows
-from .displays import kernel_html
-from .hole import written_by
-from .mod import Mod
-from .show.html import display as as_display
-from .show.html import table
+from .cache_table import CacheRow, human_size, rows
+from .html import display as as_display
+from .html import table
+from .mods import kernel_html
 
 BACKENDS = ("metal", "cpu")
 STORES = ("STORE_NAME", "STORE_GLOBAL")  # the instructions by which a cell binds a name

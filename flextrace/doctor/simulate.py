@@ -14,13 +14,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flextrace.attention import flex_attention
+from flextrace.decorators import MaskMod, ScoreMod
+from flextrace.exact import exact_attention
 from flextrace.kernels import AttentionCall
+from flextrace.simulator import Report, SimulationError, recording
 
-from .attention import flex_attention
-from .exact import exact_attention
 from .exactness import TOLERANCE, tensors
-from .mod import MaskMod, ScoreMod
-from .simulator import Report, SimulationError, recording
 
 Array = np.ndarray[Any, Any]
 

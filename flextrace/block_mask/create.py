@@ -7,15 +7,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flextrace.advice.keywords import OF_BLOCK_MASK, knows
+from flextrace.decorators import MaskMod, as_mod
 from flextrace.kernels.scalars import check_size, check_whole
-from flextrace.kernels.stage_checks import check_broadcast
+from flextrace.stages.checks import check_broadcast
 from flextrace.tracer import evaluate
 from flextrace.tracer.signature import MaskFunction
 
-from .block_input import block_size
 from .block_mask import DEFAULT_BLOCK, BlockMask
-from .keywords import OF_BLOCK_MASK, knows
-from .mod import MaskMod, as_mod
+from .lists import block_size
 from .refine import captured_arrays
 
 

@@ -6,10 +6,10 @@ import functools
 import operator
 from typing import Any
 
+from flextrace.decorators import MaskMod, as_mod
 from flextrace.tracer.signature import MaskFunction
 
 from .block_mask import BlockMask
-from .mod import MaskMod, as_mod
 from .views import noop_mask
 
 

@@ -6,11 +6,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from flextrace.kernels.scalars import as_float, check_block_size, name_of, positive_ints, shown
+from flextrace.kernels.stage_types import BlockLists
 from flextrace.tracer import Bound, Kind, Traces
 from flextrace.tracer.errors import with_article
-
-from .scalars import as_float, check_block_size, name_of, positive_ints, shown
-from .stage_types import BlockLists
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 _traces = Traces()

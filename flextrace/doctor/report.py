@@ -21,14 +21,14 @@ from rich.markup import escape
 
 import flextrace
 from flextrace.cache import CacheError, Store, key_of
-from flextrace.cache_report import REMEDY as CACHE_REMEDY
 from flextrace.kernels import BACKENDS, backend_for
 from flextrace.kernels.cpu.launch import thread_count
 from flextrace.kernels.cpu.toolchain import find_compiler, no_compiler
 from flextrace.kernels.registry import chosen_name, default_name
-from flextrace.printing import output
+from flextrace.show.cache_table import REMEDY as CACHE_REMEDY
+from flextrace.show.terminal import output
 
-from .selftest import FAILED, NOT_AVAILABLE, OK, Check, check_backend
+from .kernels import FAILED, NOT_AVAILABLE, OK, Check, check_backend
 
 STYLES = {OK: "green", NOT_AVAILABLE: "yellow", FAILED: "bold red"}
 

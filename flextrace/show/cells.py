@@ -8,16 +8,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flextrace.block_mask import BlockMask, create_block_mask, create_mask
+from flextrace.block_mask.text import chosen_head, coarse_states
+from flextrace.checks import checked_scale
+from flextrace.decorators import MaskMod, ScoreMod, as_mod
 from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL, Array
 from flextrace.kernels.scalars import as_int, check_size, shown
 from flextrace.tracer import evaluate, name_of
 from flextrace.tracer.signature import MaskFunction, ScoreFunction
-
-from .block_mask import BlockMask
-from .block_pictures import chosen_head, coarse_states
-from .build_mask import create_block_mask, create_mask
-from .checks import checked_scale
-from .mod import MaskMod, ScoreMod, as_mod
 
 MaskLike = MaskFunction | mx.array | Array
 

@@ -8,7 +8,10 @@ from html import escape
 
 import numpy as np
 
+from flextrace.block_mask import BlockMask
 from flextrace.cache import CacheError
+from flextrace.decorators import MaskMod, Mod
+from flextrace.hole import written_by
 from flextrace.kernels import Backend, BackendUnavailable, backend_for
 from flextrace.kernels.assemble import parts
 from flextrace.kernels.blocks import FULL, PARTIAL
@@ -16,15 +19,12 @@ from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.kernels.simulator import Report, SimulationError
 from flextrace.tracer import Bound, Kind, Trace, TraceError, Untraceable, leaves, name_of, source_of, underlying
 
-from .block_mask import BlockMask
 from .cells import mask_cells
-from .expression_tree import expression_tree
 from .highlighting import highlighted
-from .hole import written_by
-from .mod import MaskMod, Mod
-from .show.html import display, table
-from .show.reports import report_html
+from .html import display, table
+from .reports import report_html
 from .svg import block_svg, states_svg
+from .tree import expression_tree
 
 STATES = {
     "memory": "in memory",

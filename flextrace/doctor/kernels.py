@@ -16,14 +16,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flextrace.block_mask import create_block_mask
+from flextrace.decorators import MaskMod, ScoreMod
 from flextrace.kernels import BACKENDS, AttentionCall, Backend, QKQuant
 from flextrace.kernels.smoothing import smoothing
 from flextrace.kernels.staged import attend
 
-from .build_mask import create_block_mask
 from .exactness import after_mods, alibi, causal, compare, exact, same_document, softcap, softmax, tensors
-from .mod import MaskMod, ScoreMod
-from .selftest_stages import STAGES
+from .stages import STAGES
 
 OK, NOT_AVAILABLE, FAILED = "ok", "not available", "FAILED"
 DTYPES = ("float32", "float16", "bfloat16")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from flextrace.block_mask.text import coarse_states
 from flextrace.kernels import Blocks
 from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL, Array
-
-from .block_pictures import coarse_states
 
 COLOURS = {PARTIAL: "#7fb2d9", FULL: "#2b6ca3"}  # readable on white and on black
 CLASSES = {PARTIAL: "partial", FULL: "full"}

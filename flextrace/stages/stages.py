@@ -21,13 +21,14 @@ from typing import Literal, overload
 
 import mlx.core as mx
 
+from flextrace.kernels.gradients import refuse_gradient
+from flextrace.kernels.registry import BackendUnavailable, backend_for, chosen_name, default_name, needs_values
+from flextrace.kernels.scalars import check_block_size, check_size
+from flextrace.kernels.stage_types import BlockLists, OutputParts, SoftmaxParts, Stages
 from flextrace.tracer import Bound
 from flextrace.tracer.signature import MaskFunction, ScoreFunction
 
-from .gradients import refuse_gradient
-from .registry import BackendUnavailable, backend_for, chosen_name, default_name, needs_values
-from .scalars import check_block_size, check_size
-from .stage_checks import (
+from .checks import (
     bind,
     check_blocks,
     check_broadcast,
@@ -41,7 +42,6 @@ from .stage_checks import (
     fits,
     four_axes,
 )
-from .stage_types import BlockLists, OutputParts, SoftmaxParts, Stages
 
 Score = ScoreFunction | Bound | None  # a plain function, or a decorated mod, which has the same call
 Mask = MaskFunction | Bound | None
@@ -77,7 +77,7 @@ def matmul(
 
     Example:
         >>> import mlx.core as mx
-        >>> from flextrace.kernels import matmul
+        >>> from flextrace.stages import matmul
         >>> a, b = mx.ones((2, 3)), mx.array([[1.0, 2.0, 3.0]])
         >>> matmul(a, b, transpose_b=True, backend="cpu")
         array([[6],
@@ -110,7 +110,7 @@ def scale(x: mx.array, factor: float, *, backend: str | None = None) -> mx.array
 
     Example:
         >>> import mlx.core as mx
-        >>> from flextrace.kernels import scale
+        >>> from flextrace.stages import scale
         >>> scale(mx.array([1.0, 2.0]), 0.5, backend="cpu")
         array([0.5, 1], dtype=float32)
     """
@@ -148,7 +148,7 @@ def score_mod(
 
     Example:
         >>> import mlx.core as mx
-        >>> from flextrace.kernels import score_mod
+        >>> from flextrace.stages import score_mod
         >>> far = lambda score, b, h, q_idx, kv_idx: score - (q_idx - kv_idx)
         >>> score_mod(mx.zeros((1, 1, 2, 2)), far, lambda b, h, q_idx, kv_idx: q_idx >= kv_idx, backend="cpu")
         array([[[[0, -inf],
@@ -192,7 +192,7 @@ def softmax(
 
     Example:
         >>> import mlx.core as mx
-        >>> from flextrace.kernels import softmax
+        >>> from flextrace.stages import softmax
         >>> softmax(mx.array([[0.0, 0.0], [-mx.inf, -mx.inf]]), backend="cpu")
         array([[0.5, 0.5],
                [0, 0]], dtype=float32)
@@ -233,7 +233,7 @@ def block_mask(
     Block lists as in FlexAttention (Dong et al., arXiv 2412.05496).
 
     Example:
-        >>> from flextrace.kernels import block_mask
+        >>> from flextrace.stages import block_mask
         >>> causal = lambda b, h, q_idx, kv_idx: q_idx >= kv_idx
         >>> lists = block_mask(causal, None, None, 6, 6, 2, backend="cpu")
         >>> lists.kv_indices.tolist(), lists.full_kv_num_blocks.tolist()
@@ -282,7 +282,7 @@ def block_sparse_matmul(
 
     Example:
         >>> import mlx.core as mx
-        >>> from flextrace.kernels import block_mask, block_sparse_matmul
+        >>> from flextrace.stages import block_mask, block_sparse_matmul
         >>> lists = block_mask(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx, None, None, 2, 2, 1, backend="cpu")
         >>> ones = mx.ones((1, 1, 2, 4))
         >>> block_sparse_matmul(ones, ones, lists, transpose_b=True, backend="cpu")
@@ -326,7 +326,7 @@ def attention_output(
 
     Example:
         >>> import mlx.core as mx
-        >>> from flextrace.kernels import attention_output
+        >>> from flextrace.stages import attention_output
         >>> out, lse, _ = attention_output(mx.array([[6.0, 2.0]]), mx.array([0.0]), mx.array([2.0]), backend="cpu")
         >>> out, lse
         (array([[3, 1]], dtype=float32), array([0.693147], dtype=float32))

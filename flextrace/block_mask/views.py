@@ -8,11 +8,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flextrace.decorators import MaskMod
 from flextrace.kernels import Blocks
 from flextrace.kernels.blocks import FULL, PARTIAL, Array
 from flextrace.tracer import Start
-
-from .mod import MaskMod
 
 
 def noop_mask(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> bool:

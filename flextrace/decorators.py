@@ -16,9 +16,9 @@ from flextrace.tracer.errors import with_article
 from flextrace.tracer.invariance import shifts_with_score
 from flextrace.tracer.signature import PASSED_AS
 
+from .advice.mods import wrong_mod
 from .hole import written_by
-from .portable import function_of, global_name, rendered
-from .wrong_mods import wrong_mod
+from .pickling import function_of, global_name, rendered
 
 AnyMod = TypeVar("AnyMod", bound="Mod")
 _traces = Traces()

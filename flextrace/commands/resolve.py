@@ -13,13 +13,12 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+from flextrace.block_mask import BlockMask
+from flextrace.decorators import MaskMod, Mod, ScoreMod
 from flextrace.tracer import name_of
 from flextrace.tracer.errors import with_article
 from flextrace.tracer.nearest import nearest
 from flextrace.tracer.signature import count_parameters, underlying
-
-from .block_mask import BlockMask
-from .mod import MaskMod, Mod, ScoreMod
 
 FORM = "write MODULE:NAME or FILE.py:NAME, such as flextrace.mods:causal or notes/masks.py:alibi"
 _PAIR = re.compile(r"(?P<place>[^:]+):(?P<name>[\w.]+)(\+(?P<second>.+))?")

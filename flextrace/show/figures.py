@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flextrace.block_mask.block_mask import DEFAULT_BLOCK, BlockMask
+from flextrace.block_mask.lists import block_size as checked_block
 from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL
 from flextrace.tracer.signature import ScoreFunction
 
-from .block_input import block_size as checked_block
-from .block_mask import DEFAULT_BLOCK, BlockMask
 from .cells import MaskCells, MaskLike, block_cells, mask_cells, score_cells
 from .svg import COLOURS
-from .text_pictures import block_counts, block_grid, mask_counts, score_counts, text
+from .text import block_counts, block_grid, mask_counts, score_counts, text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

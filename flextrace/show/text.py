@@ -7,14 +7,14 @@ from typing import cast
 import mlx.core as mx
 import numpy as np
 
+from flextrace.block_mask import BlockMask
+from flextrace.decorators import ScoreMod
 from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL, Array
 from flextrace.kernels.scalars import check_whole
 from flextrace.tracer import count_parameters
 from flextrace.tracer.signature import MaskFunction, ScoreFunction
 
-from .block_mask import BlockMask
 from .cells import BlockCounts, MaskCells, MaskLike, ScoreCells, block_cells, mask_cells, score_cells
-from .mod import ScoreMod
 
 
 def text(

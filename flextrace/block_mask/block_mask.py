@@ -14,20 +14,20 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flextrace.advice.keywords import OF_BLOCK_MASK, knows
+from flextrace.decorators import MaskMod, as_mod
 from flextrace.kernels import Blocks, Int8Rows
 from flextrace.kernels.blocks import FULL, PARTIAL, Array
 from flextrace.kernels.notebooks import html_of
 from flextrace.kernels.scalars import as_int, check_size, check_whole, shown
+from flextrace.pickling import same
 from flextrace.tracer import Bound
 from flextrace.tracer.signature import MaskFunction
 
-from .block_input import BlockRanges, block_size, blocks_of_lists, blocks_of_ranges
-from .block_pictures import block_text, chosen_head
 from .kept_values import KeptValues, ValuesHidden
-from .keywords import OF_BLOCK_MASK, knows
-from .mod import MaskMod, as_mod
-from .portable import same
+from .lists import BlockRanges, block_size, blocks_of_lists, blocks_of_ranges
 from .refine import refine
+from .text import block_text, chosen_head
 from .views import lookup_mask, noop_mask, pick_mask, shift_mask
 
 DEFAULT_BLOCK = 128

@@ -1,0 +1,1 @@
+"""What a caller passed and is not taken -> what to write instead."""

@@ -1,0 +1,1 @@
+"""This machine, the kernels on it -> what is right and wrong with them."""
