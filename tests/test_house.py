@@ -33,8 +33,8 @@ flextrace/mlx_build flextrace/notices flextrace/hole
 flextrace/advice/
 flextrace/pickling
 flextrace/decorators
-flextrace/stages/
 flextrace/block_mask/
+flextrace/stages/
 flextrace/int8/
 flextrace/checks flextrace/quantise flextrace/gradient flextrace/run flextrace/attention
 flextrace/merge flextrace/mods/

@@ -10,8 +10,7 @@ import numpy as np
 from flextrace.advice.keywords import OF_BLOCK_MASK, knows
 from flextrace.decorators import MaskMod, as_mod
 from flextrace.kernels.scalars import check_size, check_whole
-from flextrace.stages.checks import check_broadcast
-from flextrace.tracer import evaluate
+from flextrace.tracer import Bound, evaluate
 from flextrace.tracer.signature import MaskFunction
 
 from .block_mask import DEFAULT_BLOCK, BlockMask
@@ -23,6 +22,13 @@ def _sizes(*, B: Any, H: Any, Q_LEN: Any, KV_LEN: Any) -> tuple[int | None, int 
     """The sizes of a mask as Python ints. Raises ValueError."""
     heads = [None if size is None else check_size(name, size, 1, " or None") for name, size in (("B", B), ("H", H))]
     return heads[0], heads[1], check_size("Q_LEN", Q_LEN, 0), check_size("KV_LEN", KV_LEN, 0)
+
+
+def check_broadcast(caller: str, mask_mod: Bound, batch: int | None, heads: int | None) -> None:
+    """B and H may be None only where the mask does not ask for them."""
+    for name, size, index in (("B", batch, "b"), ("H", heads, "h")):
+        if size is None and index in mask_mod.trace.expr.varies:
+            raise ValueError(f"the mask depends on {index}, so {caller} needs {name}, not None")
 
 
 @knows(OF_BLOCK_MASK)

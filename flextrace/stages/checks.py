@@ -6,13 +6,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from flextrace.decorators import MaskMod, ScoreMod
 from flextrace.kernels.scalars import as_float, check_block_size, name_of, positive_ints, shown
 from flextrace.kernels.stage_types import BlockLists
-from flextrace.tracer import Bound, Kind, Traces
+from flextrace.tracer import Bound, Kind
 from flextrace.tracer.errors import with_article
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
-_traces = Traces()
 
 
 def check_tensor(
@@ -109,14 +109,7 @@ def check_lists_stand_for(lists: BlockLists, mask_mod: Bound, scores: mx.array) 
             )
 
 
-def check_broadcast(caller: str, mask_mod: Bound, batch: int | None, heads: int | None) -> None:
-    """B and H may be None only where the mask does not ask for them."""
-    for name, size, index in (("B", batch, "b"), ("H", heads, "h")):
-        if size is None and index in mask_mod.trace.expr.varies:
-            raise ValueError(f"the mask depends on {index}, so {caller} needs {name}, not None")
-
-
-def bind(mod: Any, kind: Kind, argument: str) -> Bound | None:
+def as_bound(mod: Any, kind: Kind, argument: str) -> Bound | None:
     """A Bound, a decorated mod or a plain function -> Bound, with what it captures now.
 
     Raises:
@@ -135,7 +128,7 @@ def bind(mod: Any, kind: Kind, argument: str) -> Bound | None:
         raise TypeError(
             f"{argument} takes a {kind}: a function, a decorated one or a Bound, not {with_article(type(mod).__name__)}"
         )
-    return _traces.bind(mod, kind)
+    return (ScoreMod if kind == "score_mod" else MaskMod)(mod).bind()
 
 
 def fits(what: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -21,6 +21,7 @@ from typing import Literal, overload
 
 import mlx.core as mx
 
+from flextrace.block_mask.create import check_broadcast
 from flextrace.kernels.gradients import refuse_gradient
 from flextrace.kernels.registry import BackendUnavailable, backend_for, chosen_name, default_name, needs_values
 from flextrace.kernels.scalars import check_block_size, check_size
@@ -29,9 +30,8 @@ from flextrace.tracer import Bound
 from flextrace.tracer.signature import MaskFunction, ScoreFunction
 
 from .checks import (
-    bind,
+    as_bound,
     check_blocks,
-    check_broadcast,
     check_dtype,
     check_inner,
     check_leading,
@@ -155,7 +155,7 @@ def score_mod(
                  [-1, 0]]]], dtype=float32)
     """
     check_tensor("scores", scores, "4 axes: [batch, heads, q_len, kv_len]", least=4, most=4, only_float32=True)
-    score, mask = bind(score_mod, "score_mod", "score_mod"), bind(mask_mod, "mask_mod", "mask_mod")
+    score, mask = as_bound(score_mod, "score_mod", "score_mod"), as_bound(mask_mod, "mask_mod", "mask_mod")
     for bound in (score, mask):
         if bound is not None:
             bound.check_sizes((scores.shape[0], scores.shape[1], scores.shape[2], scores.shape[3]))
@@ -239,7 +239,7 @@ def block_mask(
         >>> lists.kv_indices.tolist(), lists.full_kv_num_blocks.tolist()
         ([[[[0, 0, 0], [1, 0, 0], [2, 0, 0]]]], [[[0, 1, 2]]])
     """
-    bound = bind(mask_mod, "mask_mod", "mask_mod")
+    bound = as_bound(mask_mod, "mask_mod", "mask_mod")
     if bound is None:
         raise TypeError("mask_mod is None; without a mask every block is full: pass lambda b, h, q_idx, kv_idx: True")
     check_broadcast("block_mask", bound, B, H)
