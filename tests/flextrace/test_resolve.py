@@ -10,7 +10,8 @@ import pytest
 from cli_notes import NOTES
 
 import flextrace as flex
-from flextrace.commands.resolve import ResolveError, find_mod, find_mods, title_of
+from flextrace.commands.resolve import ResolveError, find_mod, find_mods
+from flextrace.decorators import title_of
 
 
 @pytest.fixture
