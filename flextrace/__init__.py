@@ -19,6 +19,7 @@ from .block_mask import BlockMask, BlockRanges, and_masks, create_block_mask, cr
 from .decorators import MaskMod, ScoreMod, mask_mod, score_mod
 from .gradient import GradientError
 from .int8 import Int8KV
+from .merge import merge_attention
 from .notices import FlextraceWarning
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ __all__ = [
     "create_mask",
     "flex_attention",
     "mask_mod",
+    "merge_attention",
     "mods",
     "noop_mask",
     "or_masks",

@@ -29,8 +29,8 @@ def merge_attention(out: mx.array, lse: mx.array, out2: mx.array, lse2: mx.array
 
     Example:
         >>> import mlx.core as mx
-        >>> from flextrace import mods
-        >>> out, lse = mods.merge_attention(
+        >>> import flextrace as flex
+        >>> out, lse = flex.merge_attention(
         ...     mx.array([[1.0]]), mx.array([0.0]), mx.array([[4.0]]), mx.array([0.6931472]))  # weights 1 and 2
         >>> round(out.item(), 5), round(lse.item(), 5)
         (3.0, 1.09861)

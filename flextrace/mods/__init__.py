@@ -11,10 +11,7 @@ kernel inputs: integers as int32, and learnable ones stay the caller's `mx.array
     biases.py, graphs.py             positions or pairs of nodes -> what is added to a score
     scores.py                        score -> score
     draws.py                         random numbers by position, dropout
-    merge.py                         two partial attentions -> one
 """
-
-from flextrace.merge import merge_attention
 
 from .biases import alibi, alibi_slopes, relative_bias, sandwich, t5_bias
 from .draws import dropout, dropout_output, uniform
@@ -47,7 +44,6 @@ __all__ = [
     "global_window",
     "graphormer_edge",
     "graphormer_spatial",
-    "merge_attention",
     "mla_rope",
     "morton_natten",
     "morton_order",

@@ -630,9 +630,9 @@ MERGED = {
 def test_merge_is_attention_over_all_keys(mask_mod: Any, split: int) -> None:
     (out, lse, out2, lse2), (whole, whole_lse) = halves(split, mask_mod)
     for merged, merged_lse in (
-        mods.merge_attention(out, lse, out2, lse2),
-        mods.merge_attention(out2, lse2, out, lse),
-        mx.compile(mods.merge_attention)(out, lse, out2, lse2),
+        flex.merge_attention(out, lse, out2, lse2),
+        flex.merge_attention(out2, lse2, out, lse),
+        mx.compile(flex.merge_attention)(out, lse, out2, lse2),
     ):
         reference.assert_close(merged, np.array(whole, float), 2e-6, 2e-6, "out")
         reference.assert_close(merged_lse, np.array(whole_lse, float), 2e-6, 2e-6, "lse")
@@ -644,14 +644,14 @@ def test_merge_of_many_parts_in_any_order() -> None:
     parts = [flex.flex_attention(q, k[:, :, i::3], v[:, :, i::3], return_lse=True) for i in (2, 0, 1)]
     out, lse = parts[0]
     for part in parts[1:]:
-        out, lse = mods.merge_attention(out, lse, *part)
+        out, lse = flex.merge_attention(out, lse, *part)
     reference.assert_close(out, np.array(whole, float), 2e-6, 2e-6, "out")
     reference.assert_close(lse, np.array(whole_lse, float), 2e-6, 2e-6, "lse")
 
 
 def test_merge_keeps_the_dtype_and_survives_large_lse() -> None:
     out = mx.ones((2, 3), dtype=mx.bfloat16)
-    merged, lse = mods.merge_attention(out, mx.array([300.0, -mx.inf]), 3 * out, mx.array([300.0, -500.0]))
+    merged, lse = flex.merge_attention(out, mx.array([300.0, -mx.inf]), 3 * out, mx.array([300.0, -500.0]))
     assert merged.dtype == mx.bfloat16 and lse.dtype == mx.float32
     np.testing.assert_allclose(np.array(merged.astype(mx.float32)), [[2] * 3, [3] * 3])
     np.testing.assert_allclose(np.array(lse), [300 + math.log(2), -500], rtol=1e-6)
@@ -674,7 +674,7 @@ def test_gradient_through_merge(mask_mod: Any) -> None:
         second = flex.flex_attention(
             q, k[:, :, 6:], v[:, :, 6:], block_mask=late, return_lse=True, kernel_options=options
         )
-        return score(*mods.merge_attention(*first, *second))
+        return score(*flex.merge_attention(*first, *second))
 
     def whole(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         return score(*flex.flex_attention(q, k, v, block_mask=mask_mod, return_lse=True, kernel_options=options))
@@ -716,7 +716,7 @@ def test_documented(name: str) -> None:
 
 def test_every_public_name_is_tested() -> None:
     tested = {case.name.split()[0].rstrip(",") for case in (*MASKS, *SCORES)}
-    functions = {"activation", "alibi_slopes", "document_ids", "merge_attention", "morton_order", "tiled_order"}
+    functions = {"activation", "alibi_slopes", "document_ids", "morton_order", "tiled_order"}
     assert set(mods.__all__) == tested | functions | {"undo_softmax", "dropout_output", "uniform"}
     assert flex.mods is mods and flex.mods.__all__ == sorted(mods.__all__)
 
@@ -813,7 +813,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: mods.activation("tanh"), "there is no activation 'tanh'; take one of relu, squared_relu, sigmoid, gelu"),
     (lambda: mods.activation("gelu", -1.0), "offset is -1.0"),
     (lambda: mods.undo_softmax(mx.ones((1, 1)), mx.ones((1,)), offset=1.0), "needs value_sum"),
-    (lambda: mods.merge_attention(*(mx.ones((2, 3)), mx.ones((3,))) * 2), "lse that of out without its last axis"),
+    (lambda: flex.merge_attention(*(mx.ones((2, 3)), mx.ones((3,))) * 2), "lse that of out without its last axis"),
 ]
 
 
