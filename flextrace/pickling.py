@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import linecache
+import pickle
 import re
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -91,3 +93,28 @@ def function_of(text: str, values: dict[str, Any], name: str) -> Callable[..., A
     assert isinstance(function, types.FunctionType)
     function.__name__ = function.__qualname__ = name
     return function
+
+
+# ---- pickles of before 0.1.0 ----------------------------------------------------------------------------------------
+
+_FORMER: dict[str, dict[str, str]] = {  # module and name, as these pickles have them -> what to make anew
+    "flextrace.mod": {"_unpickled": "the mod from its function"},
+    "flextrace.kv_cache": {"Int8KV": "the Int8KV from its keys and values"},
+    "flextrace.block_input": {"BlockRanges": "the runs with BlockMask.to_ranges"},
+}
+
+
+class _Former(types.ModuleType):
+    """A module that is no more: what a pickle asks it for is an error that says so."""
+
+    def __getattr__(self, name: str) -> Any:
+        anew = _FORMER[self.__name__].get(name)
+        if anew is None:
+            raise AttributeError(f"module {self.__name__!r} is no more and has no attribute {name!r}")
+        raise pickle.UnpicklingError(
+            f"this pickle is of a flextrace before 0.1.0, it names {self.__name__}.{name}: make {anew}, and pickle it "
+            "with this version"
+        )
+
+
+sys.modules.update({name: _Former(name) for name in _FORMER})
