@@ -27,7 +27,7 @@ mutants: $(VENV)/.dev
 # The lowest version of every dependency: flextrace is imported and called, and each command says its help.
 test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -n 2 -k "import or readme or help or version or half_precision or fork" \
-	  tests/flextrace/test_import.py tests/test_readme.py tests/flextrace/test_cli.py tests/flextrace/test_attention.py
+	  tests/flextrace/test_import.py tests/test_readme.py tests/flextrace/commands/test_cli.py tests/flextrace/test_attention.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -130,11 +130,11 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("tracer/calls.py", "tests/tracer/test_once.py"): [
         ("        except once.Once:\n            raise\n", ""),
     ],
-    ("flextrace/mods/draws.py", "tests/flextrace/test_draws.py"): [
+    ("flextrace/mods/draws.py", "tests/flextrace/mods/test_draws.py"): [
         ("state >> 13 & 0x7FFFF", "state >> 13"),
         ("factor = mx.where(lse == -mx.inf, 0.0, mx.exp(lse - full_lse))", "factor = mx.exp(lse - full_lse)"),
     ],
-    ("flextrace/mods/packed.py", "tests/flextrace/test_mods.py::test_mask_equals_its_definition"): [
+    ("flextrace/mods/packed.py", "tests/flextrace/mods/test_mods.py::test_mask_equals_its_definition"): [
         ("q_idx < tokens and kv_idx < tokens and ids[q_idx]", "kv_idx < tokens and ids[q_idx]"),
         ("return q_idx < tokens and start[q_idx]", "return start[q_idx]"),
     ],
@@ -371,12 +371,12 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         (
             'and asked.granularity == "row" and not asked.smooth_q',
             'and asked.granularity == "row"',
-            "tests/flextrace/test_kv_cache.py",
+            "tests/flextrace/int8/test_kv_cache.py",
         ),
         ("return quant, quant.smooth_k", "return quant, True"),
         ("if call.staged:", "if False:"),
     ],
-    ("flextrace/block_mask/refine.py", "tests/flextrace/test_refine.py"): [
+    ("flextrace/block_mask/refine.py", "tests/flextrace/block_mask/test_refine.py"): [
         ('distinct = (shape[0] if "b" in used else 1, shape[1] if "h" in used else 1)', "distinct = shape[:2]"),
         ("repr(bound.numbers), contents", "contents"),
         ("contents, shape, block)", "contents, block)"),
@@ -389,7 +389,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("rest = live & ~full", "rest = live"),
         ("np.minimum(q_first + side * q_block, q_len) - 1", "q_first + side * q_block - 1"),
     ],
-    ("flextrace/block_mask/views.py", "tests/flextrace/test_block_mask_methods.py"): [
+    ("flextrace/block_mask/views.py", "tests/flextrace/block_mask/test_block_mask_methods.py"): [
         ("start = Start(before + q_from)", "start = Start(q_from)"),
         (
             "return picked_heads(b, h, pick_row(q_idx // q_block) * q_block + q_idx % q_block, kv_idx)",
@@ -397,12 +397,12 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ),
         ("b_step, h_step = (int(size > 1) for size in blocks.shape[:2])", "b_step, h_step = 1, 1"),
     ],
-    ("flextrace/block_mask/lists.py", "tests/flextrace/test_block_mask_methods.py"): [
-        ("used.max() >= columns", "used.max() > columns", "tests/flextrace/test_block_mask.py"),
+    ("flextrace/block_mask/lists.py", "tests/flextrace/block_mask/test_block_mask_methods.py"): [
+        ("used.max() >= columns", "used.max() > columns", "tests/flextrace/block_mask/test_block_mask.py"),
         ("(first >= end).any()", "(first > end).any()"),
         ("(end > columns).any()", "(end >= columns).any()"),
     ],
-    ("flextrace/block_mask/block_mask.py", "tests/flextrace/test_block_mask_methods.py"): [
+    ("flextrace/block_mask/block_mask.py", "tests/flextrace/block_mask/test_block_mask_methods.py"): [
         ("(*self.shape[:2], new_q_len, new_kv_len), self.offset)", "(*self.shape[:2], new_q_len, new_kv_len), 0)"),
         (
             "mask = shift_mask(self.as_mask_mod(), offset - self.offset)",
@@ -416,14 +416,14 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         (
             '"_made": None if self.implied else self._made',
             '"_made": self._made',
-            "tests/flextrace/test_block_mask_values.py",
+            "tests/flextrace/block_mask/test_block_mask_values.py",
         ),
         ("if self.implied and made == 1 < wanted", "if False and made == 1 < wanted"),
         ("if self.implied and made == 1 < wanted", "if made == 1 < wanted"),
-        ("if made_of is not blocks:", "if not lists:", "tests/flextrace/test_block_mask_values.py"),
+        ("if made_of is not blocks:", "if not lists:", "tests/flextrace/block_mask/test_block_mask_values.py"),
         ("return tuple(part[...] for part in lists)", "return lists"),
     ],
-    ("flextrace/block_mask/kept_values.py", "tests/flextrace/test_block_mask_values.py"): [
+    ("flextrace/block_mask/kept_values.py", "tests/flextrace/block_mask/test_block_mask_values.py"): [
         ("trace.expr is not self.bound.trace.expr", "False"),
         ("(numbers and repr(numbers) != self.numbers)", "numbers != self.bound.numbers"),
         ("same = now.shape == kept.shape and now.tobytes() == kept.content", "same = now.tobytes() == kept.content"),
@@ -431,16 +431,16 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ('copy = np.array(array, order="C")', "copy = np.ascontiguousarray(array)"),
         ("return KeptValues.of(bound) if moved else self", "return self"),
     ],
-    ("kernels/blocks.py", "tests/flextrace/test_block_mask_methods.py"): [
+    ("kernels/blocks.py", "tests/flextrace/block_mask/test_block_mask_methods.py"): [
         ("array.setflags(write=False)", "pass"),
     ],
     (
         "flextrace/stages/checks.py",
-        "tests/kernels/test_stages.py::test_lists_of_one_batch_do_not_serve_several_that_the_mask_tells_apart",
+        "tests/flextrace/stages/test_stages.py::test_lists_of_one_batch_do_not_serve_several_that_the_mask_tells_apart",
     ): [
         ("if made == 1 < wanted and index in mask_mod.trace.expr.varies", "if False"),
     ],
-    ("flextrace/int8/kv_cache.py", "tests/flextrace/test_kv_cache.py"): [
+    ("flextrace/int8/kv_cache.py", "tests/flextrace/int8/test_kv_cache.py"): [
         (
             "means, first = {name: mean_of_rows(x) if smooth[name] else None for name, x in rows.items()}, 0",
             "means = {name: mean_of_rows(x) if smooth[name] else None for name, x in rows.items()}",
