@@ -266,7 +266,7 @@ def _private_store() -> Store:
     if pid not in _private_stores:
         store = Store(private_folder())
         store._private = True
-        _private_stores.setdefault(pid, store)  # of two threads here at once one wins; both folders go at exit
+        _private_stores.setdefault(pid, store)  # where two threads are here at once, one wins; both folders go at exit
     return _private_stores[pid]
 
 

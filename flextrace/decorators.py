@@ -58,7 +58,7 @@ class Mod:
         raise TypeError(f"{self!r} is a function, neither true nor false: {instead}")
 
     def __get__(self: AnyMod, instance: Any, owner: type | None = None) -> AnyMod:
-        """As a method: the mod of that instance."""
+        """The mod of that instance, where the mod is a method."""
         if instance is None:
             return self
         return type(self)(types.MethodType(self.__flextrace_function__, instance))
@@ -149,7 +149,7 @@ class Mod:
     def inspect(self) -> str:
         """The stages of this mod as text: the user's function, its expression, its captured inputs.
 
-        Of a mask_mod also the bounds that decide tiles where it is passed as `block_mask` by itself; of a score_mod,
+        A mask_mod also shows the bounds that decide tiles where it is passed as `block_mask` by itself; a score_mod,
         what smoothed keys mean for it.
         """
         trace, _, numbers = self.bind()

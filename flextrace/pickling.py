@@ -23,7 +23,7 @@ _FUNCTIONS = (
     "exp expm1 log log2 log10 log1p sqrt rsqrt erf sigmoid sin cos tan asin acos atan atan2 sinh cosh tanh "
     "asinh acosh atanh floor ceil round"
 ).split()
-# What the rendered text calls, besides Python's own.
+# The functions that the rendered text calls, besides Python's own.
 _NAMES: dict[str, Any] = {
     **{name: getattr(mx, _RENAMED.get(name, name)) for name in _FUNCTIONS},
     "exp2": np.exp2,

@@ -37,7 +37,7 @@ Pair = tuple[ScoreMod | None, MaskMod | None]
 class Warmed:
     """One kernel that a later call finds. found: "compiled" just now, or "on disk" before.
 
-    key: of its cache entry; "" for a Metal text, which is on disk for readers only.
+    key: the key of its cache entry; "" for a Metal text, which is on disk for readers only.
     """
 
     mods: str

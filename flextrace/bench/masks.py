@@ -21,7 +21,7 @@ from flextrace.block_mask import refine
 
 from .measure import PeakMemory
 
-SIDE, REACH = 256, 6  # of the NATTEN canvas, and how far its window reaches
+SIDE, REACH = 256, 6  # the NATTEN canvas's side, and how far its window reaches
 TORCH_TOKENS = 16384  # beyond, its dense mask takes gigabytes
 
 
@@ -76,7 +76,7 @@ CASES = [
 class MaskRow:
     """One create_block_mask: median milliseconds, peak bytes above before, bytes of the result, sparsity in percent.
 
-    peer_ms: of the table, its dense evaluation; of the others torch's create_block_mask, None where it is not run.
+    peer_ms: torch's create_block_mask, or for the table its dense evaluation; None where it is not run.
     """
 
     mask: str

@@ -70,7 +70,7 @@ class BlockMask:
         renumbered: frozenset[str] = frozenset(),
     ) -> None:
         """values: what mask_mod captured when the blocks were made of it; None where they are a caller's own.
-        renumbered: of "b" and "h", those that count anew in a part of another mask."""
+        renumbered: those of "b" and "h" that count anew in a part of another mask."""
         self.shape: tuple[int, int, int, int] = (*blocks.shape[:2], *seq_lengths)
         self.BLOCK_SIZE: tuple[int, int] = blocks.q_block, blocks.kv_block
         self.mask_mod = mask_mod
@@ -78,7 +78,8 @@ class BlockMask:
         self.offset = offset
         self._renumbered = renumbered
         self._made: tuple[Blocks, KeptValues | None] | None = blocks, values  # both at once, for other threads
-        self._lists: dict[str, tuple[Blocks, tuple[mx.array, ...]]] = {}  # torch's, and the blocks that they are of
+        # torch's lists, and the blocks that they were made of.
+        self._lists: dict[str, tuple[Blocks, tuple[mx.array, ...]]] = {}
 
     @classmethod
     def _of(
@@ -218,12 +219,12 @@ class BlockMask:
 
     @property
     def full_kv_num_blocks(self) -> mx.array:
-        """As kv_num_blocks, of the blocks that the mask keeps whole."""
+        """int32 [B, H, q_blocks]: how many full blocks, which the mask keeps whole, each row of blocks has."""
         return self._by_rows[2]
 
     @property
     def full_kv_indices(self) -> mx.array:
-        """As kv_indices, of the blocks that the mask keeps whole."""
+        """int32 [B, H, q_blocks, kv_blocks]: which; entries past full_kv_num_blocks mean nothing."""
         return self._by_rows[3]
 
     @property
@@ -238,12 +239,12 @@ class BlockMask:
 
     @property
     def full_q_num_blocks(self) -> mx.array:
-        """As q_num_blocks, of the blocks that the mask keeps whole."""
+        """int32 [B, H, kv_blocks]: how many full blocks each column of blocks has."""
         return self._by_columns[2]
 
     @property
     def full_q_indices(self) -> mx.array:
-        """As q_indices, of the blocks that the mask keeps whole."""
+        """int32 [B, H, kv_blocks, q_blocks]: which, ascending."""
         return self._by_columns[3]
 
     def as_tuple(self, flatten: bool = True) -> tuple[Any, ...]:
@@ -470,7 +471,7 @@ class BlockMask:
         return self.mask_mod is other.mask_mod or same(self.mask_mod.bind(), other.mask_mod.bind())
 
     def __hash__(self) -> int:
-        return hash((self.shape, self.BLOCK_SIZE))  # which stay when captured values change
+        return hash((self.shape, self.BLOCK_SIZE))  # both stay when captured values change
 
     def __getstate__(self) -> dict[str, Any]:
         """Without torch's lists, and without blocks that mask_mod implies, which are made anew where they are used:

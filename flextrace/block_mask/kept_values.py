@@ -1,7 +1,7 @@
 """Bound -> KeptValues: what a mask captured when its blocks were made, and whether it captures the same now.
 
 Numbers are compared to the bit. Arrays of up to SMALL bytes, and numpy arrays of any size, are compared with a private
-copy. Of a larger mx.array a second handle is kept: MLX writes into memory only while no other handle holds it, so an
+copy. A larger mx.array is kept by a second handle: MLX writes into memory only while no other handle holds it, so an
 array that still lies at the same place holds the same. (Only numpy can write there, through a view of that memory; in
 an array of more than SMALL bytes that is not noticed.)
 """
@@ -38,8 +38,8 @@ class ValuesHidden(ValueError):
 
 class _KeptArray(NamedTuple):
     """array: nobody writes to it.
-    content: its bytes, of a small one.
-    place: address and strides, of a large mx.array.
+    content: the bytes of a small array.
+    place: address and strides of a large mx.array.
     """
 
     array: mx.array | Array

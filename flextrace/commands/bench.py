@@ -119,7 +119,7 @@ def bench(
         if sections is not None:
             asked["sections"] = sections.split(",")
             _refuse_unread([*given, *([] if peers else ["--no-peers"])], asked["sections"])
-        elif given:  # what they shape was asked for, and nothing else
+        elif given:  # what these options shape was asked for, and nothing else
             asked["sections"] = [name for name in SECTIONS if all(name in READERS[option] for option in given)]
         main(**asked, mods=names, peers=peers, as_json=json, plot=plot)
     except BenchError as error:

@@ -33,7 +33,7 @@ class Problem:
 
     @property
     def shapes(self) -> list[tuple[int, int, int, int]]:
-        """Of query, key and value."""
+        """The shapes of query, key and value."""
         keys = (self.batch, self.kv_heads, self.kv_len, self.head_dim)
         return [(self.batch, self.heads, self.q_len, self.head_dim), keys, keys]
 

@@ -29,7 +29,7 @@ from .packing import Pack, pack
 from .weights import DemoError, load_encoder, load_tokenizer, model_folder
 
 DOCUMENTS = 800  # about a minute on two cores, nearly all of it MLX's matrix products
-MAX_TOKENS = 64  # of a docstring: its name and first sentences
+MAX_TOKENS = 64  # the name and the first sentences of a docstring
 PACK_LENGTH = 2048
 EXAMPLE_QUERIES = (
     "how do I parse a date",
@@ -121,7 +121,7 @@ def document_attention(pack: Pack) -> Attention:
 
 
 def dense_mask_attention(pack: Pack) -> Attention:
-    """The same by MLX's own kernel, which takes the mask as a [length, length] array."""
+    """The same attention by MLX's own kernel, which takes the mask as a [length, length] array."""
     mask = pack.document[:, None] == pack.document[None, :]
     mx.eval(mask)
     return lambda q, k, v: mx.fast.scaled_dot_product_attention(q, k, v, scale=HEAD_DIM**-0.5, mask=mask)

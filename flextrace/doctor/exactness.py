@@ -9,11 +9,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-# Absolute, and relative to what is expected; int8: of q and k, with any dtype.
+# Absolute, and relative to what is expected; "int8" is for q and k in int8, with any dtype.
 TOLERANCE = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1.6e-2, "int8": 5e-2}
 CAP = 5.0
 SLOPES = np.array([0.5, 0.25], np.float32)
-DOCUMENTS = np.repeat(np.arange(5, dtype=np.int32), 14)  # of 70 tokens; the last one has no keys
+DOCUMENTS = np.repeat(np.arange(5, dtype=np.int32), 14)  # 70 tokens; the last document has no keys
 Array = np.ndarray[Any, Any]
 
 

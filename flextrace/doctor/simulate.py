@@ -27,8 +27,9 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Error:
-    """How far a result is from float64. largest: of |kernel - exact|; inf where one of them is nan or infinite.
+    """How far a result is from float64.
 
+    largest: the largest |kernel - exact|; inf where one of them is nan or infinite.
     within: whether each value is within tolerance * (1 + |exact|).
     """
 
@@ -40,7 +41,7 @@ class Error:
 
 @dataclass(frozen=True)
 class Simulation:
-    """reports: of each kernel that ran; errors: of out and lse, none where findings stopped the run."""
+    """reports: one for each kernel that ran; errors: those of out and lse, none where findings stopped the run."""
 
     reports: tuple[Report, ...]
     errors: tuple[Error, ...]

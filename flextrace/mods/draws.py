@@ -105,7 +105,7 @@ def dropout_output(out: mx.array, lse: mx.array, full_lse: mx.array, rate: float
         rate: the rate of `dropout`.
 
     Returns:
-        Of out's shape and dtype; 0 for a row that keeps nothing.
+        An array of out's shape and dtype; 0 for a row that keeps nothing.
 
     Raises:
         ValueError: rate is not in [0, 1), or shapes differ.

@@ -20,7 +20,7 @@ _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 _AGES = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 
-_COLUMNS = (  # of a table, by the columns of text that there are
+_COLUMNS = (  # the columns of a table, by the characters of a line that there are
     (100, ("key", "backend", "kernel", "mods", "size", "used", "state")),
     (60, ("key", "kernel", "mods", "size", "used", "state")),
     (0, ("key", "mods", "state")),
@@ -29,7 +29,7 @@ _COLUMNS = (  # of a table, by the columns of text that there are
 
 @dataclass(frozen=True)
 class CacheRow:
-    """One entry. Of a damaged one whose manifest cannot be read, key, size and damage are all that is known.
+    """One entry. A damaged one whose manifest cannot be read has its key, size and damage only.
 
     kernel: what was compiled ("attention", "matmul", ...); mods: the names of its mods; size: bytes of its files;
     created: ISO 8601; used: seconds since the epoch; damage: what is wrong with it, "" if it is whole.
@@ -110,7 +110,7 @@ def grouped(found: Sequence[CacheRow]) -> list[list[CacheRow]]:
 def cache_table(groups: Sequence[Sequence[CacheRow]], width: int) -> Table:
     """A line for each group, for so many columns of text; only kernel and mods may take several lines.
 
-    key: of a group of several, how many they are; size: of all; used: the last use of any.
+    key: how many they are, where a group has several; size: that of all; used: the last use of any.
     """
     from rich import box
     from rich.table import Table

@@ -55,7 +55,7 @@ def mask(
         mask_mod: a mask_mod or plain function, or a bool array [q_len, kv_len] with heads and batch before it or not.
         q_len, kv_len: lengths, for a function; kv_len None is q_len.
         b, h: batch entry and query head.
-        block_size: of the block grid drawn over the mask; None for no grid.
+        block_size: that of the block grid drawn over the mask; None for no grid.
         title: instead of the mask's name.
         path: also save the figure there, in the format of its suffix.
         show: also open it in matplotlib's window.

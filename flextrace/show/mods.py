@@ -32,7 +32,7 @@ STATES = {
     "disk": "on disk",
     "nowhere": "not compiled yet",
 }
-PICTURE_LENGTHS = (32, 1024)  # of a mask's small picture, which is painted at every display
+PICTURE_LENGTHS = (32, 1024)  # the least and the most rows of a mask's small picture, which every display paints
 
 
 def html_of(thing: Mod | BlockMask | Report | SimulationError) -> str:
@@ -74,7 +74,7 @@ def kernel_html(text: str, title: str, kinds: Sequence[Kind] = ("score_mod", "ma
     Args:
         text: as `Mod.source` gives it.
         title: a line above, plain text.
-        kinds: of the mods that it has.
+        kinds: those of the mods that it has.
     """
     whole = _folded(f"the whole kernel, {len(text.splitlines()):,} lines", highlighted(text, "cpp"))
     return display(f'<div class="head">{escape(title)}</div>', _generated(text, kinds), whole)
@@ -158,7 +158,7 @@ def _kernel(mod: Mod, trace: Trace) -> tuple[str, str, str]:
 
 
 def _backend() -> Backend:
-    """As flex_attention chooses it without options."""
+    """The backend that flex_attention chooses without options."""
     try:
         return backend_for(chosen_name(None) or default_name())
     except (BackendUnavailable, ValueError):

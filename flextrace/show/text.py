@@ -27,7 +27,7 @@ def text(
     width: int = 80,
     ascii: bool = False,
 ) -> str:
-    """A picture in characters: of a mask, a BlockMask or a score_mod (of scores 0); it needs no matplotlib.
+    """A picture in characters of a mask, a BlockMask or a score_mod (of scores 0); it needs no matplotlib.
 
     Args:
         what: a mask_mod, score_mod or plain function of either kind, a bool array, or a BlockMask.

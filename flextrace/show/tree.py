@@ -7,7 +7,7 @@
     ├─ then: score
     └─ else: -inf
 
-Of what fits on a line one line is made; long trees are cut.
+What fits on a line becomes one line; long trees are cut.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def expression_tree(trace: Trace) -> list[str]:
 
 
 class _Tree:
-    """names: of the nodes that occur more than once, arguments first."""
+    """names: what the nodes that occur more than once are called, arguments first."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace: Trace = trace
@@ -45,7 +45,7 @@ class _Tree:
         self.names: dict[Expr, str] = {
             node: f"e{i}" for i, node in enumerate(n for n in order if n.args and uses[n] > 1)
         }
-        self.texts: dict[Expr, str | None] = {}  # of nodes whose text is short enough for a line
+        self.texts: dict[Expr, str | None] = {}  # None for a node whose text is too long for a line
         for node in order:
             self.texts[node] = self._text(node)
 

@@ -65,7 +65,7 @@ def matmul(
             batch is a's or 1, b's heads divide a's (grouped queries: head h of a meets head h // (a's heads / b's)).
         tiles: (BM, BN), tiles of the result, each over the whole of K at once; (BM, BN, BK) takes K in blocks of BK;
             None lets a model of the memory near the cores choose.
-        dtype: of the result; None is a's.
+        dtype: the result's; None is a's.
 
     Returns:
         [..., M, N]. Sums are float32; products too, but half where both are float16 on metal.
@@ -182,7 +182,7 @@ def softmax(
     Args:
         x: [..., S], float32, natural units.
         normalise: divide by the sum; False leaves that to `attention_output` and also returns the statistics.
-        dtype: of the weights; None is float32.
+        dtype: the weights'; None is float32.
 
     Returns:
         Weights [..., S]; or, without `normalise`, SoftmaxParts: weights, max_scores [...] and sums [...], both float32.
@@ -271,7 +271,7 @@ def block_sparse_matmul(
         b: [batch or 1, kv_heads, kv_len, dim]; kv_heads divides heads.
         blocks: as `block_mask` gives them; their batch and heads are those of a, or 1.
         transpose_b: a @ b^T, sampled at the blocks (Q K^T); False is a @ b, of a's blocks alone (P V).
-        dtype: of the result; None is float32.
+        dtype: the result's; None is float32.
 
     Returns:
         With transpose_b [batch, heads, q_len, kv_len], -inf outside the blocks; else [batch, heads, q_len, dim], where
@@ -317,7 +317,7 @@ def attention_output(
     Args:
         product: [..., D], float32: weights that are not normalised, times values.
         max_scores, sums: [...], float32, as `softmax(normalise=False)` gives them.
-        dtype: of out; None is float32.
+        dtype: out's; None is float32.
 
     Returns:
         OutputParts: out [..., D]; lse, natural log, and max_scores, float32 [...]. A row of sum 0 has out 0, lse -inf.
