@@ -198,7 +198,7 @@ def test_calls(quant: QKQuant, name: str, dtype: str, backend: str) -> None:
 @pytest.mark.parametrize("backend", QUANTISING)
 @pytest.mark.parametrize("quant", [QKQuant("row"), QKQuant("block", smooth_k=False)], ids=["smoothed", "as it is"])
 def test_scales_whose_product_overflows(quant: QKQuant, backend: str) -> None:
-    """Of orthogonal rows: their score is 0."""
+    """The rows are orthogonal: their score is 0."""
     q, v = mx.array([[[[1e30, 0.0]]]]), mx.array([[[[1.0, 2.0], [3.0, 6.0]]]])
     k = mx.array([[[[0.0, 1e30], [0.0, -1e30]]]])
     got = flex.flex_attention(q, k, v, kernel_options={"BACKEND": backend, "QK_QUANT": quant})

@@ -92,7 +92,7 @@ def test_source_is_the_whole_kernel() -> None:
     ],
 )
 def test_what_overflows_is_infinite_before_more_is_added(mod: Any, expected: float) -> None:
-    """Of scores around 89: a product that is fused with the subtraction would come out finite."""
+    """Scores around 89: a product that is fused with the subtraction would come out finite."""
     scores = mx.full((1, 1, 2, 40), 89.0)
     got = stages.score_mod(scores, flex.score_mod(mod), backend="cpu")
     np.testing.assert_array_equal(got, np.full(scores.shape, expected, np.float32))

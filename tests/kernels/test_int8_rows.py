@@ -183,7 +183,7 @@ def test_accuracy_of_a_cache(int8_value: bool, bias: float) -> None:
 
 
 def with_scale(rows: Int8Rows, row: int, scale: float) -> Int8Rows:
-    """Of the first head of the first batch."""
+    """The rows with another scale for one row of the first head of the first batch."""
     scales = np.array(rows.scales)
     scales[0, 0, row] = scale
     return rows._replace(scales=mx.array(scales))
@@ -386,7 +386,7 @@ for q_len, kv_len in ((1, 100), (1, 1 << 17), (200, 1 << 17)):
 
 
 def test_no_float_array_of_all_keys_or_values() -> None:
-    """Of 16 MiB of int8 each there would be 64 MiB of floats; memory grows by a few tiles."""
+    """16 MiB of int8 would be 64 MiB of floats each; memory grows by a few tiles."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     _, *grown = (int(line) for line in done.stdout.split())
     assert max(grown) < 8 << 20, grown

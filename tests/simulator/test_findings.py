@@ -220,7 +220,7 @@ BY_VALUE = {"float": 4, "half": 2, "bfloat": 2, "char": 1, "float2": 8, "half4":
 
 @pytest.mark.parametrize("kind", BY_VALUE)
 def test_an_element_that_is_an_argument_is_seen_to_be_read(kind: str) -> None:
-    """Of every type: a copy that the compiler makes by itself is an access too."""
+    """Arguments of every type: a copy that the compiler makes by itself is an access too."""
     header = "template <typename T> inline void pass(T x, device float* out) { *out = 1.0f; }"
     source = f"threadgroup {kind} tile[32]; uint i = thread_index_in_simdgroup; WRITE pass(tile[i ^ 1], out + i);"
     one = "float3(1)" if kind == "packed_float3" else "1.0f"
