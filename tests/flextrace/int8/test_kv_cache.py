@@ -14,6 +14,7 @@ import quant_reference
 import reference
 
 import flextrace as flex
+from flextrace.int8.kv_cache import quantised
 from flextrace.kernels import BACKENDS, backend_for
 
 RNG = np.random.default_rng(0)
@@ -62,7 +63,7 @@ def test_integers_are_those_of_the_kernels() -> None:
     x = RNG.normal(size=(20, 32)).astype(np.float32)
     x[3], x[4] = 0, 1e-40
     x[5, 2], x[6, 7] = np.inf, np.nan
-    values, scales = flex.kv_cache.quantised(mx.array(x))
+    values, scales = quantised(mx.array(x))
     want = quant_reference.quantise(x, 1, np.zeros(20, int))
     np.testing.assert_array_equal(np.array(values), want.integers)
     np.testing.assert_allclose(np.array(scales), want.scale, rtol=1e-6)
