@@ -69,7 +69,7 @@ class Mod:
     _repr_html_ = html_of
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        """By name where the mod is a module's; else its expression and the captured values of this moment."""
+        """For pickle: the name of a module's mod; of others the expression and the captured values of this moment."""
         function = self.__flextrace_function__
         module, name = getattr(function, "__module__", "__main__"), getattr(function, "__qualname__", "")
         known = global_name(self, module, name)

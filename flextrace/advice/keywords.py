@@ -57,7 +57,7 @@ def knows(remedies: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P,
     what flextrace has to say of its arguments is shown without flextrace's own lines.
 
     Args:
-        remedies: by the name of an argument that it does not have, what to write, after a semicolon.
+        remedies: what to write, after a semicolon, by the name of an argument that the function does not have.
 
     Example:
         >>> @knows({"colour": "write color="})

@@ -90,7 +90,7 @@ class MaskRow:
 
 
 def measure(name: str, tokens: int, torch: bool) -> MaskRow:
-    """In a new process, so that the memory is the case's own."""
+    """One case, in a new process, so that the memory is its own."""
     program = f"from flextrace.bench.masks import in_process; in_process({name!r}, {tokens}, {torch})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return MaskRow(**json.loads(done.stdout))

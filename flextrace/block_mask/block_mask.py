@@ -474,8 +474,8 @@ class BlockMask:
         return hash((self.shape, self.BLOCK_SIZE))  # both stay when captured values change
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without torch's lists, and without blocks that mask_mod implies, which are made anew where they are used:
-        what it captures there may differ."""
+        """The state without torch's lists, and without blocks that mask_mod implies: they are made anew where they are
+        used, because what it captures there may differ."""
         return self.__dict__ | {"_lists": {}, "_made": None if self.implied else self._made}
 
     # ---- use -------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class BlockRanges(NamedTuple):
 def blocks_of_lists(
     lists: tuple[Any, Any, Any, Any], block: tuple[int, int], seq_lengths: Any
 ) -> tuple[Lengths, Blocks]:
-    """From kv_num_blocks, kv_indices and, or None, the same of full blocks; with the lengths, by default whole blocks.
+    """Lengths, by default those of whole blocks, and the blocks of four lists, of which those of full ones may be None.
 
     Raises:
         ValueError: shapes do not fit, a count exceeds its list, or an index names no block.
@@ -71,7 +71,7 @@ def blocks_of_lists(
 def blocks_of_ranges(
     ranges: BlockRanges, seq_lengths: Any, B: Any, H: Any, block: tuple[int, int]
 ) -> tuple[Lengths, Blocks]:
-    """From runs over B batches and H heads; with the lengths.
+    """Lengths, and the blocks of runs over B batches and H heads.
 
     Raises:
         ValueError: the offsets do not fit the rows, or runs of a row overlap or name no block.

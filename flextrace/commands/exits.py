@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import typer
 
-from flextrace.mlx_build import CANNOT  # with which a command ends where MLX does not load
+from flextrace.mlx_build import CANNOT  # a command ends with it where MLX does not load
 
 FOUND_WRONG, CLOSED_PIPE = 1, 141
 TABLE = {

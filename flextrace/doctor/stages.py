@@ -108,7 +108,7 @@ def _causal_blocks() -> BlockLists:
 
 
 def _lists(counts: mx.array, indices: mx.array) -> list[list[list[int]]]:
-    """Per head and row of blocks of the first batch: the blocks listed."""
+    """The blocks listed for each head and row of blocks of the first batch."""
     numbers: Array = np.array(counts[0])
     blocks: Array = np.array(indices[0])
     return [
