@@ -395,7 +395,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
             "return picked_heads(b, h, pick_row(q_idx // q_block) * q_block + q_idx % q_block, kv_idx)",
             "return picked_heads(b, h, pick_row(q_idx // q_block) * q_block, kv_idx)",
         ),
-        ("b_step, h_step = (int(size > 1) for size in blocks.shape[:2])", "b_step, h_step = 1, 1"),
+        ("b_step, h_step = (int(size > 1) for size in blocks.shape[:2])", "b_step, h_step = 1, 0"),
     ],
     ("flextrace/block_mask/lists.py", "tests/flextrace/block_mask/test_block_mask_methods.py"): [
         ("used.max() >= columns", "used.max() > columns", "tests/flextrace/block_mask/test_block_mask.py"),

@@ -132,6 +132,13 @@ def test_lists_of_one_batch_and_head_are_a_mask_of_all() -> None:
     assert (made == dense(banded, 2, 3, 64, 64, 0)).all() and made.any() and not made.all()
 
 
+def test_lists_of_each_batch_and_head_are_a_mask_of_their_own() -> None:
+    first = np.arange(2 * 3 * 4, dtype=np.int32).reshape(2, 3, 4, 1) % 5  # the one block of each row of blocks
+    lists = flex.BlockMask.from_kv_blocks(np.ones((2, 3, 4), np.int32), first, BLOCK_SIZE=8, seq_lengths=(32, 40))
+    made = np.array(flex.create_mask(lists.as_mask_mod(), 2, 3, 32, 40))
+    assert (made == (np.arange(40) // 8 == np.repeat(first, 8, axis=2))).all()
+
+
 def test_rows_of_lists_know_where_they_are() -> None:
     """`at_offset` counts rows from the start of the sequence, also of a part that starts later, and of lists."""
     whole = flex.create_block_mask(banded, None, None, 64, 64, BLOCK_SIZE=8)
