@@ -41,12 +41,6 @@ def _is(node: Expr, value: float) -> bool:
     )
 
 
-def fold_constants(node: Expr) -> Expr | None:
-    if node.op != "load" and all(arg.op == "const" for arg in node.args):
-        return fold(node)
-    return None
-
-
 def constants_last(node: Expr) -> Expr | None:
     if node.op in COMMUTATIVE and node.args[0].op == "const" and node.args[1].op != "const":
         return apply(node.op, node.args[1], node.args[0])
@@ -208,7 +202,7 @@ def last_32_bits(node: Expr) -> Expr | None:
 
 
 RULES: tuple[Rule, ...] = (
-    fold_constants,
+    fold,
     constants_last,
     drop_neutral,
     absorb_zero,

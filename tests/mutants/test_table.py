@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 from pathlib import Path
 
 import pytest
-from mutants.run import Copy, chosen, stale
+from mutants.run import ROOT, Copy, chosen, stale
 from mutants.table import MUTANTS, Mutant
 
 
@@ -47,3 +49,46 @@ def test_a_planted_mistake_is_caught_and_taken_back(tmp_path: Path) -> None:
         row = Mutant(file, old, new, ("tests/tracer/test_expr.py::test_constants_are_told_apart_by_type_sign_and_nan",))
         assert bool(copy.run(row).failed) == caught
         assert (copy.folder / file).read_text() == before
+
+
+# ---- every rule has a mistake ----------------------------------------------------------------------------------------
+
+RULES = ("ranges", "range_rules", "relations", "extremes", "bounds", "simplify", "invariance")
+# Nothing in these makes a result wrong: they hold a value, or say how much is computed.
+HARMLESS = {"__init__", "__repr__", "bounds_of", "entries", "simplify", "_simplify_node"}
+
+
+def planted(file: str) -> list[tuple[int, int]]:
+    """Where the rows of a file change it: first and last line of each."""
+    text = (ROOT / file).read_text()
+    starts = [(text.index(row.old), len(row.old)) for row in MUTANTS if row.file == file]
+    return [(text.count("\n", 0, at) + 1, text.count("\n", 0, at + size - 1) + 1) for at, size in starts]
+
+
+def rules(file: str) -> dict[str, tuple[int, int]]:
+    """What decides something in a file of rules, and its lines: functions, and entries of tables that are made."""
+    tree = ast.parse((ROOT / file).read_text())
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name not in HARMLESS:
+            found[node.name] = (node.lineno, node.end_lineno or 0)
+        elif isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and not isinstance(value, (ast.Name, ast.Constant, ast.Attribute)):
+                    found[f"{key.value!r}: {ast.unparse(value)}"] = (key.lineno, value.end_lineno or 0)
+    return found
+
+
+def header_rules() -> dict[str, tuple[int, int]]:
+    lines = (ROOT / "kernels/ranges.h").read_text().splitlines()
+    starts = [i for i, line in enumerate(lines, 1) if line.startswith("inline ")] + [len(lines) + 1]
+    return {lines[i - 1]: (i, j - 1) for i, j in itertools.pairwise(starts)}
+
+
+@pytest.mark.parametrize("file", [*(f"tracer/{name}.py" for name in RULES), "kernels/ranges.h"])
+def test_every_rule_has_a_mistake(file: str) -> None:
+    """Each function of what bounds, simplifies and proves, and each entry of its tables."""
+    made = planted(file)
+    found = rules(file) if file.endswith(".py") else header_rules()
+    without = [name for name, (first, last) in found.items() if not any(a <= last and first <= b for a, b in made)]
+    assert without == [] and found

@@ -52,11 +52,12 @@ def test_the_users_function_shifts(entry: zoo.Entry) -> None:
         assert after == pytest.approx(before + c, abs=1e-5) or before == after == -math.inf
 
 
-CAP, ONE, MINUS_INFINITY = 30.0, 1.0, -math.inf
+CAP, ONE, ZERO, MINUS_INFINITY = 30.0, 1.0, 0.0, -math.inf
 INVARIANT: dict[str, Callable[..., Any]] = {
     "half and half": lambda s, b, h, q, k: 0.5 * s + s * 0.5 + k,
     "three minus two": lambda s, b, h, q, k: 3 * s - q - (2 * s - k),
     "divided": lambda s, b, h, q, k: s / 2 + s / 4 + s / 4,
+    "thirds": lambda s, b, h, q, k: s / 3 + s / 3 + s / 3 + k,
     "negated twice": lambda s, b, h, q, k: -(k - s),
     "larger of two": lambda s, b, h, q, k: max(s + q, s - k),
     "larger of score and -inf": lambda s, b, h, q, k: max(s, -math.inf),
@@ -80,6 +81,17 @@ NOT_INVARIANT: dict[str, Callable[..., Any]] = {
     "squared": lambda s, b, h, q, k: s * s,
     "by the index": lambda s, b, h, q, k: s * k,
     "index divided by it": lambda s, b, h, q, k: k / s,
+    "divided by infinity": lambda s, b, h, q, k: k + s / math.inf,
+    "divided by zero": lambda s, b, h, q, k: k + s / ZERO,
+    "times infinity": lambda s, b, h, q, k: s * math.inf + k,
+    "floor of a quotient": lambda s, b, h, q, k: s // 1.0,
+    "a number minus it": lambda s, b, h, q, k: k - s,
+    "a quarter of a quotient": lambda s, b, h, q, k: 2.0 / (s / 4),
+    "larger of it and twice it": lambda s, b, h, q, k: max(s, 2 * s),
+    "smaller of twice it and it": lambda s, b, h, q, k: min(s + s, s),
+    "compares it with twice it": lambda s, b, h, q, k: s if s + q < 2 * s else s - 1,
+    "either it or twice it": lambda s, b, h, q, k: s if q > k else s + s,
+    "cancelled": lambda s, b, h, q, k: s - s + k,
     "remainder": lambda s, b, h, q, k: s % 2.0,
     "softcap": lambda s, b, h, q, k: CAP * math.tanh(s / CAP),
     "times a captured number": lambda s, b, h, q, k: s * CAP,
@@ -224,6 +236,7 @@ def found(mask: Callable[..., Any]) -> Any:
 
 IDS = mx.array([0, 0, 1, 1])
 BATCHED = mx.array([[0, 0, 1, 1], [0, 1, 1, 1]])
+SQUARE = mx.array([[0, 1, 2, 3]] * 4)
 
 
 def test_ids_of_one_array() -> None:
@@ -251,6 +264,11 @@ def test_starts() -> None:
     for mask in (mods.causal_document([0, 2, 4]), lambda b, h, q, k: k <= q and k >= IDS[q]):
         ids = found(mask)
         assert (str(ids.rows), str(ids.keys), ids.starts) == ("array0[q_idx]", "array0[kv_idx]", True)
+
+
+def test_starts_by_batch() -> None:
+    ids = found(lambda b, h, q, k: k <= q and k >= BATCHED[b, q])
+    assert (str(ids.rows), str(ids.keys), ids.starts) == ("array0[b, q_idx]", "array0[b, kv_idx]", True)
 
 
 def test_masks_of_the_library() -> None:
@@ -283,6 +301,14 @@ def test_arrays_before_arithmetic() -> None:
         lambda b, h, q, k: IDS[(q + k) % 4] == IDS[k],
         lambda b, h, q, k: BATCHED[h % 2, q] == BATCHED[h % 2, k],
         lambda b, h, q, k: IDS[q] <= k,
+        lambda b, h, q, k: IDS[q] <= k and k != q,
+        lambda b, h, q, k: IDS[q] <= k and q <= k,
+        lambda b, h, q, k: IDS[q] < k and k <= q,
+        lambda b, h, q, k: IDS[q // 2] <= k and k <= q // 2,
+        lambda b, h, q, k: SQUARE[q, q] <= k and k <= q,
+        lambda b, h, q, k: SQUARE[h % 4, q] <= k and k <= q,
+        lambda b, h, q, k: IDS[q] == IDS[b],
+        lambda b, h, q, k: IDS[q] == 1,
         lambda b, h, q, k: IDS[q + 1] <= k and k <= q,
         lambda b, h, q, k: not (IDS[q] == IDS[k] and q >= k),
         lambda b, h, q, k: int(4 * math.cos(q / 6)) == int(4 * math.cos(k / 6)),

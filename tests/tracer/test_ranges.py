@@ -29,6 +29,7 @@ FEW = (INT_MIN, -9, -8, -2, -1, 0, 1, 2, 3, 8, 32, 65536, INT_MAX)
 
 GROUPS: dict[str, Callable[[int, int], bool]] = {  # least and most over all tiles open the short cuts of the rules
     "all": lambda lo, hi: True,
+    "known": lambda lo, hi: lo == hi,
     "not negative": lambda lo, hi: lo >= 0,
     "positive": lambda lo, hi: lo > 0,
     "negative": lambda lo, hi: hi < 0,
