@@ -1,4 +1,4 @@
-"""Calls on values: a function of the table builds an Expr, one written in Python is traced, the rest runs now."""
+"""Calls on values: a function of the table builds an Expr, one written in Python is followed, the rest runs now."""
 
 from __future__ import annotations
 
@@ -11,151 +11,170 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from . import functions, once, porting
+from . import attributes, changes, functions, numbers, objects, once, porting, running
 from .errors import Untraceable
 from .expr import Expr
 from .formulas import Rule
+from .outside import capture
 from .paths import Path
-from .running import Running
 from .signature import name_of
-from .values import ArrayView, Callback, UnknownSet
+from .tracing import Tracing
+from .values import ArrayView, Callback, UnknownSet, is_in_kernel, is_symbolic, number
 
+# How a front end follows a call of a function written in Python: (t, function, its path, args, kwargs) -> value.
+Inline = Callable[[Tracing, types.FunctionType, Path, list[Any], dict[str, Any]], Any]
 PLAIN = (Expr, bool, int, float, str, bytes, tuple, range, type(None))
 LIBRARIES = frozenset({"numpy", "mlx", "scipy", *porting.FOREIGN})
 STANDARD_LIBRARY = os.path.dirname(inspect.__file__)
 
 
-class Calls(Running):
-    """What a call means on values. `inline(function, path, args, kwargs)` is the reader's: it traces a call."""
+def begin(inline: Inline) -> Tracing:
+    """A trace that has seen nothing yet; `inline` follows the functions written in Python that are called in it."""
+    return Tracing(functools.partial(_call, inline))
 
-    def __init__(self, inline: Callable[[types.FunctionType, Path, list[Any], dict[str, Any]], Any]) -> None:
-        super().__init__()
-        self.inline = inline
 
-    def call(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        if isinstance(function, Callback):
-            return function.traced(args, kwargs)
-        if isinstance(function, (Expr, ArrayView)):
-            raise Untraceable("a number or array is called like a function", "remove the call parentheses")
-        if isinstance(function, functools.partial) and not self.is_captured(function):
-            return self.call(function.func, [*function.args, *args], {**function.keywords, **kwargs})
-        once.check(function)
-        special = SPECIAL.get(id(function))
-        if special is not None:
-            return self._built(function, functools.partial(special, self), args, kwargs)
-        rule = functions.rule_for(function)
-        if rule is not None:
-            return self._call_rule(function, rule, args, kwargs)
-        if porting.is_foreign(function, args):
-            raise porting.advice(function)
-        python = self._python_function(function, args, kwargs)
-        if python is not None:
-            return self._call_traced(function, *python)
-        return self.run_now(function, args, kwargs)
+def call(t: Tracing, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """`function(*args, **kwargs)`."""
+    return t.call(t, function, args, kwargs)
 
-    # ---- functions of the table ----------------------------------------------------------------------------
 
-    def _call_rule(self, function: Any, rule: Rule, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        reduces = function in (sum, any, all, math.prod) or (function in (min, max) and len(args) == 1)
-        if reduces and args:
-            if isinstance(args[0], ArrayView) and args[0].rank:
-                raise Untraceable(
-                    f"{name_of(function)}({args[0].path}) reduces a captured array, and a mod sees one score at a time",
-                    f"compute it outside the mod, total = mx.{name_of(function)}({args[0].path}), and capture total",
-                )
-            args = [self._operands(function, args[0]), *args[1:]]
-        args = [self.number(arg) for arg in args]
-        kwargs = {name: self.number(value) for name, value in kwargs.items()}
-        values = [*args, *kwargs.values()]
-        ordered = ("key" in kwargs or "default" in kwargs) and not any(map(self.is_in_kernel, values))
-        if ordered or not self.is_symbolic(values):
-            if functions.package_of(function) != "mlx":
-                return self.run_now(function, args, kwargs)
-            result = self._built(function, rule, args, kwargs)
-            return self.settle(result, "an argument") if isinstance(result, Expr) else result
-        if functions.package_of(function) == "mlx" or kwargs:
-            return self._built(function, rule, args, kwargs)
-        python, operands = (_spread(function, args[1:]), args[0]) if reduces else (function, args)
-        result = self.computed(lambda: self._built(function, rule, args, kwargs), python, tuple(operands))
-        if function in (min, max) and isinstance(result, Expr) and result not in operands:
-            return self.one_of(result, *operands)
-        return result
+def _call(inline: Inline, t: Tracing, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    if isinstance(function, Callback):
+        return function.function(*args, **kwargs)
+    if isinstance(function, (Expr, ArrayView)):
+        raise Untraceable("a number or array is called like a function", "remove the call parentheses")
+    if isinstance(function, functools.partial) and not t.recorder.is_captured(function):
+        return t.call(t, function.func, [*function.args, *args], {**function.keywords, **kwargs})
+    once.check(function)
+    special = SPECIAL.get(id(function))
+    if special is not None:
+        return _built(function, functools.partial(special, t), args, kwargs)
+    rule = functions.rule_for(function)
+    if rule is not None:
+        return _call_rule(t, function, rule, args, kwargs)
+    if porting.is_foreign(function, args):
+        raise porting.advice(function)
+    python = _python_function(t, function, args, kwargs)
+    if python is not None:
+        return _call_traced(inline, t, function, *python)
+    return running.run_now(t, function, args, kwargs)
 
-    def _operands(self, function: Any, items: Any) -> list[Any]:
-        """The numbers to reduce; any() and all() stop at the first that decides."""
-        operands = []
-        items = items.elements if isinstance(items, UnknownSet) and function in (any, all, min, max) else items
-        with self.for_some() as decides:
-            for item in self.iterate(items):
-                operands.append(self.number(item))
-                if function not in (any, all):
-                    continue
-                if self.is_symbolic(item):
-                    decides()
-                elif bool(self.truth(item)) is (function is any):
-                    break
-        return operands
 
-    def _built(self, function: Any, rule: Rule, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        try:
-            return rule(*args, **kwargs)
-        except TypeError as error:
-            given = ", ".join([*("..." for _ in args), *(f"{name}=..." for name in kwargs)])
+# ---- functions of the table ------------------------------------------------------------------------------------
+
+
+def _call_rule(t: Tracing, function: Any, rule: Rule, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    reduces = function in (sum, any, all, math.prod) or (function in (min, max) and len(args) == 1)
+    if reduces and args:
+        if isinstance(args[0], ArrayView) and args[0].rank:
             raise Untraceable(
-                f"{name_of(function)}({given}) has no kernel form: {error}", "pass the numbers alone, by position"
-            ) from error
+                f"{name_of(function)}({args[0].path}) reduces a captured array, and a mod sees one score at a time",
+                f"compute it outside the mod, total = mx.{name_of(function)}({args[0].path}), and capture total",
+            )
+        args = [_operands(t, function, args[0]), *args[1:]]
+    args = [number(arg) for arg in args]
+    kwargs = {name: number(value) for name, value in kwargs.items()}
+    given = [*args, *kwargs.values()]
+    ordered = ("key" in kwargs or "default" in kwargs) and not any(map(is_in_kernel, given))
+    if ordered or not is_symbolic(given):
+        if functions.package_of(function) != "mlx":
+            return running.run_now(t, function, args, kwargs)
+        result = _built(function, rule, args, kwargs)
+        return numbers.settle(t, result, "an argument") if isinstance(result, Expr) else result
+    if functions.package_of(function) == "mlx" or kwargs:
+        return _built(function, rule, args, kwargs)
+    python, operands = (_spread(function, args[1:]), args[0]) if reduces else (function, args)
+    result = numbers.computed(t, lambda: _built(function, rule, args, kwargs), python, tuple(operands))
+    if function in (min, max) and isinstance(result, Expr) and result not in operands:
+        return numbers.one_of(t, result, *operands)
+    return result
 
-    # ---- functions written in Python -----------------------------------------------------------------------
 
-    def _python_function(
-        self, function: Any, args: list[Any], kwargs: dict[str, Any]
-    ) -> tuple[types.FunctionType, Path, list[Any], dict[str, Any]] | None:
-        """The function written in Python behind a callable, its path, and its full arguments."""
-        recorder = self.recorder
-        while not isinstance(function, types.FunctionType):
-            once.check(function)
-            path = recorder.origin(function) if self.is_captured(function) else None
-            if isinstance(function, functools.partial):
-                path = path or recorder.held(function)
-                bound = self.capture(function.args, path.step("attr", "args"))
-                args = [*self.iterate(bound), *args]
-                kwargs = {**self.known(self.capture(function.keywords, path.step("attr", "keywords"))), **kwargs}
-                function = self.capture(function.func, path.step("attr", "func"))
-            elif isinstance(function, types.MethodType):
-                path = path or recorder.held(function)
-                owner = function.__self__
-                known = self.is_captured(owner)
-                args = [owner if known else self.capture(owner, path.step("attr", "__self__")), *args]
-                function = self.capture(function.__func__, path.step("attr", "__func__"))
-            else:
-                name = _python_attribute(function)
-                if name is None:
-                    return None
-                path = path or recorder.held(function)
-                function = self.capture(getattr(function, name), path.step("attr", name))
-        return function, recorder.origin(function), args, kwargs
+def _operands(t: Tracing, function: Any, items: Any) -> list[Any]:
+    """The numbers to reduce; any() and all() stop at the first that decides."""
+    operands = []
+    items = items.elements if isinstance(items, UnknownSet) and function in (any, all, min, max) else items
+    with changes.for_some(t) as decides:
+        for item in objects.iterate(t, items):
+            operands.append(number(item))
+            if function not in (any, all):
+                continue
+            if is_symbolic(item):
+                decides()
+            elif bool(objects.truth(t, item)) is (function is any):
+                break
+    return operands
 
-    def _call_traced(
-        self, called: Any, function: types.FunctionType, path: Path, args: list[Any], kwargs: dict[str, Any]
-    ) -> Any:
-        values = [*args, *kwargs.values()]
-        in_kernel = any(self.is_in_kernel(value) for value in values)
-        if _is_library(function):
-            if in_kernel:
-                raise porting.advice(called)
-            return self.run_now(function, args, kwargs)
-        try:
-            return self.inline(function, path, args, kwargs)
-        except once.Once:
+
+def _built(function: Any, rule: Rule, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    try:
+        return rule(*args, **kwargs)
+    except TypeError as error:
+        given = ", ".join([*("..." for _ in args), *(f"{name}=..." for name in kwargs)])
+        raise Untraceable(
+            f"{name_of(function)}({given}) has no kernel form: {error}", "pass the numbers alone, by position"
+        ) from error
+
+
+# ---- functions written in Python -------------------------------------------------------------------------------
+
+
+def _python_function(
+    t: Tracing, function: Any, args: list[Any], kwargs: dict[str, Any]
+) -> tuple[types.FunctionType, Path, list[Any], dict[str, Any]] | None:
+    """The function written in Python behind a callable, its path, and its full arguments."""
+    recorder = t.recorder
+    while not isinstance(function, types.FunctionType):
+        once.check(function)
+        path = recorder.origin(function) if recorder.is_captured(function) else None
+        if isinstance(function, functools.partial):
+            path = path or recorder.held(function)
+            bound = capture(t, function.args, path.step("attr", "args"))
+            args = [*objects.iterate(t, bound), *args]
+            kwargs = {**objects.known(t, capture(t, function.keywords, path.step("attr", "keywords"))), **kwargs}
+            function = capture(t, function.func, path.step("attr", "func"))
+        elif isinstance(function, types.MethodType):
+            path = path or recorder.held(function)
+            owner = function.__self__
+            known = recorder.is_captured(owner)
+            args = [owner if known else capture(t, owner, path.step("attr", "__self__")), *args]
+            function = capture(t, function.__func__, path.step("attr", "__func__"))
+        else:
+            name = _python_attribute(function)
+            if name is None:
+                return None
+            path = path or recorder.held(function)
+            function = capture(t, getattr(function, name), path.step("attr", name))
+    return function, recorder.origin(function), args, kwargs
+
+
+def _call_traced(
+    inline: Inline,
+    t: Tracing,
+    called: Any,
+    function: types.FunctionType,
+    path: Path,
+    args: list[Any],
+    kwargs: dict[str, Any],
+) -> Any:
+    given = [*args, *kwargs.values()]
+    in_kernel = any(map(is_in_kernel, given))
+    if _is_library(function):
+        if in_kernel:
+            raise porting.advice(called)
+        return running.run_now(t, function, args, kwargs)
+    try:
+        return inline(t, function, path, args, kwargs)
+    except once.Once:
+        raise
+    except Untraceable:
+        # On plain values Python itself can run what has no meaning in a kernel, unless it was half done.
+        started = any(not isinstance(value, PLAIN) and not t.recorder.is_captured(value) for value in given)
+        if in_kernel or started or hasattr(called, "__flextrace_function__"):
             raise
-        except Untraceable:
-            # On plain values Python itself can run what has no meaning in a kernel, unless it was half done.
-            started = any(not isinstance(value, PLAIN) and not self.is_captured(value) for value in values)
-            if in_kernel or started or hasattr(called, "__flextrace_function__"):
-                raise
-            with contextlib.suppress(Untraceable):
-                return self.run_now(function, args, kwargs)
-            raise
+        with contextlib.suppress(Untraceable):
+            return running.run_now(t, function, args, kwargs)
+        raise
 
 
 def _spread(function: Any, more: list[Any]) -> Callable[..., Any]:
@@ -178,21 +197,6 @@ def _is_library(function: types.FunctionType) -> bool:
     )
 
 
-def _partial(values: Calls, function: Any, *args: Any, **kwargs: Any) -> Any:
-    return functools.partial(function, *args, **kwargs)
-
-
-SPECIAL: dict[int, Callable[..., Any]] = {
-    id(len): Calls.length,
-    id(isinstance): Calls.call_isinstance,
-    id(type): Calls.call_type,
-    id(getattr): Calls.call_getattr,
-    id(hasattr): Calls.call_hasattr,
-    id(filter): Calls.call_filter,
-    id(functools.partial): _partial,
-}
-
-
 def _python_attribute(function: Any) -> str | None:
     """The attribute of a callable object that holds the function it runs."""
     if hasattr(function, "__flextrace_function__"):
@@ -201,3 +205,18 @@ def _python_attribute(function: Any) -> str | None:
         return "__wrapped__"
     found = None if isinstance(function, type) else inspect.getattr_static(type(function), "__call__", None)
     return "__call__" if isinstance(found, types.FunctionType) else None
+
+
+def _partial(t: Tracing, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+    return functools.partial(function, *args, **kwargs)
+
+
+SPECIAL: dict[int, Callable[..., Any]] = {
+    id(len): objects.length,
+    id(isinstance): attributes.is_instance,
+    id(type): attributes.type_of,
+    id(getattr): attributes.get_attribute,
+    id(hasattr): attributes.has_attribute,
+    id(filter): running.filtered,
+    id(functools.partial): _partial,
+}

@@ -6,12 +6,12 @@ import types
 from dataclasses import dataclass
 from typing import Any
 
-from . import build
-from .calls import Calls
+from . import build, changes, numbers, objects
 from .errors import with_article
 from .expr import Expr
-from .objects import IMMUTABLE, is_container, like
-from .values import NUMBERS, ArrayView, Conflict, UnknownSet, UnknownText, is_same_data
+from .outside import IMMUTABLE, is_container, like
+from .tracing import Tracing
+from .values import NUMBERS, ArrayView, Conflict, UnknownSet, UnknownText, is_same_data, number
 
 
 @dataclass(frozen=True)
@@ -27,68 +27,68 @@ Pairs = dict[tuple[int, int], Pair]
 CHOSEN = "that a condition known only inside the kernel chose"
 
 
-class Semantics(Calls):
-    """The meaning of Python's operations on the values of a trace: what every reader of a function shares."""
+def choose(t: Tracing, condition: Expr, a: Any, b: Any, name: str) -> Any:
+    """What `name` holds after `if condition: a else: b`. What can change in it, and in a and b, no longer may."""
+    pairs: Pairs = {}
+    value = merge(t, condition, a, b, name, pairs)
+    settle_pairs(t, pairs)
+    return value
 
-    def choose(self, condition: Expr, a: Any, b: Any, name: str) -> Any:
-        """What `name` holds after `if condition: a else: b`. What can change in it, and in a and b, no longer may."""
-        pairs: Pairs = {}
-        value = self.merge(condition, a, b, name, pairs)
-        self.settle_pairs(pairs)
-        return value
 
-    def merge(self, condition: Expr, a: Any, b: Any, name: str, pairs: Pairs) -> Any:
-        """As `choose`; `pairs` collects the containers that were chosen, for `settle_pairs`."""
-        if a is b:
-            return a
-        if isinstance(a, Conflict) or isinstance(b, Conflict):
-            return a if isinstance(a, Conflict) else b
-        if isinstance(a, ArrayView) and isinstance(b, ArrayView) and a.rank == b.rank > 0 and a.slot == b.slot:
-            indices = tuple(build.where(condition, x, y) for x, y in zip(a.indices, b.indices, strict=True))
-            return ArrayView(a.slot, a.element, a.ndim, a.path, a.array, indices)
-        if not any(isinstance(x, ArrayView) and x.rank for x in (a, b)):
-            a, b = self.number(a), self.number(b)
-        if isinstance(a, (Expr, *NUMBERS)) and isinstance(b, (Expr, *NUMBERS)):
-            return self.one_of(build.where(condition, a, b), a, b)
-        if type(a) is type(b) and is_container(a):
-            known = pairs.get((id(a), id(b)))
-            chosen = known.chosen if known is not None else self._merge_containers(condition, a, b, name, pairs)
-            if chosen is not None:
-                if not isinstance(a, tuple):
-                    pairs[id(a), id(b)] = Pair(a, b, chosen)
-                return chosen
-        if isinstance(a, (types.ModuleType, *IMMUTABLE)) and is_same_data(a, b):
-            return a
-        return Conflict(
-            name,
-            f"{name} is {_describe(a)} or {_describe(b)}, depending on a condition known only inside the kernel",
-            f"give {name} one kind of value in both branches",
-        )
+def merge(t: Tracing, condition: Expr, a: Any, b: Any, name: str, pairs: Pairs) -> Any:
+    """As `choose`; `pairs` collects the containers that were chosen, for `settle_pairs`."""
+    if a is b:
+        return a
+    if isinstance(a, Conflict) or isinstance(b, Conflict):
+        return a if isinstance(a, Conflict) else b
+    if isinstance(a, ArrayView) and isinstance(b, ArrayView) and a.rank == b.rank > 0 and a.slot == b.slot:
+        indices = tuple(build.where(condition, x, y) for x, y in zip(a.indices, b.indices, strict=True))
+        return ArrayView(a.slot, a.element, a.ndim, a.path, a.array, indices)
+    if not any(isinstance(x, ArrayView) and x.rank for x in (a, b)):
+        a, b = number(a), number(b)
+    if isinstance(a, (Expr, *NUMBERS)) and isinstance(b, (Expr, *NUMBERS)):
+        return numbers.one_of(t, build.where(condition, a, b), a, b)
+    if type(a) is type(b) and is_container(a):
+        pair = pairs.get((id(a), id(b)))
+        chosen = pair.chosen if pair is not None else _merge_containers(t, condition, a, b, name, pairs)
+        if chosen is not None:
+            if not isinstance(a, tuple):
+                pairs[id(a), id(b)] = Pair(a, b, chosen)
+            return chosen
+    if isinstance(a, (types.ModuleType, *IMMUTABLE)) and is_same_data(a, b):
+        return a
+    return Conflict(
+        name,
+        f"{name} is {_describe(a)} or {_describe(b)}, depending on a condition known only inside the kernel",
+        f"give {name} one kind of value in both branches",
+    )
 
-    def _merge_containers(self, condition: Expr, a: Any, b: Any, name: str, pairs: Pairs) -> Any:
-        """A list, tuple or dict with the elements of one or the other, where these belong together; else None."""
-        if type(a) in (list, dict) or isinstance(a, tuple):
-            if not isinstance(a, dict):
-                if len(a) != len(b):
-                    return None
-                two = zip(self.known(a), self.known(b), strict=True)
-                return like(a, [self.merge(condition, x, y, f"{name}[{i}]", pairs) for i, (x, y) in enumerate(two)])
-            if len(a) == len(b) and all(map(is_same_data, a, b)):
-                a, b = self.known(a), self.known(b)
-                return {key: self.merge(condition, a[key], b[key], f"{name}[{key!r}]", pairs) for key in a}
-        return None
 
-    def settle_pairs(self, pairs: Pairs, since: int | None = None) -> None:
-        """Say what of the chosen containers may still change: those of two that no other variable can hold.
+def _merge_containers(t: Tracing, condition: Expr, a: Any, b: Any, name: str, pairs: Pairs) -> Any:
+    """A list, tuple or dict with the elements of one or the other, where these belong together; else None."""
+    if type(a) in (list, dict) or isinstance(a, tuple):
+        if not isinstance(a, dict):
+            if len(a) != len(b):
+                return None
+            two = zip(objects.known(t, a), objects.known(t, b), strict=True)
+            return like(a, [merge(t, condition, x, y, f"{name}[{i}]", pairs) for i, (x, y) in enumerate(two)])
+        if len(a) == len(b) and all(map(is_same_data, a, b)):
+            a, b = objects.known(t, a), objects.known(t, b)
+            return {key: merge(t, condition, a[key], b[key], f"{name}[{key!r}]", pairs) for key in a}
+    return None
 
-        since: when the branches began, where all that can hold what was made in them was joined, with these `pairs`.
-        """
-        for pair in pairs.values():
-            self.made(pair.chosen)
-            times = [sum(x is y for other in pairs.values() for y in (other.a, other.b)) for x in (pair.a, pair.b)]
-            if since is None or times != [1, 1] or not all(self.birth(x) > since for x in (pair.a, pair.b)):
-                for container in (pair.a, pair.b, pair.chosen):
-                    self.keep(container, CHOSEN)
+
+def settle_pairs(t: Tracing, pairs: Pairs, since: int | None = None) -> None:
+    """Say what of the chosen containers may still change: those of two that no other variable can hold.
+
+    since: when the branches began, where all that can hold what was made in them was joined, with these `pairs`.
+    """
+    for pair in pairs.values():
+        changes.made(t, pair.chosen)
+        times = [sum(x is y for other in pairs.values() for y in (other.a, other.b)) for x in (pair.a, pair.b)]
+        if since is None or times != [1, 1] or not all(changes.birth(t, x) > since for x in (pair.a, pair.b)):
+            for container in (pair.a, pair.b, pair.chosen):
+                changes.keep(t, container, CHOSEN)
 
 
 def _describe(value: Any) -> str:

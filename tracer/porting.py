@@ -34,6 +34,20 @@ OPEN = (ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Lambda)
 BITWISE = (ast.BitAnd, ast.BitOr, ast.BitXor)
 
 
+class WrittenCall(NamedTuple):
+    """A call as its author wrote it: the texts of what is called and of its arguments.
+
+    args: with `*` before what is spread; of a method also the object, first.
+    keywords: (name, text), the name None for `**text`.
+    alone: no operator stands beside the call, so that what replaces it needs no parentheses.
+    """
+
+    function: str
+    args: tuple[str, ...]
+    keywords: tuple[tuple[str | None, str], ...] = ()
+    alone: bool = True
+
+
 class Row(NamedTuple):
     """One signature of another library, and the expression over its parameters that a mod has for it."""
 
@@ -45,21 +59,22 @@ class Row(NamedTuple):
         """The signature without its literals."""
         return re.sub(r": [^=,)]+", "", self.signature)
 
-    def rewritten(self, args: Sequence[ast.expr], keywords: Sequence[ast.keyword], alone: bool = True) -> str | None:
-        """The replacement on the arguments of a call; None where the signature does not take them.
-
-        alone: no operator stands beside the call, so that the replacement needs no parentheses.
-        """
-        given = {keyword.arg: keyword.value for keyword in keywords if keyword.arg is not None}
-        if len(given) < len(keywords) or any(isinstance(arg, ast.Starred) for arg in args):
+    def rewritten(self, call: WrittenCall) -> str | None:
+        """The replacement on the arguments of a call; None where the signature does not take them."""
+        given = {name: _parsed(text) for name, text in call.keywords if name is not None}
+        if len(given) < len(call.keywords) or any(arg.startswith("*") for arg in call.args):
             return None
-        bound = _bound(_parameters(self.signature), args, given)
+        bound = _bound(_parameters(self.signature), [*map(_parsed, call.args)], given)
         if bound is None:
             return None
         if "condition" in bound:
             bound["condition"] = _condition(bound["condition"])
-        made = _Substitute(bound).visit(ast.parse(self.write, mode="eval").body)
-        return ast.unparse(made) if alone or not isinstance(made, OPEN) else f"({ast.unparse(made)})"
+        made = _Substitute(bound).visit(_parsed(self.write))
+        return ast.unparse(made) if call.alone or not isinstance(made, OPEN) else f"({ast.unparse(made)})"
+
+
+def _parsed(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
 
 
 class Ported(Untraceable):
@@ -70,13 +85,13 @@ class Ported(Untraceable):
         self.called = called
         self.rows = rows
 
-    def rewrite(self, call: ast.Call, args: Sequence[ast.expr], alone: bool) -> None:
-        """Name the replacement on the arguments of the call as the user wrote it; a method's first is its object."""
+    def rewrite(self, call: WrittenCall) -> None:
+        """Name the replacement on the arguments of the call as the user wrote it."""
         for row in self.rows:
-            text = row.rewritten(args, call.keywords, alone)
+            text = row.rewritten(call)
             if text is not None:
                 if not isinstance(self.called, str):
-                    self.reason: str = f"{ast.unparse(call.func)} cannot run in a kernel"
+                    self.reason: str = f"{call.function} cannot run in a kernel"
                 self.remedy: str = f"write {text} instead"
                 return
 
@@ -84,10 +99,8 @@ class Ported(Untraceable):
 class CalledModule(Ported):
     """A call of a module of mlx.nn, which computes whole arrays."""
 
-    def rewrite(self, call: ast.Call, args: Sequence[ast.expr], alone: bool) -> None:
-        name = ast.unparse(call.func)
-        index = ", ".join(map(ast.unparse, args))
-        words = _module_words(self.called, name, index)
+    def rewrite(self, call: WrittenCall) -> None:
+        words = _module_words(self.called, call.function, ", ".join(call.args))
         self.reason: str = words[0]
         self.remedy: str = words[1]
 

@@ -1,20 +1,21 @@
-"""ast expression -> value: Python evaluated over symbols (see `joins.Semantics` for what each operation means)."""
+"""ast expression -> value: each kind of expression said in verbs (see `verbs` for what each operation means)."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from . import build
+from . import verbs
 from .errors import Untraceable
 from .expr import Expr
-from .frames import Closure, Frame
-from .porting import Ported
-from .read_containers import ContainerReader
-from .source import FunctionNode
-from .values import Conflict
+from .frames import Call, Closure, Frame, Parameters, assign_in_expression, lookup, super_arguments
+from .lanes import chained, decided, joined, only_where, otherwise
+from .porting import Ported, WrittenCall
+from .source import FunctionNode, Source
+from .verbs import Conflict, UnknownText
 
 BINARY_SYMBOLS: dict[type[ast.operator], str] = {
     ast.Add: "+",
@@ -46,189 +47,429 @@ COMPARE_SYMBOLS: dict[type[ast.cmpop], str] = {
 }
 
 
-class ExpressionReader(ContainerReader):
-    """Evaluates every kind of expression; `StatementReader` adds statements and calls of traced functions."""
+@dataclass(eq=False)
+class SourceFrame(Frame):
+    """A frame of a function that is read from its source."""
 
-    # ---- operators -----------------------------------------------------------------------------------------
+    source: Source = field(kw_only=True)
 
-    def eval_BinOp(self, node: ast.BinOp, frame: Frame) -> Any:
-        chain = [node]  # a + b + c + ... nests to the left: a loop, so that a long sum is no deep recursion
-        while isinstance(left := chain[-1].left, ast.BinOp):
-            chain.append(left)
-        value = self.eval(chain[-1].left, frame)
-        while chain:
-            link = chain.pop()
-            right = self.eval(link.right, frame)
-            try:
-                value = self.values.binary(BINARY_SYMBOLS[type(link.op)], value, right)
-            except Untraceable as error:
-                error.places = error.places or [frame.source.place(link)]
-                raise
-        return value
 
-    def eval_UnaryOp(self, node: ast.UnaryOp, frame: Frame) -> Any:
-        value = self.eval(node.operand, frame)
-        if isinstance(node.op, ast.Not):
-            return self.values.invert_truth(value)
-        return self.values.unary(UNARY_SYMBOLS[type(node.op)], value)
-
-    def eval_BoolOp(self, node: ast.BoolOp, frame: Frame) -> Any:
-        """`a and b` gives an operand, as in Python; later operands count only where the first did not decide."""
-        is_and = isinstance(node.op, ast.And)
-        first, *rest = node.values
-        value = self.eval(first, frame)
-        for operand in rest:
-            truth = self.values.truth(value)
-            if not isinstance(truth, Expr):
-                if truth is not is_and:
-                    return value
-                value = self.eval(operand, frame)
-                continue
-            continues = truth if is_and else build.logical_not(truth)
-            with self._lanes(continues, frame):
-                other = self.values.number(self.eval(operand, frame))
-            value = self.values.number(value)
-            if value.dtype == "bool" and self._is_bool(other):
-                value = build.logical("and" if is_and else "or", value, other)
-            else:
-                value = self._joined(continues, other, value)
-        return value
-
-    @staticmethod
-    def _is_bool(value: Any) -> bool:
-        return isinstance(value, bool) or (isinstance(value, Expr) and value.dtype == "bool")
-
-    def _joined(self, condition: Expr, a: Any, b: Any) -> Any:
-        value = self.values.choose(condition, a, b, "this expression")
+def value_of(node: ast.expr, frame: SourceFrame) -> Any:
+    """The value of an expression; what cannot be traced is reported at its innermost node."""
+    try:
+        read = EXPRESSIONS.get(type(node))
+        if read is None:
+            kind = type(node).__name__
+            raise Untraceable(f"{kind} expressions have no meaning in a mod", "use plain arithmetic on numbers")
+        value = read(node, frame)
         if isinstance(value, Conflict):
-            raise Untraceable(value.reason, "make both sides numbers")
-        return self.values.made(value)
-
-    @contextmanager
-    def _lanes(self, condition: Expr, frame: Frame) -> Iterator[None]:
-        """Evaluate an operand for some lanes only: a walrus inside assigns there, no container may change."""
-        home = frame.home
-        before, floor = dict(home.variables), self.values.floor
-        self.values.floor = self.values.tick()
-        yield
-        self.values.floor = floor
-        for name, after in home.variables.items():
-            # A name new here is read only where it was assigned: elsewhere Python itself would fail.
-            if name in before and before[name] is not after:
-                home.variables[name] = self.values.choose(condition, after, before[name], name)
-
-    def eval_Compare(self, node: ast.Compare, frame: Frame) -> Any:
-        left = self.eval(node.left, frame)
-        result: Any = True
-        for op, operand in zip(node.ops, node.comparators, strict=True):
-            if isinstance(result, Expr):
-                with self._lanes(result, frame):
-                    right = self.eval(operand, frame)
-            else:
-                right = self.eval(operand, frame)
-            step = self.values.compare(COMPARE_SYMBOLS[type(op)], left, right)
-            if len(node.ops) == 1:
-                return step
-            step = step if isinstance(step, Expr) else self.values.truth(step)
-            result = step if result is True else build.logical("and", result, step)
-            if result is False:
-                return False
-            left = right
-        return result
-
-    def eval_IfExp(self, node: ast.IfExp, frame: Frame) -> Any:
-        truth = self.values.truth(self.eval(node.test, frame))
-        if not isinstance(truth, Expr):
-            return self.eval(node.body if truth else node.orelse, frame)
-        with self._lanes(truth, frame):
-            yes = self.eval(node.body, frame)
-        with self._lanes(build.logical_not(truth), frame):
-            no = self.eval(node.orelse, frame)
-        return self._joined(truth, yes, no)
-
-    def eval_NamedExpr(self, node: ast.NamedExpr, frame: Frame) -> Any:
-        value = self.eval(node.value, frame)
-        frame.home.variables[node.target.id] = value
-        if self.values.unmerged > frame.home.entry:
-            self.values.half_assigned.append((frame.home, node.target.id))
+            raise value.refuse()
         return value
+    except Untraceable as error:
+        if not error.places:
+            error.places.append(frame.source.place(node))
+        raise
 
-    # ---- attributes, items, calls, functions ---------------------------------------------------------------
 
-    def eval_Attribute(self, node: ast.Attribute, frame: Frame) -> Any:
-        return self.values.attribute(self.eval(node.value, frame), frame.mangled(node.attr))
+def _constant(node: ast.Constant, frame: SourceFrame) -> Any:
+    return node.value
 
-    def eval_Subscript(self, node: ast.Subscript, frame: Frame) -> Any:
-        return self.values.item(self.eval(node.value, frame), self.eval(node.slice, frame))
 
-    def eval_Slice(self, node: ast.Slice, frame: Frame) -> slice:
-        parts = [None if part is None else self.eval(part, frame) for part in (node.lower, node.upper, node.step)]
-        return slice(*parts)
+def _name(node: ast.Name, frame: SourceFrame) -> Any:
+    return lookup(frame, node.id)
 
-    def eval_Call(self, node: ast.Call, frame: Frame) -> Any:
-        function = self._called(node, frame)
-        args = self.elements(node.args, frame)
-        kwargs: dict[str, Any] = {}
-        for keyword in node.keywords:
-            value = self.eval(keyword.value, frame)
-            given = self.values.known(value) if keyword.arg is None else {keyword.arg: value}
-            for name in given:
-                if name in kwargs:
-                    raise Untraceable(f"a call gives {name} twice", "pass it once")
-            kwargs.update(given)
-        if function is super and not args and not kwargs:
-            args = self._super_arguments(frame)
+
+# ---- operators -----------------------------------------------------------------------------------------------------
+
+
+def _binary(node: ast.BinOp, frame: SourceFrame) -> Any:
+    chain = [node]  # a + b + c + ... nests to the left: a loop, so that a long sum is no deep recursion
+    while isinstance(left := chain[-1].left, ast.BinOp):
+        chain.append(left)
+    value = value_of(chain[-1].left, frame)
+    while chain:
+        link = chain.pop()
+        right = value_of(link.right, frame)
         try:
-            return self.values.call(function, args, kwargs)
+            value = verbs.binary(frame.tracing, BINARY_SYMBOLS[type(link.op)], value, right)
         except Untraceable as error:
-            if error.places and not frame.source.holds(error.places[0]):
-                error.places.insert(0, frame.source.place(node))
-            if isinstance(error, Ported) and error.called is function:
-                error.rewrite(node, node.args, _stands_alone(node, frame))
+            error.places = error.places or [frame.source.place(link)]
             raise
-
-    def _super_arguments(self, frame: Frame) -> list[Any]:
-        """What Python takes for `super()`: the class that the method stands in, and its first argument."""
-        spec = frame.source.node.args
-        first = next((arg.arg for arg in (*spec.posonlyargs, *spec.args)), None)
-        if frame.home.parent is not None or first is None:
-            raise Untraceable("super() stands in a function inside the method", "call super() in the method itself")
-        return [self.lookup("__class__", frame), frame.home.variables[first]]
-
-    def _called(self, node: ast.Call, frame: Frame) -> Any:
-        """What a call calls; a method that numbers do not have is reported with the whole call."""
-        try:
-            return self.eval(node.func, frame)
-        except Ported as error:
-            if isinstance(node.func, ast.Attribute) and error.places == [frame.source.place(node.func)]:
-                error.places = [frame.source.place(node)]
-                error.rewrite(node, [node.func.value, *node.args], _stands_alone(node, frame))
-            raise
-
-    def eval_Lambda(self, node: ast.Lambda, frame: Frame) -> Closure:
-        return self.close(node, frame)
-
-    def close(self, node: FunctionNode, frame: Frame) -> Closure:
-        """The function that a `def` or `lambda` inside a mod makes."""
-        spec = node.args
-        positional = [*spec.posonlyargs, *spec.args]
-        defaults = {
-            arg.arg: self.eval(value, frame)
-            for arg, value in zip(positional[len(positional) - len(spec.defaults) :], spec.defaults, strict=True)
-        }
-        for arg, keyword_default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True):
-            if keyword_default is not None:
-                defaults[arg.arg] = self.eval(keyword_default, frame)
-        return Closure(node, frame, defaults, self.call_closure)
-
-    def call_closure(self, closure: Closure, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        raise NotImplementedError("StatementReader traces calls")
+    return value
 
 
-def _stands_alone(node: ast.Call, frame: Frame) -> bool:
+def _unary(node: ast.UnaryOp, frame: SourceFrame) -> Any:
+    value = value_of(node.operand, frame)
+    if isinstance(node.op, ast.Not):
+        return verbs.invert_truth(frame.tracing, value)
+    return verbs.unary(frame.tracing, UNARY_SYMBOLS[type(node.op)], value)
+
+
+def _logical(node: ast.BoolOp, frame: SourceFrame) -> Any:
+    """`a and b` gives an operand, as in Python; later operands count only where the first did not decide."""
+    is_and = isinstance(node.op, ast.And)
+    t = frame.tracing
+    first, *rest = node.values
+    value = value_of(first, frame)
+    for operand in rest:
+        truth = verbs.truth(t, value)
+        if not isinstance(truth, Expr):
+            if truth is not is_and:
+                return value
+            value = value_of(operand, frame)
+            continue
+        going_on = truth if is_and else otherwise(truth)
+        with only_where(going_on, frame):
+            other = verbs.number(value_of(operand, frame))
+        value = decided(t, "and" if is_and else "or", value, going_on, other)
+    return value
+
+
+def _compare(node: ast.Compare, frame: SourceFrame) -> Any:
+    left = value_of(node.left, frame)
+    t = frame.tracing
+    result: Any = True
+    for op, operand in zip(node.ops, node.comparators, strict=True):
+        if isinstance(result, Expr):
+            with only_where(result, frame):
+                right = value_of(operand, frame)
+        else:
+            right = value_of(operand, frame)
+        link = verbs.compare(t, COMPARE_SYMBOLS[type(op)], left, right)
+        if len(node.ops) == 1:
+            return link
+        result = chained(result, link if isinstance(link, Expr) else verbs.truth(t, link))
+        if result is False:
+            return False
+        left = right
+    return result
+
+
+def _conditional(node: ast.IfExp, frame: SourceFrame) -> Any:
+    truth = verbs.truth(frame.tracing, value_of(node.test, frame))
+    if not isinstance(truth, Expr):
+        return value_of(node.body if truth else node.orelse, frame)
+    with only_where(truth, frame):
+        yes = value_of(node.body, frame)
+    with only_where(otherwise(truth), frame):
+        no = value_of(node.orelse, frame)
+    return joined(frame.tracing, truth, yes, no)
+
+
+def _named(node: ast.NamedExpr, frame: SourceFrame) -> Any:
+    return assign_in_expression(frame, node.target.id, value_of(node.value, frame))
+
+
+# ---- attributes, items ---------------------------------------------------------------------------------------------
+
+
+def _attribute(node: ast.Attribute, frame: SourceFrame) -> Any:
+    return verbs.attribute(frame.tracing, value_of(node.value, frame), frame.mangled(node.attr))
+
+
+def _item(node: ast.Subscript, frame: SourceFrame) -> Any:
+    return verbs.item(frame.tracing, value_of(node.value, frame), value_of(node.slice, frame))
+
+
+def _slice(node: ast.Slice, frame: SourceFrame) -> slice:
+    parts = [None if part is None else value_of(part, frame) for part in (node.lower, node.upper, node.step)]
+    return slice(*parts)
+
+
+# ---- containers ----------------------------------------------------------------------------------------------------
+
+
+def _elements(nodes: list[ast.expr], frame: SourceFrame) -> list[Any]:
+    """The values of expressions, of which some may be `*starred`."""
+    out: list[Any] = []
+    for node in nodes:
+        if isinstance(node, ast.Starred):
+            out.extend(verbs.iterate(frame.tracing, value_of(node.value, frame)))
+        else:
+            out.append(value_of(node, frame))
+    return out
+
+
+def _tuple(node: ast.Tuple, frame: SourceFrame) -> tuple[Any, ...]:
+    return tuple(_elements(node.elts, frame))
+
+
+def _list(node: ast.List, frame: SourceFrame) -> Any:
+    return verbs.made(frame.tracing, _elements(node.elts, frame))
+
+
+def _set(node: ast.Set, frame: SourceFrame) -> Any:
+    return verbs.set_of(frame.tracing, _elements(node.elts, frame))
+
+
+def _dict(node: ast.Dict, frame: SourceFrame) -> Any:
+    t = frame.tracing
+    out: dict[Any, Any] = {}
+    for key, value in zip(node.keys, node.values, strict=True):
+        if key is None:
+            out.update(verbs.known(t, value_of(value, frame)))
+        else:
+            known = verbs.dict_key(t, value_of(key, frame))
+            out[known] = value_of(value, frame)
+    return verbs.made(t, out)
+
+
+def _inner_frames(generators: list[ast.comprehension], outer: SourceFrame) -> Iterator[SourceFrame]:
+    """The frame of a comprehension, once for every element that it makes; the first iterable is taken at once."""
+    first, *rest = generators
+    frame = SourceFrame(
+        outer.tracing,
+        outer.name,
+        outer.parameters,
+        frozenset(),
+        parent=outer,
+        entry=outer.entry,
+        source=outer.source,
+    )
+    frame.home = outer.home
+    items = verbs.iterate(outer.tracing, value_of(first.iter, outer))
+    return _targets(first, items, rest, frame)
+
+
+def _targets(
+    first: ast.comprehension, items: Iterable[Any], rest: list[ast.comprehension], frame: SourceFrame
+) -> Iterator[SourceFrame]:
+    for item in items:
+        assign(first.target, item, frame)
+        if not all(_keeps(test, frame) for test in first.ifs):
+            continue
+        if rest:
+            inner = verbs.iterate(frame.tracing, value_of(rest[0].iter, frame))
+            yield from _targets(rest[0], inner, rest[1:], frame)
+        else:
+            yield frame
+
+
+def _keeps(test: ast.expr, frame: SourceFrame) -> bool:
+    truth = verbs.truth(frame.tracing, value_of(test, frame))
+    if isinstance(truth, Expr):
+        error = Untraceable(
+            "a comprehension keeps elements by a condition known only inside the kernel",
+            "keep every element and make the unwanted ones neutral: sum(x if c else 0 for ...)",
+        )
+        error.places.append(frame.source.place(test))
+        raise error
+    return truth
+
+
+def _generator(node: ast.GeneratorExp | ast.ListComp | ast.SetComp, frame: SourceFrame) -> Iterator[Any]:
+    frames = _inner_frames(node.generators, frame)
+    made: Iterator[Any] = verbs.made(frame.tracing, (value_of(node.elt, inner) for inner in frames))
+    return made
+
+
+def _list_comprehension(node: ast.ListComp, frame: SourceFrame) -> Any:
+    return verbs.made(frame.tracing, list(_generator(node, frame)))
+
+
+def _set_comprehension(node: ast.SetComp, frame: SourceFrame) -> Any:
+    return verbs.set_of(frame.tracing, list(_generator(node, frame)))
+
+
+def _dict_comprehension(node: ast.DictComp, frame: SourceFrame) -> Any:
+    out: dict[Any, Any] = {}
+    for inner in _inner_frames(node.generators, frame):
+        key = verbs.dict_key(frame.tracing, value_of(node.key, inner))
+        out[key] = value_of(node.value, inner)
+    return verbs.made(frame.tracing, out)
+
+
+# ---- f-strings -----------------------------------------------------------------------------------------------------
+
+
+def _text(node: ast.JoinedStr, frame: SourceFrame) -> Any:
+    return verbs.joined([value_of(part, frame) for part in node.values])
+
+
+def _formatted(node: ast.FormattedValue, frame: SourceFrame) -> Any:
+    text = verbs.text(frame.tracing, value_of(node.value, frame))
+    if isinstance(text, UnknownText):
+        return text
+    spec = "" if node.format_spec is None else value_of(node.format_spec, frame)
+    return verbs.formatted(text, "" if node.conversion == -1 else chr(node.conversion), spec)
+
+
+# ---- calls and functions -------------------------------------------------------------------------------------------
+
+
+def _call(node: ast.Call, frame: SourceFrame) -> Any:
+    t = frame.tracing
+    function = _called(node, frame)
+    args = _elements(node.args, frame)
+    kwargs: dict[str, Any] = {}
+    for keyword in node.keywords:
+        value = value_of(keyword.value, frame)
+        given = verbs.known(t, value) if keyword.arg is None else {keyword.arg: value}
+        for name in given:
+            if name in kwargs:
+                raise Untraceable(f"a call gives {name} twice", "pass it once")
+        kwargs.update(given)
+    if function is super and not args and not kwargs:
+        args = super_arguments(frame)
+    try:
+        return verbs.call(t, function, args, kwargs)
+    except Untraceable as error:
+        if error.places and not frame.source.holds(error.places[0]):
+            error.places.insert(0, frame.source.place(node))
+        if isinstance(error, Ported) and error.called is function:
+            error.rewrite(_written(node, node.args, frame))
+        raise
+
+
+def _called(node: ast.Call, frame: SourceFrame) -> Any:
+    """What a call calls; a method that numbers do not have is reported with the whole call."""
+    try:
+        return value_of(node.func, frame)
+    except Ported as error:
+        if isinstance(node.func, ast.Attribute) and error.places == [frame.source.place(node.func)]:
+            error.places = [frame.source.place(node)]
+            error.rewrite(_written(node, [node.func.value, *node.args], frame))
+        raise
+
+
+def _written(node: ast.Call, args: list[ast.expr], frame: SourceFrame) -> WrittenCall:
+    """A call as its author wrote it, with these arguments."""
+    keywords = tuple((keyword.arg, ast.unparse(keyword.value)) for keyword in node.keywords)
+    return WrittenCall(
+        ast.unparse(node.func), tuple(map(ast.unparse, args)), keywords, _stands_alone(node, frame.source.node)
+    )
+
+
+def _stands_alone(node: ast.Call, function: FunctionNode) -> bool:
     """Whether a call is the whole value of its statement or lambda, where any expression can replace it."""
     owners = (ast.Return, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr)
     return any(
         (isinstance(owner, owners) and owner.value is node) or (isinstance(owner, ast.Lambda) and owner.body is node)
-        for owner in ast.walk(frame.source.node)
+        for owner in ast.walk(function)
     )
+
+
+def _lambda(node: ast.Lambda, frame: SourceFrame) -> Closure:
+    defaults = defaults_in(node, frame)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        inner = inner_frame(node, "<lambda>", frame)
+        with Call(inner, list(args), kwargs, defaults):
+            return value_of(node.body, inner)
+
+    return Closure(called, "<lambda>", frame)
+
+
+def defaults_in(node: FunctionNode, frame: SourceFrame) -> dict[str, Any]:
+    """The default arguments of a `def` or `lambda` inside a mod."""
+    spec = node.args
+    positional = [*spec.posonlyargs, *spec.args]
+    defaults = {
+        arg.arg: value_of(value, frame)
+        for arg, value in zip(positional[len(positional) - len(spec.defaults) :], spec.defaults, strict=True)
+    }
+    for arg, keyword_default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True):
+        if keyword_default is not None:
+            defaults[arg.arg] = value_of(keyword_default, frame)
+    return defaults
+
+
+def inner_frame(node: FunctionNode, name: str, frame: SourceFrame) -> SourceFrame:
+    """The frame of a call of a `def` or `lambda` inside a mod."""
+    names, parameters = scope_of(node)
+    source = Source(frame.source.filename, name, node, frame.source.first, frame.source.lines)
+    return SourceFrame(frame.tracing, name, parameters, names, parent=frame, source=source)
+
+
+# ---- scopes --------------------------------------------------------------------------------------------------------
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+@functools.lru_cache(maxsize=512)
+def scope_of(node: FunctionNode) -> tuple[frozenset[str], Parameters]:
+    """The names that a function binds (parameters, targets, imports, inner functions), and its parameters."""
+    spec = node.args
+    parameters = Parameters(
+        tuple(arg.arg for arg in (*spec.posonlyargs, *spec.args)),
+        len(spec.posonlyargs),
+        tuple(arg.arg for arg in spec.kwonlyargs),
+        None if spec.vararg is None else spec.vararg.arg,
+        None if spec.kwarg is None else spec.kwarg.arg,
+    )
+    names = set(parameters.names)
+    body: list[ast.AST] = [node.body] if isinstance(node, ast.Lambda) else list(node.body)
+    for inner in (found for statement in body for found in _own_nodes(statement, in_comprehension=False)):
+        if isinstance(inner, ast.Name):
+            names.add(inner.id)
+        elif isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(inner.name)
+        elif isinstance(inner, ast.alias):
+            names.add(inner.asname or inner.name.split(".")[0])
+    return frozenset(names), parameters
+
+
+def _own_nodes(node: ast.AST, in_comprehension: bool) -> Iterator[ast.AST]:
+    """Nodes of one scope that bind a name; of a comprehension only its walruses bind one here."""
+    if isinstance(node, ast.Name):
+        if isinstance(node.ctx, ast.Store) and not in_comprehension:
+            yield node
+        return
+    if isinstance(node, ast.NamedExpr):
+        yield node.target
+        yield from _own_nodes(node.value, in_comprehension)
+        return
+    yield node
+    if isinstance(node, _SCOPES):
+        return
+    inside = in_comprehension or isinstance(node, _COMPREHENSIONS)
+    for child in ast.iter_child_nodes(node):
+        yield from _own_nodes(child, inside)
+
+
+# ---- targets -------------------------------------------------------------------------------------------------------
+
+
+def assign(target: ast.expr, value: Any, frame: SourceFrame) -> None:
+    """`target = value`."""
+    if isinstance(target, ast.Name):
+        frame.variables[target.id] = value
+    elif isinstance(target, (ast.Tuple, ast.List)):
+        names = target.elts
+        star = next((i for i, name in enumerate(names) if isinstance(name, ast.Starred)), None)
+        items = verbs.unpack(frame.tracing, value, len(names), star)
+        for name, item in zip(names, items, strict=True):
+            assign(name.value if isinstance(name, ast.Starred) else name, item, frame)
+    elif isinstance(target, ast.Subscript):
+        container = value_of(target.value, frame)
+        verbs.set_item(frame.tracing, container, value_of(target.slice, frame), value)
+    else:
+        raise Untraceable("a mod must not change objects", "keep intermediate values in local variables")
+
+
+EXPRESSIONS: dict[type[ast.AST], Callable[[Any, SourceFrame], Any]] = {
+    ast.Constant: _constant,
+    ast.Name: _name,
+    ast.BinOp: _binary,
+    ast.UnaryOp: _unary,
+    ast.BoolOp: _logical,
+    ast.Compare: _compare,
+    ast.IfExp: _conditional,
+    ast.NamedExpr: _named,
+    ast.Attribute: _attribute,
+    ast.Subscript: _item,
+    ast.Slice: _slice,
+    ast.Tuple: _tuple,
+    ast.List: _list,
+    ast.Set: _set,
+    ast.Dict: _dict,
+    ast.GeneratorExp: _generator,
+    ast.ListComp: _list_comprehension,
+    ast.SetComp: _set_comprehension,
+    ast.DictComp: _dict_comprehension,
+    ast.JoinedStr: _text,
+    ast.FormattedValue: _formatted,
+    ast.Call: _call,
+    ast.Lambda: _lambda,
+}

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from .errors import Untraceable
-from .source import NOT_PLAIN, source_of
 
 Kind = Literal["score_mod", "mask_mod"]
 ARGUMENTS: dict[Kind, tuple[str, ...]] = {
@@ -18,6 +17,7 @@ ARGUMENTS: dict[Kind, tuple[str, ...]] = {
 }
 ScoreFunction = Callable[[Any, Any, Any, Any, Any], Any]
 MaskFunction = Callable[[Any, Any, Any, Any], Any]  # so that one in the other's place is an error of types
+NOT_PLAIN = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 PASSED_AS: dict[Kind, str] = {"score_mod": "score_mod", "mask_mod": "block_mask"}
 
 
@@ -50,8 +50,7 @@ def check_parameters(function: Any, kind: Kind) -> None:
         raise Untraceable(
             f"{name_of(function)} is not a function written in Python", f"wrap it: def mod({', '.join(wanted)}): ..."
         )
-    if python.__code__.co_flags & NOT_PLAIN:
-        source_of(python.__code__)  # says which, and what to write
+    check_plain(python.__code__)
     count = count_parameters(function)
     owner, _, name = python.__qualname__.rpartition("<locals>.")[2].rpartition(".")
     first = python.__code__.co_varnames[:1]
@@ -65,6 +64,13 @@ def check_parameters(function: Any, kind: Kind) -> None:
             f"a {kind} takes {len(wanted)} arguments ({', '.join(wanted)}), {name_of(function)} takes {count}",
             _remedy(function, python, kind, count),
         )
+
+
+def check_plain(code: types.CodeType) -> None:
+    """Raises Untraceable for the code of a generator or of an async function."""
+    if code.co_flags & NOT_PLAIN:
+        kind = "a generator" if code.co_flags & inspect.CO_GENERATOR else "an async function"
+        raise Untraceable(f"{code.co_name} is {kind}", "write a plain function that returns one value")
 
 
 def _remedy(function: Any, python: types.FunctionType, kind: Kind, count: int) -> str:

@@ -5,7 +5,6 @@ import __future__
 
 import ast
 import functools
-import inspect
 import itertools
 import linecache
 import os
@@ -18,9 +17,9 @@ from typing import Any
 
 from .errors import Place, Untraceable, shown_file
 from .magics import texts_of_magics
+from .signature import check_plain
 
 FunctionNode = ast.FunctionDef | ast.Lambda
-NOT_PLAIN = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _HELP = (
     "define the function in a file or notebook cell; for a function made by exec, register its text: "
     "linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)"
@@ -81,9 +80,7 @@ def source_of(code: types.CodeType) -> Source:
 @functools.lru_cache(maxsize=512)
 def _source_of(code: types.CodeType, filename: str) -> Source:
     name = code.co_name
-    if code.co_flags & NOT_PLAIN:
-        kind = "a generator" if code.co_flags & inspect.CO_GENERATOR else "an async function"
-        raise Untraceable(f"{name} is {kind}", "write a plain function that returns one value")
+    check_plain(code)
     linecache.checkcache(filename)
     lines = linecache.getlines(filename, _module_of(filename))
     named = [lines] if lines else []

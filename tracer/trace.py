@@ -15,17 +15,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from . import verbs
 from .array_sizes import ArraySizes, Sizes
 from .build import cast
 from .captures import Recorder
 from .errors import Place, TraceError, Untraceable, with_article
 from .expr import AT_CALL, KV_IDX, Q_IDX, SCORE, B, Expr, H, const, leaves, rebuild, walk
-from .read_statements import StatementReader
+from .numbers import by_python
+from .read_statements import follow
 from .reads import ArrayCapture, NumberCapture, Reads
 from .render import canonical_source
 from .signature import ARGUMENTS, Kind, check_parameters, name_of, underlying
 from .simplify import simplify
-from .values import Values
+from .tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,12 @@ def trace(function: Callable[..., Any], kind: Kind) -> Trace:
 
 
 def _trace(function: Any, kind: Kind, name: str) -> Trace:
-    reader, python = StatementReader(), underlying(function)
-    recorder = reader.values.recorder
+    t, python = verbs.begin(follow), underlying(function)  # the front end: what is called is read from its source
+    recorder = t.recorder
     recorder.remember(function, recorder.root)
     symbols: list[Any] = [SCORE, B, H, Q_IDX, KV_IDX]
-    result = reader.values.number(reader.values.call(function, symbols[-len(ARGUMENTS[kind]) :], {}))
-    whole = rebuild(_result(result, kind, name), lambda node, args: _by_numbers(node, args, reader.values))
+    result = verbs.number(verbs.call(t, function, symbols[-len(ARGUMENTS[kind]) :], {}))
+    whole = rebuild(_result(result, kind, name), lambda node, args: _by_numbers(node, args, t))
     divisors, counts = _right_numbers(whole, "floor_div", "mod"), _right_numbers(whole, "shl", "shr")
     _check_fixed(divisors, counts, recorder)
     expr = simplify(_with_constants(whole, recorder))
@@ -170,10 +172,10 @@ def _result(result: Any, kind: Kind, name: str) -> Expr:
     return cast(result, "bool")
 
 
-def _by_numbers(node: Expr, args: tuple[Expr, ...], values: Values) -> Expr:
+def _by_numbers(node: Expr, args: tuple[Expr, ...], t: Tracing) -> Expr:
     """A divisor or shift count that Python computes from captured numbers as a number of its own, which is checked."""
     if node.dtype == "int" and node.op in ("floor_div", "mod", "shl", "shr") and node.args[1].stage == AT_CALL:
-        number = values.by_python(node.args[1])
+        number = by_python(t, node.args[1])
         args = args if number is None else (args[0], number)
     return Expr(node.op, node.dtype, args, node.value)
 

@@ -13,12 +13,13 @@ from typing import Any
 from . import functions
 from .calls import SPECIAL
 from .captures import ARRAY_TYPES
-from .items import MAX_CHOICES
-from .objects import CONTAINERS, FIXED, MAX_UNROLLED
+from .frames import MAX_DEPTH
+from .objects import MAX_CHOICES, MAX_UNROLLED
 from .operators import BINARY, UNARY
+from .outside import CONTAINERS, FIXED
 from .porting import FOREIGN
-from .read_expressions import COMPARE_SYMBOLS
-from .read_statements import MAX_DEPTH, MAX_ITERATIONS, UNSUPPORTED, StatementReader
+from .read_expressions import COMPARE_SYMBOLS, EXPRESSIONS
+from .read_statements import MAX_ITERATIONS, STATEMENTS, UNSUPPORTED
 from .running import CARRIERS, WRITERS
 from .signature import name_of
 from .values import NUMBERS, PYTHON_TYPES, REMEDIES
@@ -118,9 +119,8 @@ def _operators() -> str:
 
 
 def _nodes() -> list[str]:
-    """The kinds of statement and expression that the reader has a method for, statements first."""
-    methods = [name for name in dir(StatementReader) if name.startswith(("run_", "eval_"))]
-    kinds = {name.partition("_")[2] for name in methods} - OPERATOR_NODES
+    """The kinds of statement and expression that the reader knows, statements first."""
+    kinds = {kind.__name__ for kind in (*STATEMENTS, *EXPRESSIONS)} - OPERATOR_NODES
     return sorted(kinds, key=list(FORMS).index)
 
 

@@ -445,7 +445,7 @@ def test_replacements_of_torch_give_its_numbers() -> None:
             continue
         wanted = function(*(torch.tensor(numbers[p]) for p in parameters)).tolist()
         body = "x, y, z, i, j, condition = [array[kv_idx] for array in columns]\nreturn "
-        body += str(row.rewritten([ast.Name(p) for p in parameters], []))
+        body += str(row.rewritten(porting.WrittenCall(name, tuple(parameters))))
         columns = [mx.array(numbers[p]) for p in ("x", "y", "z", "i", "j", "condition")]
         bound = tracer.Traces().bind(define(body, {"columns": columns}), "score_mod")
         arrays = [np.array(array) for array in bound.arrays]

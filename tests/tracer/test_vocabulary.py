@@ -23,7 +23,8 @@ import pytest
 from flextrace import tracer
 from flextrace.tracer import functions, running, vocabulary
 from flextrace.tracer.calls import SPECIAL
-from flextrace.tracer.read_statements import UNSUPPORTED, StatementReader
+from flextrace.tracer.read_expressions import EXPRESSIONS
+from flextrace.tracer.read_statements import STATEMENTS, UNSUPPORTED
 
 FILE = Path(tracer.__file__).with_name("VOCABULARY.md")
 PRELUDE = """
@@ -138,7 +139,7 @@ def test_forms_contain_what_they_are_listed_for() -> None:
 
 
 def test_forms_are_what_the_reader_reads() -> None:
-    read = {name.partition("_")[2] for name in dir(StatementReader) if name.startswith(("run_", "eval_"))}
+    read = {kind.__name__ for kind in (*STATEMENTS, *EXPRESSIONS)}
     assert read == vocabulary.FORMS.keys() | vocabulary.OPERATOR_NODES
     assert not read & UNSUPPORTED.keys()
     statements = {kind.__name__ for kind in ast.stmt.__subclasses__()}
