@@ -33,18 +33,18 @@ inline bool can_be_copied(const constant int64_t* strides) { return strides[3] =
 // - each tile that was copied is read by some thread, before the next copy to its place and before the kernel ends; so
 //   no copy is started of a tile that may not be needed;
 // - a barrier of the threadgroup follows each `store`, before the kernel ends.
-template <typename T, int BK, int WIDTH, int DIM, int THREADS>
+template <typename T, int ROWS, int COLUMNS, int THREADS>
 struct AsyncTile {
   thread _simdgroup_event_t* event;
 
   // Starts the copy to `to`. No thread may read there until a barrier after `store`.
-  void load(const thread Rows<T>& from, int first_row, int first_column, threadgroup T* to, uint index) thread {
+  void load(const thread Matrix<T>& from, Range rows, Range columns, threadgroup T* to, uint index) thread {
     if (index >= LANES) return;
     // A tile beyond the last column is never written out: any column will do for it.
-    const int column = metal::min(first_column, DIM - 1);
-    const metal::ulong2 size = tile_size(metal::min(WIDTH, DIM - column), metal::min(BK, from.rows - first_row));
-    event = start_simdgroup_copy(sizeof(T), alignof(T), to, Leading<T, WIDTH>::value, 1, tile_size(WIDTH, BK),
-                                 from.data + (first_row * from.row_stride + column), from.row_stride, 1, size,
+    const int column = metal::min(columns.first, columns.end - 1);
+    const metal::ulong2 size = tile_size(columns.end - column, rows.end - rows.first);
+    event = start_simdgroup_copy(sizeof(T), alignof(T), to, Leading<T, COLUMNS>::value, 1, tile_size(COLUMNS, ROWS),
+                                 from.data + (rows.first * from.row_stride + column), from.row_stride, 1, size,
                                  metal::long2(0), 0);
   }
 

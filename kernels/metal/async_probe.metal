@@ -2,13 +2,12 @@
 #include "async_copy.h"
 
 inline void copy_a_tile(const device float* from, threadgroup float* staged, device float* out, uint lane) {
-  Rows<float> rows;
-  rows.data = from;
-  rows.row_stride = FRAGMENT;
-  rows.column_stride = 1;
-  rows.rows = 6;
-  AsyncTile<float, FRAGMENT, FRAGMENT, FRAGMENT, LANES> tile;
-  tile.load(rows, 0, 0, staged, lane);
+  Matrix<float> matrix;
+  matrix.data = from;
+  matrix.row_stride = FRAGMENT;
+  matrix.column_stride = 1;
+  AsyncTile<float, FRAGMENT, FRAGMENT, LANES> tile;
+  tile.load(matrix, range_of(0, FRAGMENT, 6), range_of(0, FRAGMENT, FRAGMENT), staged, lane);
   tile.store(staged, lane);
   metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
   for (int i = int(lane); i < FRAGMENT * FRAGMENT; i += LANES)

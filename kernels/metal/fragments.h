@@ -2,19 +2,19 @@
 #pragma once
 #include <metal_simdgroup>
 #include <metal_simdgroup_matrix>
-#include "plan.h"
+#include "simdgroup.h"
 
 template <typename F>
 using Fragment = metal::simdgroup_matrix<F, FRAGMENT, FRAGMENT>;
 
-// The element type of products. half multiplies as it is; bfloat16 becomes float32, as not every Apple GPU multiplies
-// it. Sums are float32 always.
-template <typename T>
+// The element type of products of A and B. half multiplies as it is, if both are; bfloat16 becomes float32, as not
+// every Apple GPU multiplies it. Sums are float32 always.
+template <typename A, typename B = A>
 struct ProductOf {
   typedef float type;
 };
 template <>
-struct ProductOf<half> {
+struct ProductOf<half, half> {
   typedef half type;
 };
 
@@ -51,6 +51,14 @@ inline void set(thread Fragment<F>& f, First first, Second second) {
 template <typename F>
 inline void clear(thread Fragment<F>& f) {
   set(f, 0.0f, 0.0f);
+}
+template <typename F, int ROWS, int COLUMNS>
+inline void clear(thread Fragment<F> (&all)[ROWS][COLUMNS]) {
+  UNROLL
+  for (int r = 0; r < ROWS; r++) {
+    UNROLL
+    for (int c = 0; c < COLUMNS; c++) clear(all[r][c]);
+  }
 }
 
 // The scores' weights as the left operand of P V.

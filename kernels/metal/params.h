@@ -1,6 +1,6 @@
 // params.h: what the launcher hands to one call of the kernel, besides arrays and template arguments.
 #pragma once
-#include <metal_stdlib>
+#include "words.h"
 
 struct AttentionParams {
   int query_heads;
@@ -21,26 +21,9 @@ struct AttentionParams {
   int q_block;  // rows and columns of one block
   int kv_block;
 
-  int first_tile;  // of query rows, that this launch takes
+  int first_tile;  // the first tile of query rows that this launch takes
 };
 
 // The fields above lie one after the other in a buffer of 32-bit words; the numbers that the mods capture follow.
 constexpr constant int PARAM_WORDS = 13;
-
-inline AttentionParams read_params(const device int* words) {
-  AttentionParams p;
-  p.query_heads = words[0];
-  p.kv_heads = words[1];
-  p.kv_batches = words[2];
-  p.q_len = words[3];
-  p.kv_len = words[4];
-  p.scale = as_type<float>(words[5]);
-  p.mask_batches = words[6];
-  p.mask_heads = words[7];
-  p.q_blocks = words[8];
-  p.kv_blocks = words[9];
-  p.q_block = words[10];
-  p.kv_block = words[11];
-  p.first_tile = words[12];
-  return p;
-}
+static_assert(sizeof(AttentionParams) == 4 * PARAM_WORDS, "every field is a word");

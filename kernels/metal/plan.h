@@ -1,13 +1,7 @@
 // plan.h: how one threadgroup cuts its work, all compile-time. plan.py chooses; its model of registers and
 // threadgroup memory is written there.
 #pragma once
-#include <metal_stdlib>
-
-constexpr constant int LANES = 32;    // of a simdgroup
-constexpr constant int FRAGMENT = 8;  // rows and columns of a simdgroup_matrix
-
-#define UNROLL _Pragma("clang loop unroll(full)")
-#define ROLLED _Pragma("clang loop unroll(disable)")
+#include "simdgroup.h"
 
 // HEAD_DIM, VALUE_DIM: columns of q and k, and of v, as given.
 // ROW_FRAGMENTS: fragments of 8 query rows per simdgroup; a fragment of K or V is read once for all of them.
@@ -32,6 +26,7 @@ struct Plan {
   static constexpr constant int ROWS = ROW_FRAGMENTS_ * FRAGMENT;  // query rows of a simdgroup
   static constexpr constant int BQ = SIMDGROUPS_ * ROWS;           // query rows of a threadgroup
   static constexpr constant int KEY_FRAGMENTS = BK_ / FRAGMENT;
+  static constexpr constant int VALUE_FRAGMENTS = VALUE_TILES_ * BV_ / FRAGMENT;
   static constexpr constant int HEAD_TILES = (HEAD_DIM_ + BD_ - 1) / BD_;
   static constexpr constant int VALUE_SLICES = (VALUE_DIM_ + BV_ * VALUE_TILES_ - 1) / (BV_ * VALUE_TILES_);
 

@@ -1,6 +1,7 @@
 // products.h: the two matrix products of attention, over tiles, and the query fragments that the first one uses.
 #pragma once
 #include "fragments.h"
+#include "plan.h"
 #include "staging.h"
 
 // The query rows of one simdgroup.
@@ -10,9 +11,9 @@ struct Queries {
   static constexpr constant int COLUMN_FRAGMENTS = P::HEAD_TILES * P::BD / FRAGMENT;
   static constexpr constant int HELD = P::Q_IN_REGISTERS ? COLUMN_FRAGMENTS : 1;
   Fragment<F> held[P::ROW_FRAGMENTS][HELD];
-  Rows<T> rows;
+  Matrix<T> rows;
 
-  void start(Rows<T> from, const thread int* q_idx, LanePlace place) thread {
+  void start(Matrix<T> from, const thread int* q_idx, LanePlace place) thread {
     rows = from;
     if (!P::Q_IN_REGISTERS) return;
     UNROLL
@@ -24,7 +25,7 @@ struct Queries {
 
   // Fragment d of the lane's row q_idx, from device memory.
   void read(thread Fragment<F>& f, int q_idx, int d, LanePlace place) const thread {
-    const device T* row = rows.data + q_idx * rows.row_stride;
+    const device T* row = rows.at(q_idx, 0);
     int column = d * FRAGMENT + place.column;
     F first = column < P::HEAD_DIM ? F(row[column * rows.column_stride]) : F(0);
     F second = column + 1 < P::HEAD_DIM ? F(row[(column + 1) * rows.column_stride]) : F(0);
@@ -62,7 +63,7 @@ inline void multiply_keys(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::
 // O += P V over one tile of columns of V in threadgroup memory; `tile` counts them.
 template <typename T, typename P>
 inline void multiply_values(
-    thread Fragment<float> (&out)[P::ROW_FRAGMENTS][P::VALUE_TILES * P::BV / FRAGMENT],
+    thread Fragment<float> (&out)[P::ROW_FRAGMENTS][P::VALUE_FRAGMENTS],
     thread Fragment<typename ProductOf<T>::type> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
     const threadgroup T* values, int tile, LanePlace place) {
   typedef typename ProductOf<T>::type F;
@@ -97,7 +98,7 @@ inline bool holds_special(const threadgroup T* values, uint fragments, uint lane
 // multiply_values where a weight of 0 leaves its key out, whatever its values are. This is rare: loops keep it small.
 template <typename T, typename P>
 inline void multiply_special_values(
-    thread Fragment<float> (&out)[P::ROW_FRAGMENTS][P::VALUE_TILES * P::BV / FRAGMENT],
+    thread Fragment<float> (&out)[P::ROW_FRAGMENTS][P::VALUE_FRAGMENTS],
     thread Fragment<typename ProductOf<T>::type> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
     const threadgroup T* values, int tile, LanePlace place) {
   typedef typename ProductOf<T>::type F;

@@ -4,6 +4,7 @@
 // Work is cut into blocks of neighbouring rows, and a block into runs: its rows of one group, one after the other.
 // rounding.py says what each use of this kernel asks for, and which simdgroups share a block.
 #include "rows.h"
+#include "words.h"
 
 constexpr constant float LEVELS = 127.0f;             // of quant_types.py
 constexpr constant float SMALLEST = 1.50463277e-36f;  // 2^-119, of quant_types.py: what is smaller counts as zero
@@ -17,7 +18,7 @@ struct QuantiseParams {
   int heads;
   int rows;
   int columns;
-  int block;          // rows of one
+  int block;          // rows of a block
   int mean_heads;     // heads / mean_heads neighbouring heads share their means
   int batches;        // of x, of means, and of groups and runs: that of the grid, or 1
   int mean_batches;
@@ -25,20 +26,7 @@ struct QuantiseParams {
   int most_runs;      // that any batch has, if own means are asked for
   float scale;        // of the row term
 };
-inline QuantiseParams read_quantise_params(const device int* words) {
-  QuantiseParams p;
-  p.heads = words[0];
-  p.rows = words[1];
-  p.columns = words[2];
-  p.block = words[3];
-  p.mean_heads = words[4];
-  p.batches = words[5];
-  p.mean_batches = words[6];
-  p.group_batches = words[7];
-  p.most_runs = words[8];
-  p.scale = as_type<float>(words[9]);
-  return p;
-}
+static_assert(sizeof(QuantiseParams) == 4 * 10, "every field is a word");
 
 // The scale by which the largest magnitude becomes LEVELS.
 struct Unit {
@@ -68,35 +56,33 @@ inline void round_row(thread float (&x)[WIDTH], Unit u, device float* scale, uin
 // subtracted; GROUPED: a run ends where the group changes, otherwise all is group 0 and a run is a block.
 // TEAM simdgroups share a block, and each holds COUNT rows at a time. ONCE: a block has no more rows than these, and
 // they stay in registers; otherwise each step reads them again.
-// shared: two halves of half_size floats, as Team has them. group: (blocks, head, batch).
+// shared: two halves of half_size floats, as Team has them. at.group: (blocks, head, batch).
 template <typename T, typename O, int WIDTH, int COUNT, int TEAM, bool ONCE, int SCALES, int GROUP_MEAN, bool OWN_MEAN,
           bool GROUPED>
-inline void quantise(const device T* x, const constant int64_t* x_strides, const device float* means,
-                     const constant int64_t* means_strides, const device int* groups,
-                     const constant int64_t* groups_strides, const device int* runs,
-                     const constant int64_t* runs_strides, device O* out, device float* scales, device float* terms,
-                     device float* own_means, const thread QuantiseParams& p, threadgroup float* shared, int half_size,
-                     metal::uint3 group, metal::uint3 group_size, uint simdgroup, uint lane) {
+inline void quantise(Tensor<T> x, Tensor<float> means, Tensor<int> groups, Tensor<int> runs, device O* out,
+                     device float* scales, device float* terms, device float* own_means,
+                     const thread QuantiseParams& p, threadgroup float* shared, int half_size, uint threads,
+                     Thread at) {
   constexpr int STEP = TEAM * COUNT;
   constexpr bool WRITES = SCALES != NOTHING || GROUP_MEAN == SUBTRACTED;
-  const int b = int(group.z), head = int(group.y);
+  const int b = int(at.group.z), head = int(at.group.y);
+  const uint lane = at.lane;
   Team<TEAM> team;
   team.shared = shared;
   team.half_size = half_size;
   team.turn = 0;
-  team.simdgroup = TEAM == 1 ? 0 : int(simdgroup);
+  team.simdgroup = TEAM == 1 ? 0 : int(at.simdgroup);
   team.lane = lane;
   // A threadgroup is one team, or many of one simdgroup each.
-  const int number = TEAM == 1 ? int(group.x * (group_size.x / LANES) + simdgroup) : int(group.x);
+  const int number = TEAM == 1 ? int(at.group.x * (threads / LANES) + at.simdgroup) : int(at.group.x);
   const Range block = block_of(number, p.block, p.rows);
 
-  const Matrix<float> mean_of =
-      matrix_of(means, means_strides, p.mean_batches == 1 ? 0 : b, head / (p.heads / p.mean_heads));
-  const Matrix<int> group_of = matrix_of(groups, groups_strides, p.group_batches == 1 ? 0 : b, 0);
-  const Matrix<int> run_of = matrix_of(runs, runs_strides, p.group_batches == 1 ? 0 : b, 0);
+  const Matrix<float> mean_of = means.head(p.mean_batches == 1 ? 0 : b, head / (p.heads / p.mean_heads));
+  const Matrix<int> group_of = groups.head(p.group_batches == 1 ? 0 : b, 0);
+  const Matrix<int> run_of = runs.head(p.group_batches == 1 ? 0 : b, 0);
   const int64_t line = int64_t(b) * p.heads + head;
   RowsHeld<T, WIDTH, COUNT, TEAM> held;
-  held.from = matrix_of(x, x_strides, p.batches == 1 ? 0 : b, head);
+  held.from = x.head(p.batches == 1 ? 0 : b, head);
   held.columns = p.columns;
   held.lane = lane;
 
@@ -164,8 +150,9 @@ inline void quantise(const device T* x, const constant int64_t* x_strides, const
 // -- body: what MLX puts between the braces --
 constexpr int HALF_SIZE = TEAM * (OWN_MEAN ? WIDTH * LANES + 1 : 1);
 threadgroup float shared[2 * HALF_SIZE];
-const QuantiseParams p = read_quantise_params(params);
+const QuantiseParams p = read_params<QuantiseParams>(params);
 quantise<T, O, WIDTH, COUNT, TEAM, ONCE, SCALES, GROUP_MEAN, OWN_MEAN, GROUPED>(
-    x, x_strides, means, means_strides, groups, groups_strides, runs, runs_strides, out, scales, terms, own_means, p,
-    shared, HALF_SIZE, threadgroup_position_in_grid, threads_per_threadgroup, simdgroup_index_in_threadgroup,
-    thread_index_in_simdgroup);
+    tensor(x, x_strides), tensor(means, means_strides), tensor(groups, groups_strides), tensor(runs, runs_strides), out,
+    scales, terms, own_means, p, shared, HALF_SIZE, threads_per_threadgroup.x,
+    thread_at(threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
+              thread_index_in_simdgroup));

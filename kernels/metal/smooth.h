@@ -7,11 +7,12 @@
 // of V: one read from device memory serves all simdgroups. One place is enough: it is read between two barriers, of
 // which the second comes before the next tile's are stored.
 #pragma once
-#include "walk.h"
+#include "lane_rows.h"
+#include "mod.h"
 
 constexpr constant int SCALES = (QUANTISED ? 1 : 0) + (INT8_VALUES ? 1 : 0);  // of each key
 
-// The scales of a tile on their way, as StagedTile: one in each thread.
+// The scales of a tile on their way, as the elements of a StagedTile are: one in each thread.
 template <typename P>
 struct ScalesAhead {
   static_assert(SCALES * P::BK <= P::THREADS, "a thread reads one scale");
@@ -19,10 +20,10 @@ struct ScalesAhead {
 
   // 0 beyond the last key.
   template <typename Captured>
-  void load(int batch, int head, int first, int kv_len, const thread Captured& mods, uint index) thread {
-    const int key = first + int(index) % P::BK;
+  void load(int batch, int head, Range keys, const thread Captured& mods, uint index) thread {
+    const int key = keys.first + int(index) % P::BK;
     scale = 0.0f;
-    if (int(index) >= SCALES * P::BK || key >= kv_len) return;
+    if (int(index) >= SCALES * P::BK || key >= keys.end) return;
     scale = QUANTISED && int(index) < P::BK ? mods.key_scale(batch, head, key) : mods.value_scale(batch, head, key);
   }
 
@@ -38,7 +39,7 @@ inline float scale_in_lane(const threadgroup uint* scales, uint lane) {
   return as_type<float>(scales[lane % P::BK]);
 }
 
-// Of the rows of a lane.
+// What brings the scores of a lane's rows back.
 template <typename P>
 struct RowFactors {
   float scale[P::ROW_FRAGMENTS];

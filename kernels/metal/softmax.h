@@ -16,6 +16,11 @@ inline bool is_minus_infinity(float x) { return as_type<uint>(x) == MINUS_INFINI
 struct RowState {
   float max;  // LOWEST before the first key
   float sum;  // of the weights that this lane has held, relative to max
+
+  void start() thread {
+    max = LOWEST;
+    sum = 0.0f;
+  }
 };
 
 // Scores -> weights, in place. Returns what the row's output so far shrinks by.
@@ -48,4 +53,22 @@ inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[K
   row.max = largest;
   row.sum = sum;
   return shrink;
+}
+
+// The same of all rows of a lane: P = exp(S - max), and O, in `sums`, shrinks by what each row's maximum has grown.
+// Returns gaps: bit j is set if some row of this lane does not attend to some key of key fragment j.
+template <bool GUARD, typename F, int ROWS, int KEY_FRAGMENTS, int VALUE_FRAGMENTS>
+inline uint update_rows(thread RowState (&state)[ROWS], thread Fragment<float> (&sums)[ROWS][VALUE_FRAGMENTS],
+                        thread Fragment<F> (&weights)[ROWS][KEY_FRAGMENTS],
+                        thread Fragment<float> (&scores)[ROWS][KEY_FRAGMENTS]) {
+  uint gaps = 0;
+  UNROLL
+  for (int r = 0; r < ROWS; r++) {
+    const float shrink = update_row<GUARD>(state[r], scores[r], gaps);
+    UNROLL
+    for (int i = 0; i < VALUE_FRAGMENTS; i++) elements(sums[r][i]) *= shrink;
+    UNROLL
+    for (int j = 0; j < KEY_FRAGMENTS; j++) convert(weights[r][j], scores[r][j]);
+  }
+  return gaps;
 }

@@ -7,9 +7,8 @@
 // surveyed: the lanes ask mask_mod about the elements that they will hold. The simdgroups vote on open candidates,
 // which costs a barrier per stretch that has one.
 #pragma once
-#include "fragments.h"
+#include "lane_rows.h"
 #include "mod.h"
-#include "params.h"
 
 // What is known of a candidate before asking mask_mod. An entry is 4 * tile + state.
 enum TileState { NO_MASK = 0, ASK = 1, LOOK_UP = 2 };  // LOOK_UP: the edge of a block runs through the tile
@@ -29,27 +28,6 @@ struct KeyTile {
   bool masked;  // some row of this simdgroup does not attend to all of it
   bool asked;   // the survey has left in `kept` what this lane attends to, as Walk::kept has it
   uint kept;
-};
-
-// Some query rows, one after the other.
-struct RowRange {
-  int first, last;
-};
-inline RowRange row_range(int first, int count, int q_len) {
-  RowRange rows;
-  rows.first = first;
-  rows.last = metal::min(first + count, q_len) - 1;
-  return rows;
-}
-
-// Where a lane stands: its batch, head and query rows, and its place in a fragment.
-template <typename P>
-struct LaneRows {
-  int b, h;
-  int q_idx[P::ROW_FRAGMENTS];  // of the last row, where a row does not exist
-  RowRange of_group, of_simdgroup;
-  bool exist;  // the simdgroup has at least one row
-  LanePlace place;
 };
 
 // Bit i: what lane i says.
@@ -92,15 +70,16 @@ struct Walk {
   static constexpr constant bool BOUNDED = HAS_MASK_MOD && BLOCKS == NO_BLOCKS;
   static constexpr constant bool UNSURE = HAS_MASK_MOD || BLOCKS == CUT_TILES;
 
-  void start(AttentionParams params, const device int* tile_lists, int q_tile, int q_tiles,
-             const thread LaneRows<P>& rows, threadgroup uint* shared_votes) thread {
+  void start(AttentionParams params, const device int* tile_lists, const thread LaneRows<P>& rows,
+             threadgroup uint* shared_votes) thread {
     p = params;
     votes = shared_votes;
+    const int all_tiles = (p.q_len + P::BQ - 1) / P::BQ;  // of query rows, in all launches
     candidates = (p.kv_len + P::BK - 1) / P::BK;
     if (BLOCKS != NO_BLOCKS) {
       int64_t mask = int64_t(metal::min(rows.b, p.mask_batches - 1)) * p.mask_heads +
                      metal::min(rows.h, p.mask_heads - 1);
-      int64_t lists = int64_t(p.mask_batches) * p.mask_heads * q_tiles, list = mask * q_tiles + q_tile;
+      int64_t lists = int64_t(p.mask_batches) * p.mask_heads * all_tiles, list = mask * all_tiles + rows.q_tile;
       int first = tile_lists[list];
       runs.count = tile_lists[list + 1] - first;
       runs.ends = tile_lists + lists + 1 + first;
@@ -114,6 +93,8 @@ struct Walk {
     last_kept = 0;
     to_visit = live = whole = stretches = whole_stretches = 0;
   }
+
+  Range keys(KeyTile tile) const thread { return range_of(tile.first, P::BK, p.kv_len); }
 
   // The entry of candidate base + i.
   int entry(int i) const thread {
@@ -150,14 +131,14 @@ struct Walk {
   }
 
   // What bounds say of neighbouring tiles of keys, the first of which exists.
-  int bounded(int tile, int tiles, RowRange q, const thread LaneRows<P>& rows, const thread Captured& mods)
+  int bounded(int tile, int tiles, Range q, const thread LaneRows<P>& rows, const thread Captured& mods)
       const thread {
     int first = tile * P::BK, keys = metal::min(p.kv_len - first, tiles * P::BK);
-    return mods.tile_state(rows.b, rows.h, q.first, q.last, first, first + keys - 1);
+    return mods.tile_state(rows.b, rows.h, q.first, q.end - 1, first, first + keys - 1);
   }
 
   // What is known of this lane's candidate, for some rows.
-  int bounded_in_lane(RowRange q, const thread LaneRows<P>& rows, const thread Captured& mods, uint lane)
+  int bounded_in_lane(Range q, const thread LaneRows<P>& rows, const thread Captured& mods, uint lane)
       const thread {
     int e = BLOCKS != NO_BLOCKS ? entry_in_lane : (base + int(lane)) * 4 + ASK;
     if ((e & 3) == ASK) return bounded(e >> 2, 1, q, rows, mods);
@@ -174,10 +155,10 @@ struct Walk {
   }
 
   // Takes the next 32 candidates in hand, to_visit being those that some row may attend to; false without any.
-  bool take(const thread LaneRows<P>& rows, const thread Captured& mods, uint simdgroup, uint lane) thread {
+  bool take(const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
     bool sure = !UNSURE;
     if (BOUNDED) {
-      while (stretches == 0 && ahead < candidates) look_ahead(rows, mods, lane);
+      while (stretches == 0 && ahead < candidates) look_ahead(rows, mods, at.lane);
       if (stretches == 0) return false;
       int stretch = int(metal::ctz(stretches));
       stretches &= stretches - 1;
@@ -189,31 +170,31 @@ struct Walk {
       ahead += 32;
     }
     uint in_hand = ~0u >> (32 - metal::min(32, candidates - base));
-    bool mine = (in_hand >> lane) & 1;
-    if (BLOCKS != NO_BLOCKS) entry_in_lane = mine ? runs.entry(base + int(lane)) : 0;
+    bool mine = (in_hand >> at.lane) & 1;
+    if (BLOCKS != NO_BLOCKS) entry_in_lane = mine ? runs.entry(base + int(at.lane)) : 0;
     to_visit = whole = in_hand;
     uint open = 0;
     if (!sure) {
-      int state = mine ? bounded_in_lane(rows.of_group, rows, mods, lane) : EMPTY;
-      to_visit = whole = ballot(state == WHOLE, lane);
-      open = ballot(state == OPEN, lane);
+      int state = mine ? bounded_in_lane(rows.of_group, rows, mods, at.lane) : EMPTY;
+      to_visit = whole = ballot(state == WHOLE, at.lane);
+      open = ballot(state == OPEN, at.lane);
     }
     live = rows.exist ? whole : 0;
     last_asked = -1;
-    if (UNSURE && open != 0) survey(open, rows, mods, simdgroup, lane);
+    if (UNSURE && open != 0) survey(open, rows, mods, at);
     return true;
   }
 
   // Decides open candidates for the rows of each simdgroup, by bounds or else by asking the mask about all elements.
-  void survey(uint open, const thread LaneRows<P>& rows, const thread Captured& mods, uint simdgroup, uint lane)
+  void survey(uint open, const thread LaneRows<P>& rows, const thread Captured& mods, Thread at)
       thread {
     constexpr uint EVERY = ~0u >> (32 - 2 * P::ROW_FRAGMENTS * P::KEY_FRAGMENTS);
-    bool mine = rows.exist && ((open >> lane) & 1);
-    int state = mine ? bounded_in_lane(rows.of_simdgroup, rows, mods, lane) : EMPTY;
-    uint decided = ballot(state == WHOLE, lane);
+    bool mine = rows.exist && ((open >> at.lane) & 1);
+    int state = mine ? bounded_in_lane(rows.of_simdgroup, rows, mods, at.lane) : EMPTY;
+    uint decided = ballot(state == WHOLE, at.lane);
     live |= decided;
     whole |= decided;
-    for (uint asked = ballot(state == OPEN, lane); asked != 0; asked &= asked - 1) {
+    for (uint asked = ballot(state == OPEN, at.lane); asked != 0; asked &= asked - 1) {
       last_asked = int(metal::ctz(asked));
       int e = entry(last_asked);
       last_kept = kept((e >> 2) * P::BK, e & 3, rows, mods);
@@ -222,14 +203,14 @@ struct Walk {
     }
     threadgroup uint* votes_now = votes + turn * P::SIMDGROUPS;
     turn ^= 1;
-    if (lane == 0) votes_now[simdgroup] = live;
+    if (at.lane == 0) votes_now[at.simdgroup] = live;
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
     for (int s = 0; s < P::SIMDGROUPS; s++) to_visit |= votes_now[s];
   }
 
   // The next tile to visit, the same one in all threads.
-  KeyTile next(const thread LaneRows<P>& rows, const thread Captured& mods, uint simdgroup, uint lane) thread {
-    while (to_visit == 0 && take(rows, mods, simdgroup, lane)) continue;
+  KeyTile next(const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
+    while (to_visit == 0 && take(rows, mods, at)) continue;
     KeyTile tile;
     tile.exists = to_visit != 0;
     int i = tile.exists ? int(metal::ctz(to_visit)) : 0;

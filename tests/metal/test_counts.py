@@ -40,9 +40,9 @@ def barriers() -> int:
     return kernel_text(None, None).header.count(BARRIER)
 
 
-@pytest.mark.parametrize("which", range(1, 5))
+@pytest.mark.parametrize("which", [1, 2])
 def test_every_barrier_is_needed(which: int) -> None:
-    assert barriers() == 4
+    assert barriers() == 2
     q, k, v = inputs((1, 1, 70, 64, 1, 1, 1100, 64), "float32")  # more than one survey of 32 tiles
     mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: kv_idx > 1060).bind()  # the first survey finds nothing
     call = AttentionCall(q, k, v, 1.0, None, mask)
@@ -52,9 +52,9 @@ def test_every_barrier_is_needed(which: int) -> None:
 
 
 BOUNDS = [
-    ("bool inside = row < from.rows &&", "bool inside = "),
+    ("values[i] = row < rows.end &&", "values[i] ="),
     ("if (row < p.q_len) {", "{"),
-    ("if (column < P::VALUE_DIM) ", ""),
+    ("if (column < P::VALUE_DIM) to.out", "to.out"),
     ("return metal::clamp(index < 0 ? index + size : index, 0, size - 1);", "return index;"),
 ]
 

@@ -198,7 +198,7 @@ def test_all_zero_keys_and_values() -> None:
 EDGE: Shape = (1, 1, 70, 17, 1, 1, 75, 17)
 
 
-@pytest.mark.parametrize("which", range(1, 5))
+@pytest.mark.parametrize("which", [1, 2])
 def test_every_barrier_is_needed(which: int) -> None:
     given = tensors((1, 1, 70, 16, 1, 1, 1100, 16), "float16")
     mask = lambda b, h, q_idx, kv_idx: kv_idx > 1060  # noqa: E731
@@ -207,8 +207,8 @@ def test_every_barrier_is_needed(which: int) -> None:
 
 
 CAUGHT = [
-    ("SCALES * P::BK || key >= kv_len) return;", "SCALES * P::BK) return;", "out of bounds"),
-    ("if (SCALES > 0) next_scales.store(scales, thread_index);", "", "uninitialised"),
+    ("SCALES * P::BK || key >= keys.end) return;", "SCALES * P::BK) return;", "out of bounds"),
+    ("if (next.kind == VALUES_AND_SCALES) next.scales.store(scales, index);", "", "uninitialised"),
     ("if (int(index) < SCALES * P::BK) scales[index] =", "scales[index] =", "out of bounds|race|beyond"),
     ("VALUE_MEANS && column < P::VALUE_DIM ?", "VALUE_MEANS ?", "out of bounds"),
 ]
@@ -298,7 +298,7 @@ def test_address_spaces(kind: str, async_copy: bool, tmp_path: Path) -> None:
 
 PLANTED: list[Callable[[str], str]] = [
     lambda text: text.replace("const threadgroup uint* scales, uint lane", "const device uint* scales, uint lane"),
-    lambda text: text.replace("tile_at<V>(now), d", "v, d"),
+    lambda text: text.replace("tiles.values(), d", "v.data, d"),
     lambda text: text.replace("const device float* value_scales;", "const constant float* value_scales;"),
 ]
 

@@ -85,7 +85,7 @@ def test_address_spaces(scoring: Scoring, tmp_path: Path) -> None:
 
 
 BOUNDS = [
-    ("SCALES * P::BK || key >= kv_len) return;", "SCALES * P::BK) return;"),
+    ("SCALES * P::BK || key >= keys.end) return;", "SCALES * P::BK) return;"),
     ("kv_idx = metal::min(first + i, kv_len - 1)", "kv_idx = first + i"),
 ]
 

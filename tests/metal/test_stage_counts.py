@@ -90,27 +90,27 @@ def test_every_barrier_of_a_stage_is_needed(run: Run, count: int, which: int) ->
 
 def test_both_halves_of_threadgroup_memory_are_needed() -> None:
     with pytest.raises(SimulationError, match="race"):
-        multiply(broken("half_in_use ^= 1;", ""))
+        multiply(broken("other = both + SIZE;", "other = both;"))
     with pytest.raises(SimulationError, match="race"):
         many_blocks(broken("turn ^= 1;", ""))
 
 
 BOUNDS: list[tuple[Run, str, str]] = [
-    (multiply, "return row < rows.end && column", "return column"),
-    (multiply, "&& column < columns.end ? *from", "? *from"),
+    (multiply, "values[i] = row < rows.end && column", "values[i] = column"),
+    (multiply, "&& column < columns.end ? *at", "? *at"),
     (multiply, "if (row < rows.end && column < columns.end)\n", "if (column < columns.end)\n"),
     (multiply, "if (row < rows.end && column < columns.end)\n", "if (row < rows.end)\n"),
-    (multiply_listed, "blocks.partial = metal::clamp(kv_num_blocks[row], 0, p.columns);", "blocks.partial = 99;"),
+    (multiply_listed, "blocks.partial = metal::clamp(lists.kv_num_blocks[row], 0, p.columns);", "blocks.partial = 99;"),
     (
         sample,
         "range.end = range.first + metal::min(size, length - range.first);",
         "range.end = range.first + size;",
     ),
     (stray, "if (block >= 0 && block <= (kv_len - 1) / kv_block) ", ""),
-    (long_rows, "column < columns ? *from.at(place.row, column) : minus_infinity()", "*from.at(place.row, column)"),
-    (long_rows, "if (column < columns) to[column]", "to[column]"),
-    (lambda stages: stages.scale(tensor(3, 37), 2.0), "if (place.row >= rows) return;", ""),
-    (lambda stages: stages.scale(tensor(3, 37), 2.0), "if (column < columns) ", ""),
+    (long_rows, "column < p.columns ? *from.at(place.row, column) : minus_infinity()", "*from.at(place.row, column)"),
+    (long_rows, "if (column < p.columns) to[column]", "to[column]"),
+    (lambda stages: stages.scale(tensor(3, 37), 2.0), "if (place.row >= p.rows) return;", ""),
+    (lambda stages: stages.scale(tensor(3, 37), 2.0), "if (column < p.columns) ", ""),
     (many_blocks, "if (index < 32 && ", "if (bits + 1 && "),
 ]
 

@@ -583,9 +583,9 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ],
     # ---- Metal text, in the simulator --------------------------------------------------------------------------
     ("kernels/metal/staging.h", "tests/metal/test_metal_attention.py::test_shapes"): [
-        ("if (EVEN || row < BK) to[row", "to[row"),
-        ("(DIM % WIDTH == 0 || column < DIM)", "true"),
-        ("bool inside = row < from.rows &&", "bool inside ="),
+        ("if (EVEN || row < ROWS) to[row", "to[row"),
+        ("&& column < columns.end ? *at", "? *at"),
+        ("values[i] = row < rows.end &&", "values[i] ="),
     ],
     ("kernels/metal/softmax.h", "tests/metal/test_metal_attention.py"): [
         ("sum = row.sum * shrink;", "sum = row.sum;"),
@@ -599,13 +599,15 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("live |= decided;", ""),
         ("turn ^= 1;", ""),
         ("tile.masked = !all || tile.first + P::BK > p.kv_len;", "tile.masked = !all;"),
-        ("rows.last = metal::min(first + count, q_len) - 1;", "rows.last = first + count - 1;"),
         (
             "if (ends[middle] > candidate) high",
             "if (ends[middle] >= candidate) high",
             "tests/metal/test_metal_attention.py",
         ),
         ("block == 2 || (block == 1 &&", "block != 0 && (", "tests/metal/test_metal_attention.py"),
+    ],
+    ("kernels/metal/matrix.h", "tests/metal/test_metal_tile_state.py"): [
+        ("range.end = metal::min(first + count, length);", "range.end = first + count;"),
     ],
     ("kernels/metal/products.h", "tests/metal/test_metal_attention.py::test_shapes"): [
         ("column + 1 < P::HEAD_DIM ?", "column < P::HEAD_DIM ?"),
@@ -655,11 +657,12 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ],
     ("kernels/metal/attention_forward.metal", "tests/metal/test_launches.py::test_the_bits_are_the_same"): [
         ("head * out_rows + (row - first_out)", "head * out_rows + row"),
-        ("p.first_tile + tiles - 1 - int(group.x)", "tiles - 1 - int(group.x)"),
-        (
-            "walk.start(p, tile_lists, q_tile, (p.q_len + P::BQ - 1) / P::BQ,",
-            "walk.start(p, tile_lists, q_tile, tiles,",
-        ),
+    ],
+    ("kernels/metal/lane_rows.h", "tests/metal/test_launches.py::test_the_bits_are_the_same"): [
+        ("p.first_tile + q_tiles - 1 - int(at.group.x)", "q_tiles - 1 - int(at.group.x)"),
+    ],
+    ("kernels/metal/walk.h", "tests/metal/test_launches.py::test_the_bits_are_the_same"): [
+        ("all_tiles = (p.q_len + P::BQ - 1) / P::BQ;", "all_tiles = rows.q_tiles;"),
     ],
     ("kernels/metal/ops.h", "tests/metal/test_metal_captures.py::test_twenty_arrays_in_the_fused_kernel"): [
         ("for (int axis = 1; axis < NDIM; axis++)", "for (int axis = 0; axis < NDIM; axis++)"),

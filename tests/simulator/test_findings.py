@@ -95,6 +95,11 @@ WRONG = {
         "out of bounds",
         "uint g = thread_position_in_grid.x;\nfloat4 v = *(const device float4*)(a + g);\nout[g] = v.x;",
     ),
+    "a struct over the end": (
+        "out of bounds",
+        "struct Words { float x[5]; };\nuint g = thread_position_in_grid.x;\n"
+        "const Words w = *reinterpret_cast<const device Words*>(a + (g < 4 ? 124 : g));\nout[g] = w.x[0];",
+    ),
     "write to an input": (
         "write to input",
         "uint g = thread_position_in_grid.x;\n((device float*)a)[g] = 1;\nout[g] = 1;",

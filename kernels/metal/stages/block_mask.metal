@@ -4,7 +4,8 @@
 // A threadgroup has one row of blocks. Its simdgroups ask mask_mod about 32 blocks at a time; two words of 32 bits then
 // say of each whether any of its scores is kept, and whether all are, and counting bits gives an entry its place.
 #include "../mod.h"
-#include "tensor.h"
+#include "../matrix.h"
+#include "../words.h"
 
 constexpr constant int SIMDGROUPS = 4;
 constexpr constant int SLAB = 64;  // rows that are numbered together: numbers fit an int
@@ -46,33 +47,44 @@ inline int append(device int* list, int count, uint bits, int base, uint index) 
   return count + int(metal::popcount(bits));
 }
 
-// params: [q_len, kv_len, q_block, kv_block, kv_blocks]; kv_num_blocks, full_kv_num_blocks: [batch, heads, q_blocks];
+struct BlockMaskParams {
+  int q_len;
+  int kv_len;
+  int q_block;  // rows and columns of a block
+  int kv_block;
+  int kv_blocks;
+};
+constexpr constant int BLOCK_MASK_WORDS = 5;
+static_assert(sizeof(BlockMaskParams) == 4 * BLOCK_MASK_WORDS, "every field is a word");
+
+// params: BlockMaskParams; kv_num_blocks, full_kv_num_blocks: [batch, heads, q_blocks];
 // kv_indices, full_kv_indices: the same and kv_blocks. votes: two words for each simdgroup, twice.
-// group, groups: (block of query rows, head, batch).
+// at.group: (block of query rows, head, batch).
 template <typename Captured>
 inline void block_mask(device int* kv_num_blocks, device int* kv_indices, device int* full_kv_num_blocks,
                        device int* full_kv_indices, const device int* params, const thread Captured& mods,
-                       threadgroup uint* votes, metal::uint3 group, metal::uint3 groups, uint simdgroup, uint lane) {
-  const int q_len = params[0], kv_len = params[1], q_block = params[2], kv_block = params[3], kv_blocks = params[4];
-  const uint index = simdgroup * LANES + lane;
-  const int64_t row = (int64_t(group.z) * groups.y + group.y) * groups.x + group.x;
-  device int* list = kv_indices + row * kv_blocks;
-  device int* full_list = full_kv_indices + row * kv_blocks;
-  const Range rows = block_of(int(group.x), q_block, q_len);
+                       threadgroup uint* votes, Thread at) {
+  const BlockMaskParams p = read_params<BlockMaskParams>(params);
+  const uint index = at.index();
+  const int64_t row = (int64_t(at.group.z) * at.groups.y + at.group.y) * at.groups.x + at.group.x;
+  device int* list = kv_indices + row * p.kv_blocks;
+  device int* full_list = full_kv_indices + row * p.kv_blocks;
+  const Range rows = block_of(int(at.group.x), p.q_block, p.q_len);
 
   int partial = 0, full = 0, turn = 0;
-  for (int base = 0; base < kv_blocks; base += 32) {
+  for (int base = 0; base < p.kv_blocks; base += 32) {
     uint any = 0, all = 0;
-    for (int i = int(simdgroup) * IN_HAND; i < int(simdgroup + 1) * IN_HAND && base + i < kv_blocks; i++) {
-      BlockState state = look_at(rows, block_of(base + i, kv_block, kv_len), mods, int(group.z), int(group.y), lane);
+    for (int i = int(at.simdgroup) * IN_HAND; i < int(at.simdgroup + 1) * IN_HAND && base + i < p.kv_blocks; i++) {
+      const Range keys = block_of(base + i, p.kv_block, p.kv_len);
+      BlockState state = look_at(rows, keys, mods, int(at.group.z), int(at.group.y), at.lane);
       any |= uint(state.any) << i;
       all |= uint(state.all) << i;
     }
     // The words of two turns lie apart, so that one barrier a turn is enough.
     threadgroup uint* words = votes + turn * 2 * SIMDGROUPS;
-    if (lane == 0) {
-      words[2 * simdgroup] = any;
-      words[2 * simdgroup + 1] = all;
+    if (at.lane == 0) {
+      words[2 * at.simdgroup] = any;
+      words[2 * at.simdgroup + 1] = all;
     }
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
     any = all = 0;
@@ -85,8 +97,8 @@ inline void block_mask(device int* kv_num_blocks, device int* kv_indices, device
     turn ^= 1;
   }
 
-  for (int i = partial + int(index); i < kv_blocks; i += SIMDGROUPS * LANES) list[i] = 0;
-  for (int i = full + int(index); i < kv_blocks; i += SIMDGROUPS * LANES) full_list[i] = 0;
+  for (int i = partial + int(index); i < p.kv_blocks; i += SIMDGROUPS * LANES) list[i] = 0;
+  for (int i = full + int(index); i < p.kv_blocks; i += SIMDGROUPS * LANES) full_list[i] = 0;
   if (index == 0) {
     kv_num_blocks[row] = partial;
     full_kv_num_blocks[row] = full;
@@ -95,7 +107,7 @@ inline void block_mask(device int* kv_num_blocks, device int* kv_indices, device
 
 // -- body: what MLX puts between the braces --
 threadgroup uint votes[4 * SIMDGROUPS];
-const auto mods = captured_by_mods(params + 5 CAPTURED_ARRAYS);
+const auto mods = captured_by_mods(params + BLOCK_MASK_WORDS CAPTURED_ARRAYS);
 block_mask(kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, params, mods, votes,
-           threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
-           thread_index_in_simdgroup);
+           thread_at(threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
+                     thread_index_in_simdgroup));

@@ -6,22 +6,6 @@
 #include "lists.h"
 #include "product.h"
 
-// params: [heads of a, batches of b, heads of b, m, n, k, then those of lists.h]
-struct SparseParams {
-  int heads, b_batches, b_heads, m, n, k;
-};
-inline SparseParams read_sparse_params(const device int* words) {
-  SparseParams p;
-  p.heads = words[0];
-  p.b_batches = words[1];
-  p.b_heads = words[2];
-  p.m = words[3];
-  p.n = words[4];
-  p.k = words[5];
-  return p;
-}
-constexpr constant int SPARSE_WORDS = 6;
-
 // The steps over listed blocks, each block cut into steps of its own.
 struct ListedSteps {
   ListedBlocks blocks;
@@ -35,49 +19,45 @@ struct ListedSteps {
   }
 };
 
+// params: ProductParams, then ListParams.
 // a: [batch, heads, m, k], m in blocks of q_block; SAMPLED: b is [.., n, k] and n in blocks of kv_block, otherwise b
 // is [.., k, n] and k in blocks of kv_block. out: [batch, heads, m, n].
-// group: (entry and tile of its columns, or tile of columns; block of rows and tile of its rows; batch and head).
+// at.group: (entry and tile of its columns, or tile of columns; block of rows and tile of its rows; batch and head).
 template <typename A, typename B, typename O, typename P, bool SAMPLED>
-inline void block_sparse_matmul(const device A* a, const constant int64_t* a_strides, const device B* b,
-                                const constant int64_t* b_strides, device O* out, const device int* kv_num_blocks,
-                                const device int* kv_indices, const device int* full_kv_num_blocks,
-                                const device int* full_kv_indices, const device int* params, threadgroup A* a_staged,
-                                threadgroup B* b_staged, metal::uint3 group, uint simdgroup, uint lane) {
-  const SparseParams p = read_sparse_params(params);
-  const ListParams lists = read_list_params(params + SPARSE_WORDS);
-  const int batch = int(group.z) / p.heads, head = int(group.z) % p.heads;
-  const int row_tiles = (lists.q_block + P::BM - 1) / P::BM, q_block = int(group.y) / row_tiles;
-  const ListedBlocks blocks = listed_blocks(kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, lists,
-                                            batch, head, q_block);
-  const Range rows = cut(block_of(q_block, lists.q_block, p.m), int(group.y) % row_tiles, P::BM);
+inline void block_sparse_matmul(Tensor<A> a, Tensor<B> b, device O* out, Lists lists, const device int* params,
+                                threadgroup A* a_staged, threadgroup B* b_staged, Thread at) {
+  const ProductParams p = read_params<ProductParams>(params);
+  const ListParams of_lists = read_params<ListParams>(params + PRODUCT_WORDS);
+  const int batch = int(at.group.z) / p.a_heads, head = int(at.group.z) % p.a_heads;
+  const int row_tiles = (of_lists.q_block + P::BM - 1) / P::BM, q_block = int(at.group.y) / row_tiles;
+  const ListedBlocks blocks = listed_blocks(lists, of_lists, batch, head, q_block);
+  const Range rows = cut(block_of(q_block, of_lists.q_block, p.m), int(at.group.y) % row_tiles, P::BM);
 
-  const Matrix<A> left = matrix_of(a, a_strides, batch, head);
-  const Matrix<B> right =
-      matrix_of(b, b_strides, metal::min(batch, p.b_batches - 1), head / (p.heads / p.b_heads));
+  const Matrix<A> left = a.head(batch, head);
+  const Matrix<B> right = b.head(metal::min(batch, p.b_batches - 1), head / (p.a_heads / p.b_heads));
   Range columns;
   Fragment<float> sums[P::ROW_FRAGMENTS][P::COLUMN_FRAGMENTS];
   if (SAMPLED) {
-    const int column_tiles = (lists.kv_block + P::BN - 1) / P::BN, entry = int(group.x) / column_tiles;
+    const int column_tiles = (of_lists.kv_block + P::BN - 1) / P::BN, entry = int(at.group.x) / column_tiles;
     if (entry >= blocks.all) return;
-    columns = cut(blocks.keys(entry, p.n), int(group.x) % column_tiles, P::BN);
+    columns = cut(blocks.keys(entry, p.n), int(at.group.x) % column_tiles, P::BN);
     if (rows.first >= rows.end || columns.first >= columns.end) return;
     DenseSteps steps;
     steps.at = 0;
     steps.k = p.k;
     steps.step = P::BK;
-    multiply_tile<A, B, P>(sums, left, right, rows, columns, steps, a_staged, b_staged, simdgroup, lane);
+    multiply_tile<A, B, P>(sums, left, right, rows, columns, steps, a_staged, b_staged, at);
   } else {
-    columns = block_of(int(group.x), P::BN, p.n);
+    columns = block_of(int(at.group.x), P::BN, p.n);
     if (rows.first >= rows.end) return;
     ListedSteps steps;
     steps.blocks = blocks;
     steps.keys.first = steps.keys.end = steps.entry = 0;
     steps.kv_len = p.k;
     steps.step = P::BK;
-    multiply_tile<A, B, P>(sums, left, right, rows, columns, steps, a_staged, b_staged, simdgroup, lane);
+    multiply_tile<A, B, P>(sums, left, right, rows, columns, steps, a_staged, b_staged, at);
   }
-  write_tile<O, P>(out + int64_t(group.z) * p.m * p.n, p.n, sums, rows, columns, simdgroup, lane);
+  write_tile<O, P>(out + int64_t(at.group.z) * p.m * p.n, p.n, sums, rows, columns, at);
 }
 
 // -- body: what MLX puts between the braces --
@@ -85,5 +65,7 @@ typedef ProductPlan<A, B, BM, BN, BK, ROW_GROUPS, COLUMN_GROUPS, false, SAMPLED,
 threadgroup A a_staged[P::A_STAGED];
 threadgroup B b_staged[P::B_STAGED];
 block_sparse_matmul<A, B, O, P, SAMPLED>(
-    a, a_strides, b, b_strides, out, kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, params, a_staged,
-    b_staged, threadgroup_position_in_grid, simdgroup_index_in_threadgroup, thread_index_in_simdgroup);
+    tensor(a, a_strides), tensor(b, b_strides), out,
+    lists(kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices), params, a_staged, b_staged,
+    thread_at(threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
+              thread_index_in_simdgroup));

@@ -7,7 +7,19 @@
 #pragma once
 #include "../fragments.h"
 #include "../staging.h"
-#include "tensor.h"
+#include "../words.h"
+
+// a b of each head: m x k times k x n. Head h of a meets head h / (a_heads / b_heads) of b.
+struct ProductParams {
+  int a_heads;
+  int b_batches;  // batch, or 1: one batch of b serves all
+  int b_heads;
+  int m;
+  int n;
+  int k;
+};
+constexpr constant int PRODUCT_WORDS = 6;
+static_assert(sizeof(ProductParams) == 4 * PRODUCT_WORDS, "every field is a word");
 
 // A, B: element types of the operands. BM, BN: rows and columns of a tile of the result. BK: of the shared axis, in
 // one step. ROW_GROUPS x COLUMN_GROUPS simdgroups share the tile.
@@ -37,61 +49,14 @@ struct ProductPlan {
   static constexpr constant int B_ROWS = TRANSPOSE_B_ ? BN_ : BK_;
   static constexpr constant int B_COLUMNS = TRANSPOSE_B_ ? BK_ : BN_;
   static constexpr constant int B_LD = Leading<B, B_COLUMNS>::value;
-  static constexpr constant int HALVES = WHOLE_ ? 1 : 2;
-  static constexpr constant int A_STAGED = HALVES * A_ROWS * A_LD;
-  static constexpr constant int B_STAGED = HALVES * B_ROWS * B_LD;
+  static constexpr constant int A_HALF = A_ROWS * A_LD;
+  static constexpr constant int B_HALF = B_ROWS * B_LD;
+  static constexpr constant int A_STAGED = (WHOLE_ ? 1 : 2) * A_HALF;
+  static constexpr constant int B_STAGED = (WHOLE_ ? 1 : 2) * B_HALF;
 
   static_assert(BM_ % (ROW_GROUPS_ * FRAGMENT) == 0, "every simdgroup has whole fragments of rows");
   static_assert(BN_ % (COLUMN_GROUPS_ * FRAGMENT) == 0, "every simdgroup has whole fragments of columns");
   static_assert(BK_ % FRAGMENT == 0, "a step is made of whole fragments");
-};
-
-// Products are in half where both operands are.
-template <typename A, typename B>
-struct ProductElement {
-  typedef float type;
-};
-template <>
-struct ProductElement<half, half> {
-  typedef half type;
-};
-
-// ROWS x COLUMNS elements, spread over the threads' registers. `load` only issues reads, and `store` waits for them.
-template <typename T, int ROWS, int COLUMNS, int LD, int THREADS>
-struct Ahead {
-  static constexpr constant int COUNT = (ROWS * COLUMNS + THREADS - 1) / THREADS;
-  static constexpr constant bool EVEN = ROWS * COLUMNS % THREADS == 0;
-  T values[COUNT];
-
-  // Where a thread's element i lies. Where whole rows make up a round of the threads, it is always in one column.
-  static constexpr constant bool ONE_COLUMN = THREADS % COLUMNS == 0;
-  static int row_of(uint index, int i) {
-    return ONE_COLUMN ? int(index) / COLUMNS + i * (THREADS / COLUMNS) : (int(index) + i * THREADS) / COLUMNS;
-  }
-  static int column_of(uint index, int i) { return (int(index) + (ONE_COLUMN ? 0 : i * THREADS)) % COLUMNS; }
-
-  // Zero beyond the end of either range; neither is longer than the tile.
-  static T element(Matrix<T> from, Range rows, Range columns, uint index, int i) {
-    int row = rows.first + row_of(index, i), column = columns.first + column_of(index, i);
-    return row < rows.end && column < columns.end ? *from.at(row, column) : T(0);
-  }
-  static void put(threadgroup T* to, T value, uint index, int i) {
-    int row = row_of(index, i);
-    if (EVEN || row < ROWS) to[row * LD + column_of(index, i)] = value;
-  }
-  void load(Matrix<T> from, Range rows, Range columns, uint index) thread {
-    UNROLL
-    for (int i = 0; i < COUNT; i++) values[i] = element(from, rows, columns, index, i);
-  }
-  void store(threadgroup T* to, uint index) const thread {
-    UNROLL
-    for (int i = 0; i < COUNT; i++) put(to, values[i], index, i);
-  }
-  // Both at once, some elements at a time, for tiles that registers cannot hold.
-  static void copy(Matrix<T> from, Range rows, Range columns, threadgroup T* to, uint index) {
-    _Pragma("clang loop unroll_count(8)")
-    for (int i = 0; i < COUNT; i++) put(to, element(from, rows, columns, index, i), index, i);
-  }
 };
 
 // Where a simdgroup stands in its threadgroup's tile: its first row and column, and whether it has any in the result.
@@ -113,7 +78,7 @@ template <typename A, typename B, typename P>
 inline void multiply_staged(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::COLUMN_FRAGMENTS],
                             const threadgroup A* a, const threadgroup B* b, int depth, Corner corner,
                             LanePlace place) {
-  typedef typename ProductElement<A, B>::type F;
+  typedef typename ProductOf<A, B>::type F;
   for (int k = 0; k < depth; k += FRAGMENT) {
     Fragment<F> left[P::ROW_FRAGMENTS], right;
     UNROLL
@@ -154,48 +119,46 @@ struct DenseSteps {
 // sums = the product's elements in `rows` and `columns`. steps.next() gives ranges of the shared axis, at most P::BK
 // long, the same ones in all threads; an empty one ends it.
 template <typename A, typename B, typename P, typename Steps>
-inline void multiply_tile(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::COLUMN_FRAGMENTS], Matrix<A> a,
-                          Matrix<B> b, Range rows, Range columns, thread Steps& steps, threadgroup A* a_staged,
-                          threadgroup B* b_staged, uint simdgroup, uint lane) {
-  typedef Ahead<A, P::A_ROWS, P::A_COLUMNS, P::A_LD, P::THREADS> AheadA;
-  typedef Ahead<B, P::B_ROWS, P::B_COLUMNS, P::B_LD, P::THREADS> AheadB;
-  const uint index = simdgroup * LANES + lane;
-  const LanePlace place = place_of(lane);
-  const Corner corner = corner_of<P>(simdgroup, rows, columns);
-  UNROLL
-  for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
-    UNROLL
-    for (int c = 0; c < P::COLUMN_FRAGMENTS; c++) clear(sums[r][c]);
-  }
+inline void multiply_tile(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::COLUMN_FRAGMENTS],
+                          const thread Matrix<A>& a, const thread Matrix<B>& b, Range rows, Range columns,
+                          thread Steps& steps, threadgroup A* a_staged, threadgroup B* b_staged, Thread at) {
+  typedef StagedTile<A, P::A_ROWS, P::A_COLUMNS, P::THREADS> TileA;
+  typedef StagedTile<B, P::B_ROWS, P::B_COLUMNS, P::THREADS> TileB;
+  const LanePlace place = place_of(at.lane);
+  const Corner corner = corner_of<P>(at.simdgroup, rows, columns);
+  clear(sums);
 
   Range step = steps.next();
   if (step.first >= step.end) return;
-  AheadA::copy(a, P::TRANSPOSE_A ? step : rows, P::TRANSPOSE_A ? rows : step, a_staged, index);
-  AheadB::copy(b, P::TRANSPOSE_B ? columns : step, P::TRANSPOSE_B ? step : columns, b_staged, index);
+  TileA::copy(a, P::TRANSPOSE_A ? step : rows, P::TRANSPOSE_A ? rows : step, a_staged, at.index());
+  TileB::copy(b, P::TRANSPOSE_B ? columns : step, P::TRANSPOSE_B ? step : columns, b_staged, at.index());
   metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
   if (P::WHOLE) {
     if (corner.live) multiply_staged<A, B, P>(sums, a_staged, b_staged, step.end - step.first, corner, place);
     return;
   }
 
-  int half_in_use = 0;
+  Halves<A, P::A_HALF> a_tiles;
+  Halves<B, P::B_HALF> b_tiles;
+  a_tiles.start(a_staged);
+  b_tiles.start(b_staged);
   while (step.first < step.end) {
     const Range following = steps.next();
     const bool more = following.first < following.end;
-    const threadgroup A* a_now = a_staged + half_in_use * (P::A_STAGED / 2);
-    const threadgroup B* b_now = b_staged + half_in_use * (P::B_STAGED / 2);
-    AheadA next_a;
-    AheadB next_b;
+    TileA next_a;
+    TileB next_b;
     if (more) {
-      next_a.load(a, P::TRANSPOSE_A ? following : rows, P::TRANSPOSE_A ? rows : following, index);
-      next_b.load(b, P::TRANSPOSE_B ? columns : following, P::TRANSPOSE_B ? following : columns, index);
+      next_a.load(a, P::TRANSPOSE_A ? following : rows, P::TRANSPOSE_A ? rows : following, at.index());
+      next_b.load(b, P::TRANSPOSE_B ? columns : following, P::TRANSPOSE_B ? following : columns, at.index());
     }
-    if (corner.live) multiply_staged<A, B, P>(sums, a_now, b_now, step.end - step.first, corner, place);
+    if (corner.live)
+      multiply_staged<A, B, P>(sums, a_tiles.now(), b_tiles.now(), step.end - step.first, corner, place);
     if (more) {
-      half_in_use ^= 1;
-      next_a.store(a_staged + half_in_use * (P::A_STAGED / 2), index);
-      next_b.store(b_staged + half_in_use * (P::B_STAGED / 2), index);
+      next_a.store(a_tiles.ahead(), at.index());
+      next_b.store(b_tiles.ahead(), at.index());
       metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+      a_tiles.swap();
+      b_tiles.swap();
     }
     step = following;
   }
@@ -205,9 +168,9 @@ inline void multiply_tile(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::CO
 template <typename O, typename P>
 inline void write_tile(device O* out, int columns_of_out,
                        thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::COLUMN_FRAGMENTS], Range rows,
-                       Range columns, uint simdgroup, uint lane) {
-  const LanePlace place = place_of(lane);
-  const Corner corner = corner_of<P>(simdgroup, rows, columns);
+                       Range columns, Thread at) {
+  const LanePlace place = place_of(at.lane);
+  const Corner corner = corner_of<P>(at.simdgroup, rows, columns);
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
     UNROLL

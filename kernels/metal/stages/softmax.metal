@@ -3,7 +3,7 @@
 //
 // ROW_GROUPS of the SIMDGROUPS simdgroups of a threadgroup share a row: one for a short row, all for a long one.
 #include "../softmax.h"
-#include "tensor.h"
+#include "elementwise.h"
 
 constexpr constant int SIMDGROUPS = 4;
 
@@ -25,34 +25,32 @@ inline void combine(thread RowState& row, float largest, float sum) {
   row.max = both;
 }
 
-// params: [heads, rows, columns, unused ...]; x: [batch, heads, rows, columns], any strides. weights: x's shape;
+// params: ShapeParams; x: [batch, heads, rows, columns], any strides. weights: x's shape;
 // max_scores, sums: [batch, heads, rows]. NORMALISE: weights are divided by their sum.
-// shared: a maximum and a sum for every simdgroup. group: (rows of one threadgroup, head, batch).
+// shared: a maximum and a sum for every simdgroup. at.group: (rows of one threadgroup, head, batch).
 template <typename O, int ROW_GROUPS, bool NORMALISE>
-inline void softmax(const device float* x, const constant int64_t* x_strides, device O* weights,
-                    device float* max_scores, device float* sums, const device int* params, threadgroup float* shared,
-                    metal::uint3 group, uint simdgroup, uint lane) {
+inline void softmax(Tensor<float> x, device O* weights, device float* max_scores, device float* sums,
+                    const device int* params, threadgroup float* shared, Thread at) {
   constexpr int STEP = ROW_GROUPS * LANES;
-  const int heads = params[0], rows = params[1], columns = params[2];
+  const ShapeParams p = read_params<ShapeParams>(params);
   Place place;
-  place.b = int(group.z);
-  place.h = int(group.y);
-  place.row = int(group.x) * (SIMDGROUPS / ROW_GROUPS) + int(simdgroup) / ROW_GROUPS;
+  place.b = int(at.group.z);
+  place.h = int(at.group.y);
+  place.row = int(at.group.x) * (SIMDGROUPS / ROW_GROUPS) + int(at.simdgroup) / ROW_GROUPS;
   place.step = STEP;
-  place.column = int(simdgroup) % ROW_GROUPS * LANES + int(lane);
-  if (place.row >= rows) return;  // the whole simdgroup; with ROW_GROUPS == SIMDGROUPS every row exists
-  const Matrix<float> from = matrix_of(x, x_strides, place.b, place.h);
+  place.column = int(at.simdgroup) % ROW_GROUPS * LANES + int(at.lane);
+  if (place.row >= p.rows) return;  // the whole simdgroup; with ROW_GROUPS == SIMDGROUPS every row exists
+  const Matrix<float> from = x.head(place.b, place.h);
 
   // This lane's part of the row, a tile at a time.
   RowState row;
-  row.max = LOWEST;
-  row.sum = 0.0f;
-  for (int first = place.column; first < columns; first += ITEMS * STEP) {
+  row.start();
+  for (int first = place.column; first < p.columns; first += ITEMS * STEP) {
     float tile[ITEMS], largest = row.max;
     UNROLL
     for (int i = 0; i < ITEMS; i++) {
       int column = first + i * STEP;
-      tile[i] = column < columns ? *from.at(place.row, column) : minus_infinity();
+      tile[i] = column < p.columns ? *from.at(place.row, column) : minus_infinity();
       if (!is_minus_infinity(tile[i])) largest = metal::max(largest, tile[i]);
     }
     float sum = row.sum == 0.0f ? 0.0f : row.sum * weight_of(row.max, largest);
@@ -67,9 +65,9 @@ inline void softmax(const device float* x, const constant int64_t* x_strides, de
   row.sum = metal::simd_sum(row.sum == 0.0f ? 0.0f : row.sum * weight_of(row.max, largest));
   row.max = largest;
   if (ROW_GROUPS > 1) {
-    if (lane == 0) {
-      shared[2 * simdgroup] = row.max;
-      shared[2 * simdgroup + 1] = row.sum;
+    if (at.lane == 0) {
+      shared[2 * at.simdgroup] = row.max;
+      shared[2 * at.simdgroup + 1] = row.sum;
     }
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
     row.sum = 0.0f;
@@ -78,23 +76,23 @@ inline void softmax(const device float* x, const constant int64_t* x_strides, de
   }
 
   const float inverse = !NORMALISE ? 1.0f : row.sum == 0.0f ? 0.0f : 1.0f / row.sum;
-  const int64_t at = row_start(place, heads, rows, 1);
-  device O* to = weights + at * columns;
-  for (int first = place.column; first < columns; first += ITEMS * STEP) {
+  const int64_t out_row = row_start(place, p.heads, p.rows, 1);
+  device O* to = weights + out_row * p.columns;
+  for (int first = place.column; first < p.columns; first += ITEMS * STEP) {
     UNROLL
     for (int i = 0; i < ITEMS; i++) {
       int column = first + i * STEP;
-      if (column < columns) to[column] = O(weight_of(*from.at(place.row, column), row.max) * inverse);
+      if (column < p.columns) to[column] = O(weight_of(*from.at(place.row, column), row.max) * inverse);
     }
   }
   if (place.column == 0) {
-    max_scores[at] = row.sum == 0.0f ? minus_infinity() : row.max;
-    sums[at] = row.sum;
+    max_scores[out_row] = row.sum == 0.0f ? minus_infinity() : row.max;
+    sums[out_row] = row.sum;
   }
 }
 
 // -- body: what MLX puts between the braces --
 threadgroup float shared[2 * SIMDGROUPS];
-softmax<O, ROW_GROUPS, NORMALISE>(x, x_strides, weights, max_scores, sums, params, shared,
-                                  threadgroup_position_in_grid, simdgroup_index_in_threadgroup,
-                                  thread_index_in_simdgroup);
+softmax<O, ROW_GROUPS, NORMALISE>(tensor(x, x_strides), weights, max_scores, sums, params, shared,
+                                  thread_at(threadgroup_position_in_grid, threadgroups_per_grid,
+                                            simdgroup_index_in_threadgroup, thread_index_in_simdgroup));
