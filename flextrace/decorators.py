@@ -14,7 +14,7 @@ from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.tracer import Bound, Expr, Kind, Trace, Traces, name_of
 from flextrace.tracer.errors import with_article
 from flextrace.tracer.invariance import shifts_with_score
-from flextrace.tracer.signature import PASSED_AS
+from flextrace.tracer.signature import PASSED_AS, WRAPPED, wrapped
 
 from .advice.mods import wrong_mod
 from .hole import written_by
@@ -44,14 +44,14 @@ class Mod:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         if isinstance(function, Mod):
-            function = function.__flextrace_function__
+            function = wrapped(function)
         if not callable(function):
             raise TypeError(f"@flex.{self.kind} decorates a function, not {with_article(type(function).__name__)}")
-        self.__flextrace_function__: Callable[..., Any] = function
+        setattr(self, WRAPPED, function)
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.__flextrace_function__(*args, **kwargs)
+        return wrapped(self)(*args, **kwargs)
 
     def __bool__(self) -> bool:
         instead = "write `&`, `|` and `~` for and, or and not" if self.kind == "mask_mod" else "test `is None`"
@@ -61,16 +61,16 @@ class Mod:
         """The mod of that instance, where the mod is a method."""
         if instance is None:
             return self
-        return type(self)(types.MethodType(self.__flextrace_function__, instance))
+        return type(self)(types.MethodType(wrapped(self), instance))
 
     def __repr__(self) -> str:
-        return f"<{self.kind} {name_of(self.__flextrace_function__)}>"
+        return f"<{self.kind} {name_of(wrapped(self))}>"
 
     _repr_html_ = html_of
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         """For pickle: the name of a module's mod; of others the expression and the captured values of this moment."""
-        function = self.__flextrace_function__
+        function = wrapped(self)
         module, name = getattr(function, "__module__", "__main__"), getattr(function, "__qualname__", "")
         known = global_name(self, module, name)
         return known or (_unpickled, (self.kind, _name(self), *rendered(self.bind())))
@@ -81,7 +81,7 @@ class Mod:
         Raises:
             TraceError: the function cannot become a kernel; the message shows line, reason and remedy.
         """
-        return _traces.get(self.__flextrace_function__, self.kind)
+        return _traces.get(wrapped(self), self.kind)
 
     def bind(self) -> Bound:
         """The trace, with the captured arrays and numbers of this moment.
@@ -90,7 +90,7 @@ class Mod:
             TraceError: as `trace`.
             OverflowError, ZeroDivisionError, ValueError: a captured number that a kernel cannot work with.
         """
-        return _traces.bind(self.__flextrace_function__, self.kind)
+        return _traces.bind(wrapped(self), self.kind)
 
     @property
     def expr(self) -> Expr:
@@ -250,7 +250,7 @@ def _unpickled(kind: Kind, name: str, text: str, values: dict[str, Any]) -> Mod:
 
 
 def _name(mod: Mod) -> str:
-    return name_of(mod.__flextrace_function__)
+    return name_of(wrapped(mod))
 
 
 def _named(function: Callable[..., Any], name: str) -> MaskMod:

@@ -3,7 +3,7 @@
 No MLX operation runs here, no kernel is known, no file is written.
 """
 
-from .emit import Emitted, Language, emit, show
+from .emit import Emitted, Language, emit
 from .errors import Place, TraceError, Untraceable
 from .evaluate import evaluate
 from .expr import OPS, Expr, leaves
@@ -11,7 +11,7 @@ from .reads import ArrayCapture, NumberCapture, Start
 from .signature import Kind, count_parameters, name_of, underlying
 from .simplify import simplify
 from .source import source_of
-from .spellings import CPP, METAL, PYTHON
+from .spellings import CPP, METAL, PYTHON, show
 from .trace import Bound, Trace, Traces, trace
 
 __all__ = [

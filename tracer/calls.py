@@ -17,7 +17,7 @@ from .expr import Expr
 from .formulas import Rule
 from .outside import capture
 from .paths import Path
-from .signature import name_of
+from .signature import WRAPPED, is_wrapped, name_of
 from .tracing import Tracing
 from .values import ArrayView, Callback, UnknownSet, is_in_kernel, is_symbolic, number
 
@@ -170,7 +170,7 @@ def _call_traced(
     except Untraceable:
         # On plain values Python itself can run what has no meaning in a kernel, unless it was half done.
         started = any(not isinstance(value, PLAIN) and not t.recorder.is_captured(value) for value in given)
-        if in_kernel or started or hasattr(called, "__flextrace_function__"):
+        if in_kernel or started or is_wrapped(called):
             raise
         with contextlib.suppress(Untraceable):
             return running.run_now(t, function, args, kwargs)
@@ -199,8 +199,8 @@ def _is_library(function: types.FunctionType) -> bool:
 
 def _python_attribute(function: Any) -> str | None:
     """The attribute of a callable object that holds the function it runs."""
-    if hasattr(function, "__flextrace_function__"):
-        return "__flextrace_function__"
+    if is_wrapped(function):
+        return WRAPPED
     if isinstance(function, functools._lru_cache_wrapper):
         return "__wrapped__"
     found = None if isinstance(function, type) else inspect.getattr_static(type(function), "__call__", None)

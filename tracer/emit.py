@@ -95,11 +95,3 @@ def _bare(text: str) -> str:
         if level == 0:
             return text[1:-1] if position == len(text) - 1 else text
     return text
-
-
-def show(root: Expr) -> str:
-    """The expression in Python's notation: one line, or named intermediates above the result."""
-    from .spellings import PYTHON
-
-    emitted = emit(root, PYTHON)
-    return "\n".join([*emitted.statements, emitted.result])

@@ -6,13 +6,15 @@ subexpressions are shared for free, and a root can serve as a dictionary key.
 
 from __future__ import annotations
 
-import os
 import struct
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from .locks import renew_at_fork
 
 DType = Literal["bool", "int", "float"]
 INDICES = ("b", "h", "q_idx", "kv_idx")
@@ -116,22 +118,22 @@ class Expr:
         raise TypeError("a symbolic value has no truth value in Python; use where(...)")
 
     def __repr__(self) -> str:
-        from .emit import show
+        return _printer(self)
 
-        return show(self)
+
+def _printer(node: Expr) -> str:
+    """How nodes show themselves until `print_by` says better."""
+    return f"{node.op}({', '.join(map(_printer, node.args))})" if node.args else f"{node.op} {node.value}"
+
+
+def print_by(printer: Callable[[Expr], str]) -> None:
+    """Expressions show themselves by `printer` from now on: the notation of Python stands above the nodes."""
+    global _printer
+    _printer = printer
 
 
 _lock = threading.RLock()
-
-
-def _new_lock() -> None:
-    """In a forked child: the parent's other threads, one of which may have held the lock, are gone."""
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_lock)
+renew_at_fork(sys.modules[__name__])
 _interned: weakref.WeakValueDictionary[Any, Expr] = weakref.WeakValueDictionary()
 
 SCORE = Expr("score", "float")

@@ -18,6 +18,7 @@ ARGUMENTS: dict[Kind, tuple[str, ...]] = {
 ScoreFunction = Callable[[Any, Any, Any, Any, Any], Any]
 MaskFunction = Callable[[Any, Any, Any, Any], Any]  # so that one in the other's place is an error of types
 NOT_PLAIN = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+WRAPPED = "__flextrace_function__"  # the attribute in which a mod has the user's function
 PASSED_AS: dict[Kind, str] = {"score_mod": "score_mod", "mask_mod": "block_mask"}
 
 
@@ -28,12 +29,22 @@ def name_of(function: Any) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
+def is_wrapped(function: Any) -> bool:
+    """Whether a callable is a mod: it stands for the user's function, and only shows it."""
+    return hasattr(function, WRAPPED)
+
+
+def wrapped(mod: Any) -> Any:
+    """The user's function that a mod stands for."""
+    return getattr(mod, WRAPPED)
+
+
 def underlying(function: Any) -> types.FunctionType | None:
     """The function written in Python that a call of `function` ends in, if there is one."""
     if type(function) is types.FunctionType:
         return function
-    while isinstance(function, functools.partial) or hasattr(function, "__flextrace_function__"):
-        function = function.func if isinstance(function, functools.partial) else function.__flextrace_function__
+    while isinstance(function, functools.partial) or is_wrapped(function):
+        function = function.func if isinstance(function, functools.partial) else wrapped(function)
     if isinstance(function, functools._lru_cache_wrapper):
         function = function.__wrapped__
     if not isinstance(function, (types.FunctionType, types.MethodType, type)):

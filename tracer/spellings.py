@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from .emit import Language
-from .expr import KV_IDX, OPS, Expr
+from .emit import Language, emit
+from .expr import KV_IDX, OPS, Expr, print_by
 
 _FUNCTIONS = (
     "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt erf sigmoid sin cos tan asin acos atan sinh cosh tanh "
@@ -60,6 +60,15 @@ PYTHON = Language(
     load=lambda node, indices: f"array{node.value[0]}[{', '.join(indices)}]" if indices else f"array{node.value[0]}",
     local="{name} = {value}",
 )
+
+
+def show(root: Expr) -> str:
+    """The expression in Python's notation: one line, or named intermediates above the result."""
+    emitted = emit(root, PYTHON)
+    return "\n".join([*emitted.statements, emitted.result])
+
+
+print_by(show)
 
 
 def c_const(node: Expr) -> str:

@@ -7,7 +7,6 @@ made anew when a check (a type, a length, a number that decided a branch) no lon
 from __future__ import annotations
 
 import functools
-import os
 import threading
 import types
 import weakref
@@ -21,6 +20,7 @@ from .build import cast
 from .captures import Recorder
 from .errors import Place, TraceError, Untraceable, with_article
 from .expr import AT_CALL, KV_IDX, Q_IDX, SCORE, B, Expr, H, const, leaves, rebuild, walk
+from .locks import renew_at_fork
 from .numbers import by_python
 from .read_statements import follow
 from .reads import ArrayCapture, NumberCapture, Reads
@@ -63,30 +63,6 @@ class Trace:
         """Which sizes of a call the captured arrays are long enough for."""
         starts = [slot for slot, number in enumerate(self.numbers) if number.is_start]
         return ArraySizes(self.name, self.expr, self.arrays, starts)
-
-    def holds_for(self, function: Any) -> bool:
-        """Whether every fact that the trace relied on is still so for `function`."""
-        return self.reads.objects(function) is not None
-
-    def read_arrays(self, function: Any) -> list[Any]:
-        """The captured mlx and numpy arrays as they are now, by slot; for a function that the trace holds for."""
-        return self.reads.arrays(self._objects(function))
-
-    def read_numbers(self, function: Any) -> list[bool | int | float]:
-        """The captured numbers as they are now, by slot; for a function that the trace holds for.
-
-        Raises:
-            OverflowError: an integer does not fit int32.
-            ZeroDivisionError: a number that the mod divides by with // or % is 0.
-            ValueError: a number that the mod shifts by is negative.
-        """
-        return self.reads.numbers(self._objects(function), self.name)
-
-    def _objects(self, function: Any) -> list[Any]:
-        objects = self.reads.objects(function)
-        if objects is None:
-            raise ValueError(f"this trace of {self.name} no longer holds: trace it again")
-        return objects
 
 
 class Bound(NamedTuple):
@@ -235,9 +211,8 @@ class Traces:
 
     def __init__(self) -> None:
         self._by_code: dict[Any, tuple[weakref.ref[types.CodeType], list[Trace]]] = {}
-        self._lock = threading.Lock()
-        if hasattr(os, "register_at_fork"):  # a thread that the child lacks may hold the lock
-            os.register_at_fork(after_in_child=lambda: setattr(self, "_lock", threading.Lock()))
+        self._lock = threading.RLock()
+        renew_at_fork(self)
 
     def get(self, function: Any, kind: Kind) -> Trace:
         """A trace that holds for `function` now.

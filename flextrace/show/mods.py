@@ -18,6 +18,7 @@ from flextrace.kernels.blocks import FULL, PARTIAL
 from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.kernels.simulator import Report, SimulationError
 from flextrace.tracer import Bound, Kind, Trace, TraceError, Untraceable, leaves, name_of, source_of, underlying
+from flextrace.tracer.signature import wrapped
 
 from .cells import mask_cells
 from .highlighting import highlighted
@@ -100,7 +101,7 @@ def blocks_html(mask: BlockMask) -> str:
 
 def user_source(mod: Mod) -> str:
     """The mod's source as its author wrote it; empty where there is none to be found."""
-    python = underlying(mod.__flextrace_function__)
+    python = underlying(wrapped(mod))
     try:
         return "" if python is None else source_of(python.__code__).text
     except Untraceable:
@@ -111,7 +112,7 @@ def user_source(mod: Mod) -> str:
 
 
 def _head(mod: Mod, state: str) -> str:
-    name = escape(name_of(mod.__flextrace_function__))
+    name = escape(name_of(wrapped(mod)))
     return f'<div class="head">{mod.kind} <b>{name}</b> <span class="quiet">&ensp;{escape(state)}</span></div>'
 
 

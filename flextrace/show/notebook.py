@@ -17,6 +17,7 @@ from flextrace.decorators import Mod
 from flextrace.hole import written_by
 from flextrace.kernels.registry import default_name
 from flextrace.tracer import name_of
+from flextrace.tracer.signature import wrapped
 
 from .cache_table import CacheRow, human_size, rows
 from .html import display as as_display
@@ -70,7 +71,7 @@ class Magics:
         for mod in mods.values():
             text = mod.source(backend)
             lines = [line for excerpt in written_by([mod.kind], text) for line in excerpt.lines]
-            title = f"{mod.kind} {name_of(mod.__flextrace_function__)} on {backend}"
+            title = f"{mod.kind} {name_of(wrapped(mod))} on {backend}"
             shown = {"text/html": kernel_html(text, title, [mod.kind]), "text/plain": "\n".join([title, *lines])}
             self.shell.display_pub.publish(shown)
 

@@ -50,11 +50,13 @@ def run_numpy(fn: Callable[..., Any], kind: str, score: Any, b: Any, h: Any, q: 
     from flextrace import tracer
 
     trace = tracer.trace(fn, "score_mod" if kind == "score" else "mask_mod")
+    objects = trace.reads.objects(fn)
+    assert objects is not None
     values = tracer.evaluate(
         trace.expr,
         {"score": score, "b": b, "h": h, "q_idx": q, "kv_idx": kv},
-        numbers=trace.read_numbers(fn),
-        arrays=[np.array(array) for array in trace.read_arrays(fn)],
+        numbers=trace.reads.numbers(objects, trace.name),
+        arrays=[np.array(array) for array in trace.reads.arrays(objects)],
     )
     return np.broadcast_to(values, np.broadcast(score, b, h, q, kv).shape)
 
