@@ -121,9 +121,12 @@ class Expr:
         return _printer(self)
 
 
-def _printer(node: Expr) -> str:
+def _plainly(node: Expr) -> str:
     """How nodes show themselves until `print_by` says better."""
-    return f"{node.op}({', '.join(map(_printer, node.args))})" if node.args else f"{node.op} {node.value}"
+    return f"{node.op}({', '.join(map(_plainly, node.args))})" if node.args else f"{node.op} {node.value}"
+
+
+_printer: Callable[[Expr], str] = _plainly
 
 
 def print_by(printer: Callable[[Expr], str]) -> None:
