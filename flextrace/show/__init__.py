@@ -1,1 +1,1 @@
-"""Mods, BlockMasks, reports, the cache -> what a reader sees of them: HTML for notebooks."""
+"""Mods, BlockMasks, reports, the cache -> what a reader sees of them: HTML, figures, tables, characters."""
