@@ -24,8 +24,13 @@ cache/
 kernels/
 kernels/cpu/
 kernels/simulator/
-kernels/metal/
+kernels/metal/tile/
+kernels/metal/mod/
+kernels/metal/attention/
+kernels/metal/async_copy/
+kernels/metal/int8/
 kernels/metal/stages/
+kernels/metal/
 kernels/ops/
 kernels/registry kernels/staged kernels/__init__
 

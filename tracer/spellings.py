@@ -148,7 +148,7 @@ CPP = Language(
 
 
 # ---- Metal: scalars; `precise` functions, because a user's formula is not ours to approximate; ints that wrap are
-# functions of kernels/metal/ops.h, because Metal leaves the overflow of its own operators undefined ----------------
+# functions of kernels/metal/mod/ops.h, because Metal leaves the overflow of its own operators undefined ------------
 
 
 def _metal_load(node: Expr, indices: list[str]) -> str:

@@ -12,7 +12,7 @@ import mlx.core as mx
 from ..assemble import assemble, header_and_body
 
 FOLDER = Path(__file__).parent
-KERNEL = "async_probe.metal"
+KERNEL = "async_copy/probe.metal"
 NAME = "flextrace_async_probe"
 ROWS, COLUMNS = 6, 8  # copied into a tile of 8 rows
 

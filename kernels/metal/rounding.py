@@ -182,7 +182,7 @@ class Rounding:
 
     @functools.cached_property
     def _kernel(self) -> Callable[..., Sequence[mx.array]]:
-        header, body = header_and_body(assemble(FOLDER, "quantise.metal", {}))
+        header, body = header_and_body(assemble(FOLDER, "int8/quantise.metal", {}))
         made: Callable[..., Sequence[mx.array]] = self.metal_kernel(
             name=f"flextrace_quantise_{hashlib.sha256((header + body).encode()).hexdigest()[:16]}",
             input_names=list(INPUTS),

@@ -54,7 +54,7 @@ def stage_text(stage: str, score_mod: Trace | None = None, mask_mod: Trace | Non
     arrays, _ = captures(score_mod, mask_mod)
     packed = are_packed(arrays, 2 * len(strided) + len(plain) + len(outputs))
     passed = "".join(f", {name}" for name in passed_on(arrays, packed))
-    hole = {"mod.h": mod_header(score_mod, mask_mod, packed=packed)} if stage in WITH_MODS else {}
+    hole = {"mod/mod.h": mod_header(score_mod, mask_mod, packed=packed)} if stage in WITH_MODS else {}
     header, body = header_and_body(assemble(FOLDER, f"stages/{stage}.metal", hole))
     return StageText(
         stage,

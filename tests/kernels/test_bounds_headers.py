@@ -240,7 +240,7 @@ def metal_body(what: Batch) -> str:
 
 
 def metal_text() -> str:
-    return assemble(metal.FOLDER, "bounds.h", {}) + METAL_FUNCTIONS
+    return assemble(metal.FOLDER, "mod/bounds.h", {}) + METAL_FUNCTIONS
 
 
 def run_metal(what: Batch) -> np.ndarray:

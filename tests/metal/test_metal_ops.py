@@ -78,7 +78,7 @@ def test_every_op(gives: str) -> None:
         )
         text += f"if (q_idx < {size}) {{  // {op}\n{declared}" + "\n".join(lines) + "\n}\n"
         slot += len(names)
-    header = (FOLDER / "ops.h").read_text().replace("#pragma once", "")
+    header = (FOLDER / "mod" / "ops.h").read_text().replace("#pragma once", "")
     kernel = metal_kernel("ops_" + gives, [f"all_{kind}" for kind in ELEMENTS], ["out"], text, header)
     longest, total = max(size for _, size, _, _ in blocks), sum(w.size for w in wanted)
     (out,) = kernel(
@@ -112,7 +112,7 @@ def runs(statements: list[str], folder: Path) -> bool:
     ]
     (folder / "ops.cpp").write_text("\n".join(source), encoding="ascii")
     flags = ["-std=c++20", "-w", f"-fsanitize={UNDEFINED}", "-fsanitize-undefined-trap-on-error"]
-    paths = [f"-I{place}" for place in (folder, FOLDER, build.HERE)]
+    paths = [f"-I{place}" for place in (folder, FOLDER / "mod", build.HERE)]
     subprocess.run([build.compiler().path, *flags, *paths, "ops.cpp", "-o", "ops"], cwd=folder, check=True)
     return subprocess.run([folder / "ops"], check=False).returncode == 0
 

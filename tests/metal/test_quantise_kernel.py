@@ -271,7 +271,7 @@ def by_means_of_documents(kernel: Rounding) -> Any:
 
 @pytest.mark.parametrize(("run", "which"), [(by_blocks, 1), (by_means, 2)])
 def test_every_barrier_is_needed(run: Callable[[Rounding], Any], which: int) -> None:
-    assert assemble(FOLDER, "quantise.metal", {}).count(BARRIER) == 2
+    assert assemble(FOLDER, "int8/quantise.metal", {}).count(BARRIER) == 2
     run(rounding())
     with pytest.raises(SimulationError, match="race|uninitialised"):
         run(broken(BARRIER, ";", which))

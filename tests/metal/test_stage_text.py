@@ -52,7 +52,7 @@ def test_a_body_names_what_the_table_says(stage: str) -> None:
 def test_the_text_of_a_stage_is_complete(stage: str) -> None:
     text = stage_text(stage)
     assert '#include "' not in text.header and "CAPTURED_ARRAYS" not in text.body
-    assert text.header.startswith(f'#line 1 "stages/{stage}.metal"\n') and '#line 1 "simdgroup.h"\n' in text.header
+    assert text.header.startswith(f'#line 1 "stages/{stage}.metal"\n') and '#line 1 "tile/simdgroup.h"\n' in text.header
     assert re.fullmatch(rf"flextrace_{stage}_[0-9a-f]{{16}}", text.name)
     changed = stage_text(stage, *traces("alibi", "causal")) if stage in WITH_MODS else text
     assert (changed.name != text.name) == (stage in WITH_MODS)

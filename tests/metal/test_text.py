@@ -22,7 +22,7 @@ from flextrace.kernels.metal.probe import why_no_async_copy
 from flextrace.kernels.metal.tiles import CUT_TILES, NO_BLOCKS, WHOLE_TILES
 
 FOLDER = Path(generate.__file__).parent
-FILES = [*FOLDER.glob("*.h"), *FOLDER.glob("*.metal"), FOLDER.parent / "ranges.h"]
+FILES = [*(file for file in sorted(FOLDER.rglob("*")) if file.suffix in (".h", ".metal")), FOLDER.parent / "ranges.h"]
 RESERVED = r"\b(fragment|vertex|kernel|mesh|object|visible|sampler|texture\w*|ray_data|object_data|imageblock\w*)\b"
 TRANSCENDENTAL = "exp|exp2|log|log2|log10|a?(?:sin|cos|tan)h?|atan2|r?sqrt|fmod"
 LOOPS = ("UNROLL", "ROLLED", '_Pragma("clang loop unroll_count(8)")')
@@ -32,7 +32,7 @@ needs_clang = pytest.mark.skipif(clang_check.CLANG is None, reason="no clang: ap
 # ---- habits of safe MSL -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_a_file_keeps_the_habits(file: Path) -> None:
     text = file.read_text(encoding="ascii")
     code = "\n".join(line.split("//")[0] for line in text.splitlines())

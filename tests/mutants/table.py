@@ -582,17 +582,17 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("row_groups = np.where(documents[at] == rows, at, 0)", "row_groups = at + (documents[at] != rows)"),
     ],
     # ---- Metal text, in the simulator --------------------------------------------------------------------------
-    ("kernels/metal/staging.h", "tests/metal/test_metal_attention.py::test_shapes"): [
+    ("kernels/metal/tile/staging.h", "tests/metal/test_metal_attention.py::test_shapes"): [
         ("if (EVEN || row < ROWS) to[row", "to[row"),
         ("&& column < columns.end ? *at", "? *at"),
         ("values[i] = row < rows.end &&", "values[i] ="),
     ],
-    ("kernels/metal/softmax.h", "tests/metal/test_metal_attention.py"): [
+    ("kernels/metal/attention/softmax.h", "tests/metal/test_metal_attention.py"): [
         ("sum = row.sum * shrink;", "sum = row.sum;"),
         ("if (!GUARD || !is_minus_infinity(first)) largest", "largest"),
         ("row.max = largest;", ""),
     ],
-    ("kernels/metal/walk.h", "tests/metal/test_metal_tile_state.py"): [
+    ("kernels/metal/attention/walk.h", "tests/metal/test_metal_tile_state.py"): [
         ("base = ahead - 32 * (32 - stretch);", "base = ahead - 32 * (31 - stretch);"),
         ("ahead += 32 * 32;", "ahead += 32 * 31;"),
         ("sure = (whole_stretches >> stretch) & 1;", "sure = true;"),
@@ -606,14 +606,14 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ),
         ("block == 2 || (block == 1 &&", "block != 0 && (", "tests/metal/test_metal_attention.py"),
     ],
-    ("kernels/metal/matrix.h", "tests/metal/test_metal_tile_state.py"): [
+    ("kernels/metal/tile/matrix.h", "tests/metal/test_metal_tile_state.py"): [
         ("range.end = metal::min(first + count, length);", "range.end = first + count;"),
     ],
-    ("kernels/metal/products.h", "tests/metal/test_metal_attention.py::test_shapes"): [
+    ("kernels/metal/attention/products.h", "tests/metal/test_metal_attention.py::test_shapes"): [
         ("column + 1 < P::HEAD_DIM ?", "column < P::HEAD_DIM ?"),
         ("int column = tile * (P::BV / FRAGMENT) + d;", "int column = d;"),
     ],
-    ("kernels/metal/fragments.h", "tests/metal/test_metal_attention.py::test_shapes"): [
+    ("kernels/metal/tile/fragments.h", "tests/metal/test_metal_attention.py::test_shapes"): [
         ("return x + metal::simd_shuffle_xor(x, ushort(8));", "return x;"),
         ("return metal::max(x, metal::simd_shuffle_xor(x, ushort(8)));", "return x;"),
     ],
@@ -629,16 +629,16 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("kernels/cpu/product.h", "tests/test_left_out.py"): [
         ("if (!is_finite(y.rows, y.columns)) product", "if (false) product")
     ],
-    ("kernels/metal/attention_forward.metal", "tests/test_left_out.py"): [
+    ("kernels/metal/attention/forward.metal", "tests/test_left_out.py"): [
         ("!INT8_VALUES && (HAS_SCORE_MOD || Walk<P, BLOCKS, Captured>::UNSURE)", "false"),
         ("gaps = metal::simd_or(gaps);", ""),
     ],
-    ("kernels/metal/softmax.h", "tests/test_left_out.py"): [("gaps |= 1u << j;", "gaps |= 1u;")],
-    ("kernels/metal/products.h", "tests/test_left_out.py"): [
+    ("kernels/metal/attention/softmax.h", "tests/test_left_out.py"): [("gaps |= 1u << j;", "gaps |= 1u;")],
+    ("kernels/metal/attention/products.h", "tests/test_left_out.py"): [
         ("if (special) add_marked(sum, weight, marks);", ""),
         ("if (n == j) elements(weight)", "if (n > j) elements(weight)"),
     ],
-    ("kernels/metal/fragments.h", "tests/test_left_out.py"): [
+    ("kernels/metal/tile/fragments.h", "tests/test_left_out.py"): [
         ("PLUS : (bits & ~INFINITY_BITS)", "PLUS : (bits & INFINITY_BITS)")
     ],
     ("kernels/metal/stages/block_sparse_matmul.metal", "tests/test_left_out.py"): [
@@ -651,20 +651,20 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("if not keys_may_be_left_out or _is_finite(v):", "if True:"),
         ("sums > minus * MINUS", "sums > 0"),
     ],
-    ("kernels/metal/smooth.h", "tests/metal/test_metal_quantised.py"): [
+    ("kernels/metal/attention/smooth.h", "tests/metal/test_metal_quantised.py"): [
         ("float unit = metal::simd_shuffle(key_scale, ushort(i));", "float unit = key_scale;"),
         ("if (SMOOTHED_Q) score +=", "if (false) score +="),
     ],
-    ("kernels/metal/attention_forward.metal", "tests/metal/test_launches.py::test_the_bits_are_the_same"): [
+    ("kernels/metal/attention/forward.metal", "tests/metal/test_launches.py::test_the_bits_are_the_same"): [
         ("head * out_rows + (row - first_out)", "head * out_rows + row"),
     ],
-    ("kernels/metal/lane_rows.h", "tests/metal/test_launches.py::test_the_bits_are_the_same"): [
+    ("kernels/metal/attention/lane_rows.h", "tests/metal/test_launches.py::test_the_bits_are_the_same"): [
         ("p.first_tile + q_tiles - 1 - int(at.group.x)", "q_tiles - 1 - int(at.group.x)"),
     ],
-    ("kernels/metal/walk.h", "tests/metal/test_launches.py::test_the_bits_are_the_same"): [
+    ("kernels/metal/attention/walk.h", "tests/metal/test_launches.py::test_the_bits_are_the_same"): [
         ("all_tiles = (p.q_len + P::BQ - 1) / P::BQ;", "all_tiles = rows.q_tiles;"),
     ],
-    ("kernels/metal/ops.h", "tests/metal/test_metal_captures.py::test_twenty_arrays_in_the_fused_kernel"): [
+    ("kernels/metal/mod/ops.h", "tests/metal/test_metal_captures.py::test_twenty_arrays_in_the_fused_kernel"): [
         ("for (int axis = 1; axis < NDIM; axis++)", "for (int axis = 0; axis < NDIM; axis++)"),
         ("next.shape = shape + 1;", "next.shape = shape;"),
     ],

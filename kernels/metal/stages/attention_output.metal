@@ -1,5 +1,5 @@
 // attention_output.metal: what the softmax left undone: out = product / sum, lse = max + log(sum).
-#include "../softmax.h"
+#include "../attention/softmax.h"
 #include "elementwise.h"
 
 // params: ShapeParams; product: [batch, heads, rows, columns]; max_scores, sums: [batch, heads,

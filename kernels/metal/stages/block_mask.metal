@@ -3,9 +3,9 @@
 //
 // A threadgroup has one row of blocks. Its simdgroups ask mask_mod about 32 blocks at a time; two words of 32 bits then
 // say of each whether any of its scores is kept, and whether all are, and counting bits gives an entry its place.
-#include "../mod.h"
-#include "../matrix.h"
-#include "../words.h"
+#include "../mod/mod.h"
+#include "../tile/matrix.h"
+#include "../tile/words.h"
 
 constexpr constant int SIMDGROUPS = 4;
 constexpr constant int SLAB = 64;  // rows that are numbered together: numbers fit an int

@@ -1,7 +1,7 @@
 // elementwise.h: how threads share elementwise work over a tensor.
 #pragma once
-#include "../matrix.h"
-#include "../words.h"
+#include "../tile/matrix.h"
+#include "../tile/words.h"
 
 // [batch, heads, rows, columns]
 struct ShapeParams {

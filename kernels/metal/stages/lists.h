@@ -1,7 +1,7 @@
 // lists.h: which blocks of keys a block of query rows reads, from the lists of a BlockMask.
 #pragma once
-#include "../matrix.h"
-#include "../words.h"
+#include "../tile/matrix.h"
+#include "../tile/words.h"
 
 // What every kernel with lists is told of them, behind its own words.
 struct ListParams {

@@ -5,9 +5,9 @@
 // one barrier ends the step. A transposed operand stays as it lies in device memory, so that neighbouring threads read
 // neighbouring elements; its fragments are transposed when they are loaded.
 #pragma once
-#include "../fragments.h"
-#include "../staging.h"
-#include "../words.h"
+#include "../tile/fragments.h"
+#include "../tile/staging.h"
+#include "../tile/words.h"
 
 // a b of each head: m x k times k x n. Head h of a meets head h / (a_heads / b_heads) of b.
 struct ProductParams {

@@ -2,8 +2,8 @@
 //
 // With a BlockMask a threadgroup has some rows of one listed block; mask_mod is asked in partial ones only, and blocks
 // in no list keep the -inf that the output starts with.
-#include "../mod.h"
-#include "../softmax.h"
+#include "../mod/mod.h"
+#include "../attention/softmax.h"
 #include "elementwise.h"
 #include "lists.h"
 

@@ -2,7 +2,7 @@
 // arXiv 1805.02867): one pass over tiles of the row for its maximum and sum, one for the weights.
 //
 // ROW_GROUPS of the SIMDGROUPS simdgroups of a threadgroup share a row: one for a short row, all for a long one.
-#include "../softmax.h"
+#include "../attention/softmax.h"
 #include "elementwise.h"
 
 constexpr constant int SIMDGROUPS = 4;

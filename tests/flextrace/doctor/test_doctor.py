@@ -152,16 +152,18 @@ def test_a_refused_kernel_shows_the_compiler_s_first_line(monkeypatch: pytest.Mo
 
 
 def test_a_line_of_a_kernel_file_is_named_as_the_file_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = "bool inside = row < from.rows"
+    right = "values[i] = row < rows.end"
 
     def factory(**definition: Any) -> Any:
         assert right in definition["header"]
-        return metal_kernel(**definition | {"header": definition["header"].replace(right, "bool inside = raw < 1")})
+        return metal_kernel(
+            **definition | {"header": definition["header"].replace(right, "values[i] = raw < rows.end")}
+        )
 
     result = run(monkeypatch, {"simulator": lambda: SimulatorBackend(factory)})
     import flextrace.kernels.metal as metal
 
-    lines = (Path(metal.__file__).parent / "staging.h").read_text(encoding="ascii").splitlines()
+    lines = (Path(metal.__file__).parent / "tile" / "staging.h").read_text(encoding="ascii").splitlines()
     number = next(number for number, line in enumerate(lines, start=1) if right in line)
     assert result.exit_code == 1
     shown = line_of(result, "attention without mods")

@@ -1,4 +1,4 @@
-// attention_forward.metal: attention forward, a tile at a time, never the full score matrix (FlashAttention,
+// forward.metal: attention forward, a tile at a time, never the full score matrix (FlashAttention,
 // arXiv 2205.14135; online softmax, arXiv 1805.02867).
 //
 //   each threadgroup takes BQ query rows of one head, each of its simdgroups ROWS of them       start
@@ -10,10 +10,10 @@
 //   out = O / sum of P; lse = max + log(sum)                                                     write_rows
 //
 // K and V pass through two halves of threadgroup memory, as stream.h says.
-#include "mod.h"
+#include "../mod/mod.h"
 #include "params.h"
 #include "plan.h"
-#include "fragments.h"
+#include "../tile/fragments.h"
 #include "products.h"
 #include "softmax.h"
 #include "walk.h"

@@ -4,7 +4,7 @@
 // An infinity or a nan is told by its bits and never computed with: a sum or a mean with one of them would hold no
 // number.
 #pragma once
-#include "matrix.h"
+#include "../tile/matrix.h"
 
 constexpr constant uint EXPONENT_BITS = 0x7f800000u;
 constexpr constant uint NAN_BITS = 0x7fc00000u;

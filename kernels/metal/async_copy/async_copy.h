@@ -3,7 +3,7 @@
 // Apple does not document it, and compiles it at run time up to macOS 15 only; probe.py finds out. In a kernel that has
 // this file, AsyncTile takes the place of staging.h's StagedTile wherever the strides allow it.
 #pragma once
-#include "staging.h"
+#include "../tile/staging.h"
 
 // The compiler knows the event by this name, and the functions by their symbols.
 struct _simdgroup_event_t;

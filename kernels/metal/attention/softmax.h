@@ -3,7 +3,7 @@
 // A score that is not attended to is -inf. It is told by its bits and never computed with: -inf less a maximum of -inf
 // is nan, and metal::fast::exp2 promises nothing of infinities. The running maximum starts at the lowest finite number.
 #pragma once
-#include "fragments.h"
+#include "../tile/fragments.h"
 
 constexpr constant float LOWEST = -3.40282347e+38f;
 constexpr constant float LOG2_E = 1.44269504f;

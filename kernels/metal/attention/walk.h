@@ -8,7 +8,7 @@
 // which costs a barrier per stretch that has one.
 #pragma once
 #include "lane_rows.h"
-#include "mod.h"
+#include "../mod/mod.h"
 
 // What is known of a candidate before asking mask_mod. An entry is 4 * tile + state.
 enum TileState { NO_MASK = 0, ASK = 1, LOOK_UP = 2 };  // LOOK_UP: the edge of a block runs through the tile

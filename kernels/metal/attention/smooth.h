@@ -8,7 +8,7 @@
 // which the second comes before the next tile's are stored.
 #pragma once
 #include "lane_rows.h"
-#include "mod.h"
+#include "../mod/mod.h"
 
 constexpr constant int SCALES = (QUANTISED ? 1 : 0) + (INT8_VALUES ? 1 : 0);  // of each key
 

@@ -4,7 +4,7 @@
 // Work is cut into blocks of neighbouring rows, and a block into runs: its rows of one group, one after the other.
 // rounding.py says what each use of this kernel asks for, and which simdgroups share a block.
 #include "rows.h"
-#include "words.h"
+#include "../tile/words.h"
 
 constexpr constant float LEVELS = 127.0f;             // of quant_types.py
 constexpr constant float SMALLEST = 1.50463277e-36f;  // 2^-119, of quant_types.py: what is smaller counts as zero

@@ -1,8 +1,8 @@
 // products.h: the two matrix products of attention, over tiles, and the query fragments that the first one uses.
 #pragma once
-#include "fragments.h"
+#include "../tile/fragments.h"
 #include "plan.h"
-#include "staging.h"
+#include "../tile/staging.h"
 
 // The query rows of one simdgroup.
 template <typename T, typename P>

@@ -1,7 +1,7 @@
 // lane_rows.h: where a thread stands -> its query rows, what they read of k and v, and what it writes.
 #pragma once
-#include "fragments.h"
-#include "matrix.h"
+#include "../tile/fragments.h"
+#include "../tile/matrix.h"
 #include "params.h"
 #include "plan.h"
 

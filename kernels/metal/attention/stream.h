@@ -6,7 +6,7 @@
 #pragma once
 #include "lane_rows.h"
 #include "smooth.h"
-#include "staging.h"
+#include "../tile/staging.h"
 
 // T: what the threadgroup memory is declared for. Tile: StagedTile, or AsyncTile of async_copy.h.
 template <typename T, typename K, typename V, typename P, template <typename, int, int, int> class Tile>

@@ -1,7 +1,7 @@
 // plan.h: how one threadgroup cuts its work, all compile-time. plan.py chooses; its model of registers and
 // threadgroup memory is written there.
 #pragma once
-#include "simdgroup.h"
+#include "../tile/simdgroup.h"
 
 // HEAD_DIM, VALUE_DIM: columns of q and k, and of v, as given.
 // ROW_FRAGMENTS: fragments of 8 query rows per simdgroup; a fragment of K or V is read once for all of them.

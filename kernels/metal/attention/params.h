@@ -1,6 +1,6 @@
 // params.h: what the launcher hands to one call of the kernel, besides arrays and template arguments.
 #pragma once
-#include "words.h"
+#include "../tile/words.h"
 
 struct AttentionParams {
   int query_heads;

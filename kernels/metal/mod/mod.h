@@ -2,7 +2,7 @@
 // replaces this file by generated text with the same names and signatures.
 #pragma once
 #include "ops.h"
-#include "simdgroup.h"
+#include "../tile/simdgroup.h"
 
 constexpr constant bool HAS_SCORE_MOD = false;
 constexpr constant bool HAS_MASK_MOD = false;
