@@ -9,9 +9,9 @@
 //       O = O * exp(old max - max) + P V                   multiply_values
 //     out = O / sum of P; lse = max + log(sum)             write_rows
 //
-// Shapes, strides and dtypes are run-time values; only the mods are compiled in. plan.h cuts a call into jobs.
+// Shapes, strides and dtypes are run-time values; only the mods are compiled in. jobs.h cuts a call into jobs.
 #include "mod.h"
-#include "plan.h"
+#include "attention.h"
 #include "scores.h"
 #include "tiles.h"
 #include "visits.h"

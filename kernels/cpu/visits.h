@@ -7,7 +7,7 @@
 //                               tiles that a run cuts                visit_by_groups
 #pragma once
 #include "mod.h"
-#include "plan.h"
+#include "attention.h"
 
 // Which rows a job computes.
 struct QueryTile {

@@ -502,9 +502,8 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("same = bool(value.dtype == dtype)", "same = True"),
     ],
     # ---- the cpu backend ---------------------------------------------------------------------------------------
-    ("kernels/cpu/plan.h", "tests/kernels/test_cpu_plan.py"): [
+    ("kernels/cpu/jobs.h", "tests/kernels/test_cpu_plan.py"): [
         ("smaller(units_per_round, units - first);", "units_per_round;"),
-        ("unit % units_per_round * kv_tiles", "unit * kv_tiles"),
         ("p.means_batch <= 1 && p.key_groups_batch <= 1", "p.key_groups_batch <= 1"),
         ("p.means_batch <= 1 && p.key_groups_batch <= 1", "p.means_batch <= 1"),
         (
@@ -512,6 +511,9 @@ TABLE: dict[tuple[str, str], list[Change]] = {
             "round_up(p.q_len, ROWS)",
             "tests/kernels/test_cpu_threads.py",
         ),
+    ],
+    ("kernels/cpu/attention.h", "tests/kernels/test_cpu_plan.py"): [
+        ("unit % units_per_round * kv_tiles", "unit * kv_tiles"),
     ],
     ("kernels/cpu/attention.cpp", "tests/kernels/test_cpu_plan.py"): [
         ("if (jobs.wait_until_done(round.first_job)) a.run_pack_job", "a.run_pack_job"),
