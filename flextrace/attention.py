@@ -17,7 +17,7 @@ import mlx.core as mx
 from flextrace.kernels import AttentionCall, Int8Rows
 from flextrace.kernels.registry import chosen_name
 from flextrace.tracer.errors import with_article
-from flextrace.tracer.signature import MaskFunction, ScoreFunction
+from flextrace.tracer.source.signature import MaskFunction, ScoreFunction
 
 from .advice.keywords import OF_ATTENTION, knows
 from .block_mask import BlockMask

@@ -13,8 +13,8 @@ from flextrace.kernels.notebooks import html_of
 from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.tracer import Bound, Expr, Kind, Trace, Traces, name_of
 from flextrace.tracer.errors import with_article
-from flextrace.tracer.invariance import shifts_with_score
-from flextrace.tracer.signature import PASSED_AS, WRAPPED, wrapped
+from flextrace.tracer.expr.invariance import shifts_with_score
+from flextrace.tracer.source.signature import PASSED_AS, WRAPPED, wrapped
 
 from .advice.mods import wrong_mod
 from .hole import written_by

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.tracer import PYTHON, Bound, Expr, emit
-from flextrace.tracer.expr import rebuild
+from flextrace.tracer.expr.node import rebuild
 
 _RENAMED = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "atan2": "arctan2"}
 _RENAMED |= {"asinh": "arcsinh", "acosh": "arccosh", "atanh": "arctanh"}

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.tracer import Bound, Expr, Trace
-from flextrace.tracer.expr import rebuild
+from flextrace.tracer.expr.node import rebuild
 
 Mods = tuple[Expr | None, Expr | None]  # the expressions of a score_mod and a mask_mod
 

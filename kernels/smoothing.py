@@ -15,8 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.tracer import Bound, evaluate
-from flextrace.tracer.expr import Expr, leaves
-from flextrace.tracer.invariance import DocumentIds, document_ids, shifts_with_score
+from flextrace.tracer.expr.invariance import DocumentIds, document_ids, shifts_with_score
+from flextrace.tracer.expr.node import Expr, leaves
 
 from .blocks import FULL, Array, Blocks
 from .call import AttentionCall

@@ -11,7 +11,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from flextrace.tracer import Bound
-from flextrace.tracer.expr import B, H, leaves
+from flextrace.tracer.expr.node import B, H, leaves
 
 from .blocks import FULL, PARTIAL
 from .call import AttentionCall, Result

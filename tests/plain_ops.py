@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flextrace.tracer.expr import Expr, walk
+from flextrace.tracer.expr.node import Expr, walk
 
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
 F32 = np.float32

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flextrace.tracer.expr import KV_IDX, Q_IDX, B, Expr, H, apply, const
-from flextrace.tracer.simplify import simplify
+from flextrace.tracer.expr.node import KV_IDX, Q_IDX, B, Expr, H, apply, const
+from flextrace.tracer.expr.simplify import simplify
 
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
 SMALL = (0, 1, 2, 3, 4, 5, 7, 8, 12, 16, 31, 32, 64, 100, -1, -2, -3, -8, -16)

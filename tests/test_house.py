@@ -18,6 +18,16 @@ TOPS = ("tracer", "cache", "kernels", "flextrace")
 # Every room, the lowest first: a file imports from rooms that stand before its own, and from its own. A room is a
 # folder, which ends in "/", or one file (without its ending) that has another place in the order than its folder.
 ROOMS = """
+tracer/locks tracer/errors tracer/nearest
+tracer/expr/
+tracer/source/
+tracer/captures/
+tracer/porting/
+tracer/bounds/
+tracer/emit/
+tracer/semantics/
+tracer/frontends/
+tracer/frontends/syntax/
 tracer/
 cache/
 

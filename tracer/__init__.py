@@ -3,15 +3,17 @@
 No MLX operation runs here, no kernel is known, no file is written.
 """
 
-from .emit import Emitted, Language, emit
+from .captures.guards import ArrayCapture, NumberCapture, Start
+from .emit.cpp import CPP
+from .emit.emit import Emitted, Language, emit
+from .emit.metal import METAL
+from .emit.python import PYTHON, show
 from .errors import Place, TraceError, Untraceable
-from .evaluate import evaluate
-from .expr import OPS, Expr, leaves
-from .reads import ArrayCapture, NumberCapture, Start
-from .signature import Kind, count_parameters, name_of, underlying
-from .simplify import simplify
-from .source import source_of
-from .spellings import CPP, METAL, PYTHON, show
+from .expr.evaluate import evaluate
+from .expr.node import OPS, Expr, leaves
+from .expr.simplify import simplify
+from .source.find import source_of
+from .source.signature import Kind, count_parameters, name_of, underlying
 from .trace import Bound, Trace, Traces, trace
 
 __all__ = [

@@ -14,20 +14,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from . import verbs
-from .array_sizes import ArraySizes, Sizes
-from .build import cast
-from .captures import Recorder
+from . import semantics as verbs
+from .bounds.array_sizes import ArraySizes, Sizes
+from .captures.guards import ArrayCapture, NumberCapture, Reads
+from .captures.recorder import Recorder
 from .errors import Place, TraceError, Untraceable, with_article
-from .expr import AT_CALL, KV_IDX, Q_IDX, SCORE, B, Expr, H, const, leaves, rebuild, walk
+from .expr.build import cast
+from .expr.node import AT_CALL, KV_IDX, Q_IDX, SCORE, B, Expr, H, const, leaves, rebuild, walk
+from .expr.simplify import simplify
+from .frontends.syntax.statements import follow
 from .locks import renew_at_fork
-from .numbers import by_python
-from .read_statements import follow
-from .reads import ArrayCapture, NumberCapture, Reads
-from .render import canonical_source
-from .signature import ARGUMENTS, Kind, check_parameters, name_of, underlying
-from .simplify import simplify
-from .tracing import Tracing
+from .semantics.numbers import by_python
+from .semantics.tracing import Tracing
+from .source.render import canonical_source
+from .source.signature import ARGUMENTS, Kind, check_parameters, name_of, underlying
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,19 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from . import functions
-from .calls import SPECIAL
-from .captures import ARRAY_TYPES
-from .frames import MAX_DEPTH
-from .objects import MAX_CHOICES, MAX_UNROLLED
-from .operators import BINARY, UNARY
-from .outside import CONTAINERS, FIXED
-from .porting import FOREIGN
-from .read_expressions import COMPARE_SYMBOLS, EXPRESSIONS
-from .read_statements import MAX_ITERATIONS, STATEMENTS, UNSUPPORTED
-from .running import CARRIERS, WRITERS
-from .signature import name_of
-from .values import NUMBERS, PYTHON_TYPES, REMEDIES
+from .captures.recorder import ARRAY_TYPES
+from .expr import functions
+from .frontends.frames import MAX_DEPTH
+from .frontends.syntax.expressions import COMPARE_SYMBOLS, EXPRESSIONS
+from .frontends.syntax.statements import MAX_ITERATIONS, STATEMENTS, UNSUPPORTED
+from .porting.advice import FOREIGN
+from .semantics.calls import SPECIAL
+from .semantics.objects import MAX_CHOICES, MAX_UNROLLED
+from .semantics.operators import BINARY, UNARY
+from .semantics.outside import CONTAINERS, FIXED
+from .semantics.running import CARRIERS, WRITERS
+from .semantics.values import NUMBERS, PYTHON_TYPES, REMEDIES
+from .source.signature import name_of
 
 SPECIAL_FUNCTIONS = (len, isinstance, type, getattr, hasattr, filter, functools.partial)
 OPERATOR_NODES = frozenset({"BinOp", "UnaryOp", "BoolOp", "Compare"})  # shown as operators

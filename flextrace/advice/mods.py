@@ -12,7 +12,7 @@ from flextrace.kernels.scalars import shown
 from flextrace.tracer import Kind
 from flextrace.tracer.errors import with_article
 from flextrace.tracer.nearest import nearest
-from flextrace.tracer.signature import ARGUMENTS, PASSED_AS
+from flextrace.tracer.source.signature import ARGUMENTS, PASSED_AS
 
 from .keywords import ALIGNMENT
 

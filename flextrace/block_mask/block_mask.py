@@ -22,7 +22,7 @@ from flextrace.kernels.notebooks import html_of
 from flextrace.kernels.scalars import as_int, check_size, check_whole, shown
 from flextrace.pickling import same
 from flextrace.tracer import Bound
-from flextrace.tracer.signature import MaskFunction
+from flextrace.tracer.source.signature import MaskFunction
 
 from .kept_values import KeptValues, ValuesHidden
 from .lists import BlockRanges, block_size, blocks_of_lists, blocks_of_ranges

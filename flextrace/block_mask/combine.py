@@ -7,7 +7,7 @@ import operator
 from typing import Any
 
 from flextrace.decorators import MaskMod, as_mod
-from flextrace.tracer.signature import MaskFunction
+from flextrace.tracer.source.signature import MaskFunction
 
 from .block_mask import BlockMask
 from .views import noop_mask

@@ -11,7 +11,7 @@ from flextrace.advice.keywords import OF_BLOCK_MASK, knows
 from flextrace.decorators import MaskMod, as_mod
 from flextrace.kernels.scalars import check_size, check_whole
 from flextrace.tracer import Bound, evaluate
-from flextrace.tracer.signature import MaskFunction
+from flextrace.tracer.source.signature import MaskFunction
 
 from .block_mask import DEFAULT_BLOCK, BlockMask
 from .lists import block_size

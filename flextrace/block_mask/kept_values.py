@@ -19,7 +19,7 @@ from flextrace.kernels.blocks import Array
 from flextrace.kernels.cpu.buffers import locate
 from flextrace.kernels.registry import needs_values
 from flextrace.tracer import Bound
-from flextrace.tracer.reads import ArrayCapture
+from flextrace.tracer.captures.guards import ArrayCapture
 
 SMALL = 2**16  # bytes; to compare them takes 3 us
 _memcmp = ctypes.CDLL(None).memcmp

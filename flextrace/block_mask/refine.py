@@ -19,9 +19,9 @@ import numpy as np
 from flextrace.kernels import Blocks
 from flextrace.kernels.blocks import FULL, PARTIAL, Array
 from flextrace.tracer import Bound, evaluate
-from flextrace.tracer.bounds import bounds_of
-from flextrace.tracer.expr import leaves
-from flextrace.tracer.extremes import Extremes
+from flextrace.tracer.bounds.extremes import Extremes
+from flextrace.tracer.bounds.tiles import bounds_of
+from flextrace.tracer.expr.node import leaves
 
 from .kept_values import hidden
 

@@ -18,7 +18,7 @@ from flextrace.decorators import MaskMod, Mod, ScoreMod
 from flextrace.tracer import name_of
 from flextrace.tracer.errors import with_article
 from flextrace.tracer.nearest import nearest
-from flextrace.tracer.signature import count_parameters, underlying
+from flextrace.tracer.source.signature import count_parameters, underlying
 
 FORM = "write MODULE:NAME or FILE.py:NAME, such as flextrace.mods:causal or notes/masks.py:alibi"
 _PAIR = re.compile(r"(?P<place>[^:]+):(?P<name>[\w.]+)(\+(?P<second>.+))?")

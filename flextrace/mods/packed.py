@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.decorators import MaskMod, as_mod, mask_mod
-from flextrace.tracer.signature import MaskFunction
+from flextrace.tracer.source.signature import MaskFunction
 
 from .arguments import Array, integers, known_offsets, whole
 

@@ -15,7 +15,7 @@ from flextrace.decorators import MaskMod, ScoreMod, as_mod
 from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL, Array
 from flextrace.kernels.scalars import as_int, check_size, shown
 from flextrace.tracer import evaluate, name_of
-from flextrace.tracer.signature import MaskFunction, ScoreFunction
+from flextrace.tracer.source.signature import MaskFunction, ScoreFunction
 
 MaskLike = MaskFunction | mx.array | Array
 

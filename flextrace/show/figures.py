@@ -21,7 +21,7 @@ import numpy as np
 from flextrace.block_mask.block_mask import DEFAULT_BLOCK, BlockMask
 from flextrace.block_mask.lists import block_size as checked_block
 from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL
-from flextrace.tracer.signature import ScoreFunction
+from flextrace.tracer.source.signature import ScoreFunction
 
 from .cells import MaskCells, MaskLike, block_cells, mask_cells, score_cells
 from .svg import COLOURS

@@ -18,7 +18,7 @@ from flextrace.kernels.blocks import FULL, PARTIAL
 from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.kernels.simulator import Report, SimulationError
 from flextrace.tracer import Bound, Kind, Trace, TraceError, Untraceable, leaves, name_of, source_of, underlying
-from flextrace.tracer.signature import wrapped
+from flextrace.tracer.source.signature import wrapped
 
 from .cells import mask_cells
 from .highlighting import highlighted

@@ -17,7 +17,7 @@ from flextrace.decorators import Mod
 from flextrace.hole import written_by
 from flextrace.kernels.registry import default_name
 from flextrace.tracer import name_of
-from flextrace.tracer.signature import wrapped
+from flextrace.tracer.source.signature import wrapped
 
 from .cache_table import CacheRow, human_size, rows
 from .html import display as as_display

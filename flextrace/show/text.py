@@ -12,7 +12,7 @@ from flextrace.decorators import ScoreMod
 from flextrace.kernels.blocks import EMPTY, FULL, PARTIAL, Array
 from flextrace.kernels.scalars import check_whole
 from flextrace.tracer import count_parameters
-from flextrace.tracer.signature import MaskFunction, ScoreFunction
+from flextrace.tracer.source.signature import MaskFunction, ScoreFunction
 
 from .cells import BlockCounts, MaskCells, MaskLike, ScoreCells, block_cells, mask_cells, score_cells
 

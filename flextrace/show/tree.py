@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 
 from flextrace.tracer import PYTHON, Expr, Trace
-from flextrace.tracer.expr import walk
+from flextrace.tracer.expr.node import walk
 
 WIDTH = 30  # characters of what stands in one line
 MOST_LINES = 80

@@ -27,7 +27,7 @@ from flextrace.kernels.registry import BackendUnavailable, backend_for, chosen_n
 from flextrace.kernels.scalars import check_block_size, check_size
 from flextrace.kernels.stage_types import BlockLists, OutputParts, SoftmaxParts, Stages
 from flextrace.tracer import Bound
-from flextrace.tracer.signature import MaskFunction, ScoreFunction
+from flextrace.tracer.source.signature import MaskFunction, ScoreFunction
 
 from .checks import (
     as_bound,

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from flextrace.tracer import CPP, Expr, Trace, emit, leaves
-from flextrace.tracer.bounds import bounds_of
-from flextrace.tracer.expr import SCORE, TRUE, B, H, walk
-from flextrace.tracer.range_spellings import CPP_RANGES, tile_state_parts
-from flextrace.tracer.spellings import CPP_ELEMENTS, is_uniform
+from flextrace.tracer.bounds.tiles import bounds_of
+from flextrace.tracer.emit.c_family import is_uniform
+from flextrace.tracer.emit.cpp import CPP_ELEMENTS
+from flextrace.tracer.emit.tile_state import CPP_RANGES, tile_state_parts
+from flextrace.tracer.expr.node import SCORE, TRUE, B, H, walk
 
 from ..assemble import assemble
 from ..mods import shift_slots

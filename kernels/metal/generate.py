@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flextrace.tracer import METAL, ArrayCapture, Expr, Trace, emit
-from flextrace.tracer.bounds import bounds_of
-from flextrace.tracer.expr import leaves
-from flextrace.tracer.range_spellings import METAL_RANGES, tile_state_body
-from flextrace.tracer.spellings import is_uniform
+from flextrace.tracer.bounds.tiles import bounds_of
+from flextrace.tracer.emit.c_family import is_uniform
+from flextrace.tracer.emit.tile_state import METAL_RANGES, tile_state_body
+from flextrace.tracer.expr.node import leaves
 
 from ..assemble import assemble, header_and_body
 from ..mods import shift_slots

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from flextrace.tracer import Expr
-from flextrace.tracer.evaluate import run
+from flextrace.tracer.expr.evaluate import run
 
 MLX_DTYPE = {"bool": mx.bool_, "int": mx.int32, "float": mx.float32}
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1

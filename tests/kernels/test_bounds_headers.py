@@ -27,9 +27,9 @@ from flextrace.kernels.cpu.toolchain import find_compiler
 from flextrace.kernels.metal import generate as metal
 from flextrace.kernels.metal.captures import msl_type
 from flextrace.kernels.mods import shift_slots
-from flextrace.tracer.bounds import tile_bounds
-from flextrace.tracer.expr import KV_IDX, OPS, Q_IDX, Expr, apply, const, leaves
-from flextrace.tracer.range_spellings import CPP_RANGES, METAL_RANGES, range_lines, tile_state_body
+from flextrace.tracer.bounds.tiles import tile_bounds
+from flextrace.tracer.emit.tile_state import CPP_RANGES, METAL_RANGES, range_lines, tile_state_body
+from flextrace.tracer.expr.node import KV_IDX, OPS, Q_IDX, Expr, apply, const, leaves
 
 TILES = 24
 

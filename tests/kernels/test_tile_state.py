@@ -25,8 +25,8 @@ from flextrace.kernels.cpu.launch import Kernel, captured
 from flextrace.kernels.cpu.toolchain import find_compiler
 from flextrace.kernels.mods import shift_slots
 from flextrace.tracer import Bound, Trace
-from flextrace.tracer.expr import Expr, H, apply, const, walk
-from flextrace.tracer.reads import ArrayCapture, NumberCapture
+from flextrace.tracer.captures.guards import ArrayCapture, NumberCapture
+from flextrace.tracer.expr.node import Expr, H, apply, const, walk
 
 KV_TILE = 128
 Array = np.ndarray

@@ -15,7 +15,8 @@ import pytest
 from flextrace import tracer
 from flextrace.kernels.metal.generate import FOLDER
 from flextrace.kernels.simulator import build, metal_kernel
-from flextrace.tracer.expr import OPS, Q_IDX, Expr, apply, const
+from flextrace.tracer.emit.c_family import c_const
+from flextrace.tracer.expr.node import OPS, Q_IDX, Expr, apply, const
 
 ELEMENTS = {"int": "int32", "float": "float32", "bool": "bool"}
 VALUES = {
@@ -123,7 +124,7 @@ def test_no_op_leaves_its_result_undefined(tmp_path: Path) -> None:
     for op, kinds in CASES:
         if "int" not in kinds and op != "to_int":
             continue
-        values = [", ".join(tracer.spellings.c_const(const(value)) for value in VALUES[kind]) for kind in kinds]
+        values = [", ".join(c_const(const(value)) for value in VALUES[kind]) for kind in kinds]
         leaves = (Expr("param", kind, (), slot) for slot, kind in enumerate(kinds))
         emitted = tracer.emit(apply(op, *leaves), tracer.METAL)
         loops = [f"for ({kind} number{i} : {{{values[i]}}})" for i, kind in enumerate(kinds)]

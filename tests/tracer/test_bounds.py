@@ -16,12 +16,12 @@ from random_masks import Case, Tiles, random_case, random_tiles
 
 import flextrace as flex
 from flextrace import tracer
-from flextrace.tracer import bounds
-from flextrace.tracer.bounds import Bounds, bounds_of, tile_bounds
-from flextrace.tracer.expr import KV_IDX, OPS, Q_IDX, SCORE, Expr, H, apply, const, walk
-from flextrace.tracer.extremes import Extremes
-from flextrace.tracer.range_rules import rule
-from flextrace.tracer.ranges import INT_MAX, INT_MIN, Range
+from flextrace.tracer.bounds import tiles as bounds
+from flextrace.tracer.bounds.extremes import Extremes
+from flextrace.tracer.bounds.ints import INT_MAX, INT_MIN, Range
+from flextrace.tracer.bounds.rules import rule
+from flextrace.tracer.bounds.tiles import Bounds, bounds_of, tile_bounds
+from flextrace.tracer.expr.node import KV_IDX, OPS, Q_IDX, SCORE, Expr, H, apply, const, walk
 
 # --- soundness ------------------------------------------------------------------------------------------------
 

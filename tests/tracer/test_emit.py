@@ -12,9 +12,9 @@ import pytest
 
 import flextrace
 from flextrace import tracer
-from flextrace.tracer.emit import MAX_NESTING
-from flextrace.tracer.expr import KV_IDX, OPS, Q_IDX, SCORE, B, Expr, H, apply, const
-from flextrace.tracer.spellings import c_const
+from flextrace.tracer.emit.c_family import c_const
+from flextrace.tracer.emit.emit import MAX_NESTING
+from flextrace.tracer.expr.node import KV_IDX, OPS, Q_IDX, SCORE, B, Expr, H, apply, const
 
 P = apply("lt", Q_IDX, KV_IDX)
 SYMBOLS = {"bool": (P, apply("eq", H, B), P), "int": (Q_IDX, KV_IDX, H), "float": (SCORE,) * 3}

@@ -763,13 +763,13 @@ def len_of_stack() -> int:
 
 def sites() -> Iterator[tuple[str, range]]:
     """Where the tracer makes an Untraceable: file name, lines."""
-    for path in sorted(Path(tracer.__file__).parent.glob("*.py")):
+    for path in sorted(Path(tracer.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Untraceable":
                 yield path.name, range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 
-OTHER_TESTS = {"source.py", "porting.py"}  # test_source.py and test_porting.py have the cases of these
+OTHER_TESTS = {"find.py", "advice.py"}  # test_source.py and test_porting.py have the cases of these
 
 
 def test_every_error_has_a_case(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ import random_masks
 from plain_ops import INTS, wrapped
 
 from flextrace import tracer
-from flextrace.tracer.evaluate import fold, run
-from flextrace.tracer.expr import KV_IDX, OPS, Q_IDX, SCORE, Expr, apply, const
+from flextrace.tracer.expr.evaluate import fold, run
+from flextrace.tracer.expr.node import KV_IDX, OPS, Q_IDX, SCORE, Expr, apply, const
 
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
 

@@ -17,7 +17,7 @@ import pytest
 from agreement import agrees, called, traced
 
 from flextrace import tracer
-from flextrace.tracer.expr import IN_KERNEL
+from flextrace.tracer.expr.node import IN_KERNEL
 
 # ---- one object by several names -------------------------------------------------------------------------------------
 
@@ -375,7 +375,7 @@ def test_a_number_that_decides_is_told_from_its_equal() -> None:
 
 def test_a_member_of_an_enum_takes_no_search() -> None:
     """A range looks for what is no plain int by comparing all its numbers."""
-    from flextrace.tracer import build
+    from flextrace.tracer.expr import build
 
     assert build.lift(Level.HIGH).value == 2 and type(build.lift(Level.HIGH).value) is int
 

@@ -13,8 +13,8 @@ import pytest
 
 from flextrace import tracer
 from flextrace.kernels.ops import table as mlx_table
-from flextrace.tracer.evaluate import NUMPY
-from flextrace.tracer.expr import (
+from flextrace.tracer.expr.evaluate import NUMPY
+from flextrace.tracer.expr.node import (
     AT_CALL,
     COMMUTATIVE,
     COMPARISONS,

@@ -13,10 +13,10 @@ import zoo
 
 import flextrace as flex
 from flextrace import mods
-from flextrace.tracer.evaluate import NUMPY, run
-from flextrace.tracer.expr import KV_IDX, Q_IDX, SCORE, Expr, apply, const, walk
-from flextrace.tracer.invariance import document_ids, shifts_with_score
-from flextrace.tracer.simplify import simplify
+from flextrace.tracer.expr.evaluate import NUMPY, run
+from flextrace.tracer.expr.invariance import document_ids, shifts_with_score
+from flextrace.tracer.expr.node import KV_IDX, Q_IDX, SCORE, Expr, apply, const, walk
+from flextrace.tracer.expr.simplify import simplify
 
 NEITHER = {"softcap", "softcap_array_functions", "sigmoid_activation", "relu_activation", "leaky_early_return"}
 NEITHER |= {"math_functions", "powers", "temperature_0d", "per_head_list", "per_head_loop", "walrus_elif_augmented"}
@@ -218,7 +218,7 @@ def test_many_random_expressions() -> None:
 
 def test_the_fuzzer_finds_planted_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proof that takes one branch of `where` for both, or forgets a factor, is found out."""
-    from flextrace.tracer import invariance
+    from flextrace.tracer.expr import invariance
 
     for name, wrong in (("_same", lambda a, b: a), ("_times", lambda shift, factor: shift)):
         with monkeypatch.context() as patch:

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from flextrace.tracer import functions
 from flextrace.tracer.errors import with_article
+from flextrace.tracer.expr import functions
 from flextrace.tracer.nearest import nearest
 
 KNOWN = sorted({**functions.ARRAY_FUNCTIONS, **functions.MLX_ONLY})

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from flextrace import tracer
-from flextrace.tracer import foreign_names, porting
 from flextrace.tracer.errors import TraceError
+from flextrace.tracer.porting import advice as porting
+from flextrace.tracer.porting import foreign_names
 
 MARKS = "def mod(score, b, h, q_idx, kv_idx):\n"
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from plain_ops import BOOLS, FLOATS, INT_MAX, INT_MIN, INTS, over_runs, runs, wrapped
 
-from flextrace.tracer.expr import OPS
-from flextrace.tracer.range_rules import RANGES
-from flextrace.tracer.ranges import Range, between, exactly
+from flextrace.tracer.bounds.ints import Range, between, exactly
+from flextrace.tracer.bounds.rules import RANGES
+from flextrace.tracer.expr.node import OPS
 
 EDGES = (INT_MIN, INT_MIN + 1, -(2**30) - 1, -65536, -33, -9, -8, -7, -4, -3, -2, -1)
 EDGES += (0, 1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 46341, 65535, 2**30, INT_MAX - 1, INT_MAX)

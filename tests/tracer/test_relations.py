@@ -10,10 +10,10 @@ import plain_ops
 import pytest
 from plain_ops import INT_MAX, INT_MIN, over_runs, runs
 
-from flextrace.tracer.bounds import bounds_of, tile_bounds
-from flextrace.tracer.expr import KV_IDX, Q_IDX, SCORE, Expr, apply, const, walk
-from flextrace.tracer.extremes import Extremes
-from flextrace.tracer.relations import relate
+from flextrace.tracer.bounds.extremes import Extremes
+from flextrace.tracer.bounds.relations import relate
+from flextrace.tracer.bounds.tiles import bounds_of, tile_bounds
+from flextrace.tracer.expr.node import KV_IDX, Q_IDX, SCORE, Expr, apply, const, walk
 
 EDGES = (INT_MIN, INT_MIN + 1, -(2**30), -7, -2, -1, 0, 1, 2, 3, 2**16, 2**30, INT_MAX - 1, INT_MAX)
 PLACES = runs(len(EDGES))
@@ -157,7 +157,7 @@ def test_a_gather_of_two_axes_holds_every_element() -> None:
 @pytest.mark.parametrize("size", [5, 8, 31, 32, 33, 95, 4096])
 def test_extremes_of_every_run_are_exact_however_long_the_array(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one table of all elements; and in blocks, where a run takes in the blocks that it touches."""
-    from flextrace.tracer import extremes
+    from flextrace.tracer.bounds import extremes
 
     array = np.random.default_rng(size).integers(-1000, 1000, size=size)
     step = 1 if size < 100 else 61

@@ -12,8 +12,8 @@ import plain_ops
 import pytest
 
 from flextrace import tracer
-from flextrace.tracer.expr import FALSE, KV_IDX, Q_IDX, SCORE, TRUE, Expr, H, apply, const, walk
-from flextrace.tracer.simplify import RULES, simplify
+from flextrace.tracer.expr.node import FALSE, KV_IDX, Q_IDX, SCORE, TRUE, Expr, H, apply, const, walk
+from flextrace.tracer.expr.simplify import RULES, simplify
 
 FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, -2.25, 3e38, -3e38, 1e-45, math.inf, -math.inf, math.nan)
 INTS = (0, 1, -1, 2, -3, 7, 8, 31, 32, -8, 2**31 - 1, -(2**31))

@@ -21,7 +21,7 @@ import pytest
 from agreement import agrees, traced
 
 from flextrace import tracer
-from flextrace.tracer.source import source_of
+from flextrace.tracer.source.find import source_of
 
 
 def run_text(text: str, filename: str, register: bool = True, **names: Any) -> dict[str, Any]:
@@ -419,7 +419,7 @@ def test_an_error_shows_the_line_that_was_read(tmp_path: Path) -> None:
 
 
 def test_an_edited_cell_is_named_as_ipython_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flextrace.tracer.source.shown_file", lambda filename: "Cell In[3]")
+    monkeypatch.setattr("flextrace.tracer.source.find.shown_file", lambda filename: "Cell In[3]")
     mod = run_text("def mod(b, h, q_idx, kv_idx): return q_idx > 5", "<edited cell>")["mod"]
     linecache.cache["<edited cell>"] = (1, None, ["x = 1\n"], "<edited cell>")
     with pytest.raises(tracer.TraceError, match=r"line 1 of Cell In\[3\] no longer holds the source of mod"):

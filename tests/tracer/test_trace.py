@@ -23,7 +23,7 @@ from steps import steps
 
 import flextrace as flex
 from flextrace import tracer
-from flextrace.tracer.expr import walk
+from flextrace.tracer.expr.node import walk
 
 MODS: list[Callable[..., Any]] = []
 
@@ -961,7 +961,7 @@ def test_a_sum_of_400_terms_in_one_expression() -> None:
 
 
 def test_large_expressions_are_freed_without_recursion() -> None:
-    from flextrace.tracer import expr
+    from flextrace.tracer.expr import node as expr
 
     def chain(score, b, h, q_idx, kv_idx):
         for i in range(5000):

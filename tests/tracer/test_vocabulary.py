@@ -21,10 +21,12 @@ import numpy as np
 import pytest
 
 from flextrace import tracer
-from flextrace.tracer import functions, running, vocabulary
-from flextrace.tracer.calls import SPECIAL
-from flextrace.tracer.read_expressions import EXPRESSIONS
-from flextrace.tracer.read_statements import STATEMENTS, UNSUPPORTED
+from flextrace.tracer import vocabulary
+from flextrace.tracer.expr import functions
+from flextrace.tracer.frontends.syntax.expressions import EXPRESSIONS
+from flextrace.tracer.frontends.syntax.statements import STATEMENTS, UNSUPPORTED
+from flextrace.tracer.semantics import running
+from flextrace.tracer.semantics.calls import SPECIAL
 
 FILE = Path(tracer.__file__).with_name("VOCABULARY.md")
 PRELUDE = """

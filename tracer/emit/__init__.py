@@ -1,0 +1,1 @@
+"""Expr -> text: how it is written in Python, C++ and Metal."""

@@ -1,0 +1,48 @@
+"""How Metal writes an expression: scalars; `precise` functions, because a user's formula is not ours to approximate.
+
+Ints that wrap are functions of the kernels' ops.h, because Metal leaves the overflow of its own operators undefined.
+"""
+
+from __future__ import annotations
+
+from ..expr.node import Expr
+from .c_family import FUNCTIONS, INFIX, c_const, spelt_call
+from .emit import Language
+
+
+def _metal_load(node: Expr, indices: list[str]) -> str:
+    slot, _ = node.value
+    name = f"array{slot}"
+    value = f"{name}[fx::offset({', '.join([f'{name}_shape', f'{name}_strides', *indices])})]" if indices else name
+    return f"{node.dtype}({value})"
+
+
+METAL = Language(
+    ops={
+        **INFIX,
+        **{name: f"metal::precise::{name}({{0}})" for name in FUNCTIONS},
+        **{name: f"fx::{name}({{0}})" for name in ("expm1", "log1p", "erf", "sigmoid")},
+        **{name: "fx::" + spelt_call(name, 2) for name in ("floor_div", "mod", "pow")},
+        **{name: f"metal::{name}({{0}})" for name in ("floor", "ceil", "trunc")},  # exact in any mathematics
+        "round": "metal::rint({0})",
+        "atan2": "metal::precise::atan2({0}, {1})",
+        **{f"{name}.int": f"fx::{name}({{0}}, {{1}})" for name in ("add", "sub", "mul")},
+        **{f"{name}.int": f"fx::{name}({{0}})" for name in ("neg", "abs")},
+        **{name: "fx::" + spelt_call(name, 2) for name in ("shl", "shr")},
+        "min.int": "metal::min({0}, {1})",
+        "max.int": "metal::max({0}, {1})",
+        "min": "fx::min({0}, {1})",
+        "max": "fx::max({0}, {1})",
+        "abs": "metal::abs({0})",
+        "and": "({0} && {1})",
+        "or": "({0} || {1})",
+        "xor": "({0} != {1})",
+        "not": "(!{0})",
+        "to_float": "float({0})",
+        "to_int": "fx::to_int({0})",
+        "where": "({0} ? {1} : {2})",
+    },
+    const=c_const,
+    param=lambda node: f"number{node.value}",
+    load=_metal_load,
+)

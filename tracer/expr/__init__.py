@@ -1,0 +1,1 @@
+"""The tree of a mod, and what can be done with it without knowing Python."""

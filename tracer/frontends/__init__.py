@@ -1,0 +1,1 @@
+"""Python function -> verbs: what all readers of functions share, and a folder for each of them."""

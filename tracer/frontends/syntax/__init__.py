@@ -1,0 +1,1 @@
+"""Functions that have source, read from their `ast`."""

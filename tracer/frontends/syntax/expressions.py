@@ -1,0 +1,475 @@
+"""ast expression -> value: each kind of expression said in verbs (see `verbs` for what each operation means)."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ... import semantics as verbs
+from ...errors import Untraceable
+from ...expr.node import Expr
+from ...porting.advice import Ported, WrittenCall
+from ...semantics import Conflict, UnknownText
+from ...source.find import FunctionNode, Source
+from ..branches import chained, decided, joined, only_where, otherwise
+from ..frames import Call, Closure, Frame, Parameters, assign_in_expression, lookup, super_arguments
+
+BINARY_SYMBOLS: dict[type[ast.operator], str] = {
+    ast.Add: "+",
+    ast.Sub: "-",
+    ast.Mult: "*",
+    ast.Div: "/",
+    ast.FloorDiv: "//",
+    ast.Mod: "%",
+    ast.Pow: "**",
+    ast.BitAnd: "&",
+    ast.BitOr: "|",
+    ast.BitXor: "^",
+    ast.LShift: "<<",
+    ast.RShift: ">>",
+    ast.MatMult: "@",
+}
+UNARY_SYMBOLS: dict[type[ast.unaryop], str] = {ast.USub: "-", ast.UAdd: "+", ast.Invert: "~"}
+COMPARE_SYMBOLS: dict[type[ast.cmpop], str] = {
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+    ast.Is: "is",
+    ast.IsNot: "is not",
+    ast.In: "in",
+    ast.NotIn: "not in",
+}
+
+
+@dataclass(eq=False)
+class SourceFrame(Frame):
+    """A frame of a function that is read from its source."""
+
+    source: Source = field(kw_only=True)
+
+
+def value_of(node: ast.expr, frame: SourceFrame) -> Any:
+    """The value of an expression; what cannot be traced is reported at its innermost node."""
+    try:
+        read = EXPRESSIONS.get(type(node))
+        if read is None:
+            kind = type(node).__name__
+            raise Untraceable(f"{kind} expressions have no meaning in a mod", "use plain arithmetic on numbers")
+        value = read(node, frame)
+        if isinstance(value, Conflict):
+            raise value.refuse()
+        return value
+    except Untraceable as error:
+        if not error.places:
+            error.places.append(frame.source.place(node))
+        raise
+
+
+def _constant(node: ast.Constant, frame: SourceFrame) -> Any:
+    return node.value
+
+
+def _name(node: ast.Name, frame: SourceFrame) -> Any:
+    return lookup(frame, node.id)
+
+
+# ---- operators -----------------------------------------------------------------------------------------------------
+
+
+def _binary(node: ast.BinOp, frame: SourceFrame) -> Any:
+    chain = [node]  # a + b + c + ... nests to the left: a loop, so that a long sum is no deep recursion
+    while isinstance(left := chain[-1].left, ast.BinOp):
+        chain.append(left)
+    value = value_of(chain[-1].left, frame)
+    while chain:
+        link = chain.pop()
+        right = value_of(link.right, frame)
+        try:
+            value = verbs.binary(frame.tracing, BINARY_SYMBOLS[type(link.op)], value, right)
+        except Untraceable as error:
+            error.places = error.places or [frame.source.place(link)]
+            raise
+    return value
+
+
+def _unary(node: ast.UnaryOp, frame: SourceFrame) -> Any:
+    value = value_of(node.operand, frame)
+    if isinstance(node.op, ast.Not):
+        return verbs.invert_truth(frame.tracing, value)
+    return verbs.unary(frame.tracing, UNARY_SYMBOLS[type(node.op)], value)
+
+
+def _logical(node: ast.BoolOp, frame: SourceFrame) -> Any:
+    """`a and b` gives an operand, as in Python; later operands count only where the first did not decide."""
+    is_and = isinstance(node.op, ast.And)
+    t = frame.tracing
+    first, *rest = node.values
+    value = value_of(first, frame)
+    for operand in rest:
+        truth = verbs.truth(t, value)
+        if not isinstance(truth, Expr):
+            if truth is not is_and:
+                return value
+            value = value_of(operand, frame)
+            continue
+        going_on = truth if is_and else otherwise(truth)
+        with only_where(going_on, frame):
+            other = verbs.number(value_of(operand, frame))
+        value = decided(t, "and" if is_and else "or", value, going_on, other)
+    return value
+
+
+def _compare(node: ast.Compare, frame: SourceFrame) -> Any:
+    left = value_of(node.left, frame)
+    t = frame.tracing
+    result: Any = True
+    for op, operand in zip(node.ops, node.comparators, strict=True):
+        if isinstance(result, Expr):
+            with only_where(result, frame):
+                right = value_of(operand, frame)
+        else:
+            right = value_of(operand, frame)
+        link = verbs.compare(t, COMPARE_SYMBOLS[type(op)], left, right)
+        if len(node.ops) == 1:
+            return link
+        result = chained(result, link if isinstance(link, Expr) else verbs.truth(t, link))
+        if result is False:
+            return False
+        left = right
+    return result
+
+
+def _conditional(node: ast.IfExp, frame: SourceFrame) -> Any:
+    truth = verbs.truth(frame.tracing, value_of(node.test, frame))
+    if not isinstance(truth, Expr):
+        return value_of(node.body if truth else node.orelse, frame)
+    with only_where(truth, frame):
+        yes = value_of(node.body, frame)
+    with only_where(otherwise(truth), frame):
+        no = value_of(node.orelse, frame)
+    return joined(frame.tracing, truth, yes, no)
+
+
+def _named(node: ast.NamedExpr, frame: SourceFrame) -> Any:
+    return assign_in_expression(frame, node.target.id, value_of(node.value, frame))
+
+
+# ---- attributes, items ---------------------------------------------------------------------------------------------
+
+
+def _attribute(node: ast.Attribute, frame: SourceFrame) -> Any:
+    return verbs.attribute(frame.tracing, value_of(node.value, frame), frame.mangled(node.attr))
+
+
+def _item(node: ast.Subscript, frame: SourceFrame) -> Any:
+    return verbs.item(frame.tracing, value_of(node.value, frame), value_of(node.slice, frame))
+
+
+def _slice(node: ast.Slice, frame: SourceFrame) -> slice:
+    parts = [None if part is None else value_of(part, frame) for part in (node.lower, node.upper, node.step)]
+    return slice(*parts)
+
+
+# ---- containers ----------------------------------------------------------------------------------------------------
+
+
+def _elements(nodes: list[ast.expr], frame: SourceFrame) -> list[Any]:
+    """The values of expressions, of which some may be `*starred`."""
+    out: list[Any] = []
+    for node in nodes:
+        if isinstance(node, ast.Starred):
+            out.extend(verbs.iterate(frame.tracing, value_of(node.value, frame)))
+        else:
+            out.append(value_of(node, frame))
+    return out
+
+
+def _tuple(node: ast.Tuple, frame: SourceFrame) -> tuple[Any, ...]:
+    return tuple(_elements(node.elts, frame))
+
+
+def _list(node: ast.List, frame: SourceFrame) -> Any:
+    return verbs.made(frame.tracing, _elements(node.elts, frame))
+
+
+def _set(node: ast.Set, frame: SourceFrame) -> Any:
+    return verbs.set_of(frame.tracing, _elements(node.elts, frame))
+
+
+def _dict(node: ast.Dict, frame: SourceFrame) -> Any:
+    t = frame.tracing
+    out: dict[Any, Any] = {}
+    for key, value in zip(node.keys, node.values, strict=True):
+        if key is None:
+            out.update(verbs.known(t, value_of(value, frame)))
+        else:
+            known = verbs.dict_key(t, value_of(key, frame))
+            out[known] = value_of(value, frame)
+    return verbs.made(t, out)
+
+
+def _inner_frames(generators: list[ast.comprehension], outer: SourceFrame) -> Iterator[SourceFrame]:
+    """The frame of a comprehension, once for every element that it makes; the first iterable is taken at once."""
+    first, *rest = generators
+    frame = SourceFrame(
+        outer.tracing,
+        outer.name,
+        outer.parameters,
+        frozenset(),
+        parent=outer,
+        entry=outer.entry,
+        source=outer.source,
+    )
+    frame.home = outer.home
+    items = verbs.iterate(outer.tracing, value_of(first.iter, outer))
+    return _targets(first, items, rest, frame)
+
+
+def _targets(
+    first: ast.comprehension, items: Iterable[Any], rest: list[ast.comprehension], frame: SourceFrame
+) -> Iterator[SourceFrame]:
+    for item in items:
+        assign(first.target, item, frame)
+        if not all(_keeps(test, frame) for test in first.ifs):
+            continue
+        if rest:
+            inner = verbs.iterate(frame.tracing, value_of(rest[0].iter, frame))
+            yield from _targets(rest[0], inner, rest[1:], frame)
+        else:
+            yield frame
+
+
+def _keeps(test: ast.expr, frame: SourceFrame) -> bool:
+    truth = verbs.truth(frame.tracing, value_of(test, frame))
+    if isinstance(truth, Expr):
+        error = Untraceable(
+            "a comprehension keeps elements by a condition known only inside the kernel",
+            "keep every element and make the unwanted ones neutral: sum(x if c else 0 for ...)",
+        )
+        error.places.append(frame.source.place(test))
+        raise error
+    return truth
+
+
+def _generator(node: ast.GeneratorExp | ast.ListComp | ast.SetComp, frame: SourceFrame) -> Iterator[Any]:
+    frames = _inner_frames(node.generators, frame)
+    made: Iterator[Any] = verbs.made(frame.tracing, (value_of(node.elt, inner) for inner in frames))
+    return made
+
+
+def _list_comprehension(node: ast.ListComp, frame: SourceFrame) -> Any:
+    return verbs.made(frame.tracing, list(_generator(node, frame)))
+
+
+def _set_comprehension(node: ast.SetComp, frame: SourceFrame) -> Any:
+    return verbs.set_of(frame.tracing, list(_generator(node, frame)))
+
+
+def _dict_comprehension(node: ast.DictComp, frame: SourceFrame) -> Any:
+    out: dict[Any, Any] = {}
+    for inner in _inner_frames(node.generators, frame):
+        key = verbs.dict_key(frame.tracing, value_of(node.key, inner))
+        out[key] = value_of(node.value, inner)
+    return verbs.made(frame.tracing, out)
+
+
+# ---- f-strings -----------------------------------------------------------------------------------------------------
+
+
+def _text(node: ast.JoinedStr, frame: SourceFrame) -> Any:
+    return verbs.joined([value_of(part, frame) for part in node.values])
+
+
+def _formatted(node: ast.FormattedValue, frame: SourceFrame) -> Any:
+    text = verbs.text(frame.tracing, value_of(node.value, frame))
+    if isinstance(text, UnknownText):
+        return text
+    spec = "" if node.format_spec is None else value_of(node.format_spec, frame)
+    return verbs.formatted(text, "" if node.conversion == -1 else chr(node.conversion), spec)
+
+
+# ---- calls and functions -------------------------------------------------------------------------------------------
+
+
+def _call(node: ast.Call, frame: SourceFrame) -> Any:
+    t = frame.tracing
+    function = _called(node, frame)
+    args = _elements(node.args, frame)
+    kwargs: dict[str, Any] = {}
+    for keyword in node.keywords:
+        value = value_of(keyword.value, frame)
+        given = verbs.known(t, value) if keyword.arg is None else {keyword.arg: value}
+        for name in given:
+            if name in kwargs:
+                raise Untraceable(f"a call gives {name} twice", "pass it once")
+        kwargs.update(given)
+    if function is super and not args and not kwargs:
+        args = super_arguments(frame)
+    try:
+        return verbs.call(t, function, args, kwargs)
+    except Untraceable as error:
+        if error.places and not frame.source.holds(error.places[0]):
+            error.places.insert(0, frame.source.place(node))
+        if isinstance(error, Ported) and error.called is function:
+            error.rewrite(_written(node, node.args, frame))
+        raise
+
+
+def _called(node: ast.Call, frame: SourceFrame) -> Any:
+    """What a call calls; a method that numbers do not have is reported with the whole call."""
+    try:
+        return value_of(node.func, frame)
+    except Ported as error:
+        if isinstance(node.func, ast.Attribute) and error.places == [frame.source.place(node.func)]:
+            error.places = [frame.source.place(node)]
+            error.rewrite(_written(node, [node.func.value, *node.args], frame))
+        raise
+
+
+def _written(node: ast.Call, args: list[ast.expr], frame: SourceFrame) -> WrittenCall:
+    """A call as its author wrote it, with these arguments."""
+    keywords = tuple((keyword.arg, ast.unparse(keyword.value)) for keyword in node.keywords)
+    return WrittenCall(
+        ast.unparse(node.func), tuple(map(ast.unparse, args)), keywords, _stands_alone(node, frame.source.node)
+    )
+
+
+def _stands_alone(node: ast.Call, function: FunctionNode) -> bool:
+    """Whether a call is the whole value of its statement or lambda, where any expression can replace it."""
+    owners = (ast.Return, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr)
+    return any(
+        (isinstance(owner, owners) and owner.value is node) or (isinstance(owner, ast.Lambda) and owner.body is node)
+        for owner in ast.walk(function)
+    )
+
+
+def _lambda(node: ast.Lambda, frame: SourceFrame) -> Closure:
+    defaults = defaults_in(node, frame)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        inner = inner_frame(node, "<lambda>", frame)
+        with Call(inner, list(args), kwargs, defaults):
+            return value_of(node.body, inner)
+
+    return Closure(called, "<lambda>", frame)
+
+
+def defaults_in(node: FunctionNode, frame: SourceFrame) -> dict[str, Any]:
+    """The default arguments of a `def` or `lambda` inside a mod."""
+    spec = node.args
+    positional = [*spec.posonlyargs, *spec.args]
+    defaults = {
+        arg.arg: value_of(value, frame)
+        for arg, value in zip(positional[len(positional) - len(spec.defaults) :], spec.defaults, strict=True)
+    }
+    for arg, keyword_default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True):
+        if keyword_default is not None:
+            defaults[arg.arg] = value_of(keyword_default, frame)
+    return defaults
+
+
+def inner_frame(node: FunctionNode, name: str, frame: SourceFrame) -> SourceFrame:
+    """The frame of a call of a `def` or `lambda` inside a mod."""
+    names, parameters = scope_of(node)
+    source = Source(frame.source.filename, name, node, frame.source.first, frame.source.lines)
+    return SourceFrame(frame.tracing, name, parameters, names, parent=frame, source=source)
+
+
+# ---- scopes --------------------------------------------------------------------------------------------------------
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+@functools.lru_cache(maxsize=512)
+def scope_of(node: FunctionNode) -> tuple[frozenset[str], Parameters]:
+    """The names that a function binds (parameters, targets, imports, inner functions), and its parameters."""
+    spec = node.args
+    parameters = Parameters(
+        tuple(arg.arg for arg in (*spec.posonlyargs, *spec.args)),
+        len(spec.posonlyargs),
+        tuple(arg.arg for arg in spec.kwonlyargs),
+        None if spec.vararg is None else spec.vararg.arg,
+        None if spec.kwarg is None else spec.kwarg.arg,
+    )
+    names = set(parameters.names)
+    body: list[ast.AST] = [node.body] if isinstance(node, ast.Lambda) else list(node.body)
+    for inner in (found for statement in body for found in _own_nodes(statement, in_comprehension=False)):
+        if isinstance(inner, ast.Name):
+            names.add(inner.id)
+        elif isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(inner.name)
+        elif isinstance(inner, ast.alias):
+            names.add(inner.asname or inner.name.split(".")[0])
+    return frozenset(names), parameters
+
+
+def _own_nodes(node: ast.AST, in_comprehension: bool) -> Iterator[ast.AST]:
+    """Nodes of one scope that bind a name; of a comprehension only its walruses bind one here."""
+    if isinstance(node, ast.Name):
+        if isinstance(node.ctx, ast.Store) and not in_comprehension:
+            yield node
+        return
+    if isinstance(node, ast.NamedExpr):
+        yield node.target
+        yield from _own_nodes(node.value, in_comprehension)
+        return
+    yield node
+    if isinstance(node, _SCOPES):
+        return
+    inside = in_comprehension or isinstance(node, _COMPREHENSIONS)
+    for child in ast.iter_child_nodes(node):
+        yield from _own_nodes(child, inside)
+
+
+# ---- targets -------------------------------------------------------------------------------------------------------
+
+
+def assign(target: ast.expr, value: Any, frame: SourceFrame) -> None:
+    """`target = value`."""
+    if isinstance(target, ast.Name):
+        frame.variables[target.id] = value
+    elif isinstance(target, (ast.Tuple, ast.List)):
+        names = target.elts
+        star = next((i for i, name in enumerate(names) if isinstance(name, ast.Starred)), None)
+        items = verbs.unpack(frame.tracing, value, len(names), star)
+        for name, item in zip(names, items, strict=True):
+            assign(name.value if isinstance(name, ast.Starred) else name, item, frame)
+    elif isinstance(target, ast.Subscript):
+        container = value_of(target.value, frame)
+        verbs.set_item(frame.tracing, container, value_of(target.slice, frame), value)
+    else:
+        raise Untraceable("a mod must not change objects", "keep intermediate values in local variables")
+
+
+EXPRESSIONS: dict[type[ast.AST], Callable[[Any, SourceFrame], Any]] = {
+    ast.Constant: _constant,
+    ast.Name: _name,
+    ast.BinOp: _binary,
+    ast.UnaryOp: _unary,
+    ast.BoolOp: _logical,
+    ast.Compare: _compare,
+    ast.IfExp: _conditional,
+    ast.NamedExpr: _named,
+    ast.Attribute: _attribute,
+    ast.Subscript: _item,
+    ast.Slice: _slice,
+    ast.Tuple: _tuple,
+    ast.List: _list,
+    ast.Set: _set,
+    ast.Dict: _dict,
+    ast.GeneratorExp: _generator,
+    ast.ListComp: _list_comprehension,
+    ast.SetComp: _set_comprehension,
+    ast.DictComp: _dict_comprehension,
+    ast.JoinedStr: _text,
+    ast.FormattedValue: _formatted,
+    ast.Call: _call,
+    ast.Lambda: _lambda,
+}

@@ -1,0 +1,228 @@
+"""ast statements -> value: runs a function body over symbols, following both sides of a symbolic `if`."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import types
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from ... import semantics as verbs
+from ...captures.paths import Path
+from ...errors import Untraceable
+from ...expr.node import TRUE, Expr
+from ...semantics import Tracing
+from ...source.find import source_of
+from ..branches import Exit, Loop, fork, leave, returned
+from ..frames import Call, Closure, defaults_of
+from .expressions import BINARY_SYMBOLS, SourceFrame, assign, defaults_in, inner_frame, scope_of, value_of
+
+MAX_ITERATIONS = 10_000
+UNSUPPORTED: dict[str, tuple[str, str]] = {  # statement -> keyword, remedy
+    "Try": ("try", "a kernel raises nothing: test the condition with `if`"),
+    "TryStar": ("try", "a kernel raises nothing: test the condition with `if`"),
+    "With": ("with", "open resources outside the mod and capture what they give"),
+    "AsyncWith": ("async with", "open resources outside the mod and capture what they give"),
+    "Global": ("global", "a mod must not change outside variables: return the value instead"),
+    "Nonlocal": ("nonlocal", "a mod must not change outside variables: return the value instead"),
+    "Delete": ("del", "just stop using the name"),
+    "ClassDef": ("class", "define the class outside the mod"),
+    "Match": ("match", "write if/elif"),
+    "AsyncFor": ("async for", "write a plain for"),
+    "AsyncFunctionDef": ("async def", "write a plain def"),
+    "TypeAlias": ("type", "define the alias outside the mod"),
+}
+
+
+def follow(t: Tracing, function: types.FunctionType, path: Path, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """A call of a function that has source: what it returns on these values."""
+    source = source_of(function.__code__)
+    names, parameters = scope_of(source.node)
+    defaults = defaults_of(t, function, path, parameters, args, kwargs)
+    frame = SourceFrame(t, source.function, parameters, names, function=function, path=path, source=source)
+    with Call(frame, args, kwargs, defaults):
+        if isinstance(source.node, ast.Lambda):
+            return value_of(source.node.body, frame)
+        return returned(frame, block(source.node.body, frame))
+
+
+def block(statements: list[ast.stmt], frame: SourceFrame) -> list[Exit]:
+    """Run statements; the exits end with a condition TRUE when no lane falls through."""
+    exits: list[Exit] = []
+    for statement in statements:
+        try:
+            run = STATEMENTS.get(type(statement))
+            if run is None:
+                kind = type(statement).__name__
+                keyword, remedy = UNSUPPORTED.get(kind, (kind.lower(), "use if, for, assignments and return"))
+                raise Untraceable(f"the statement `{keyword}` has no meaning in a mod", remedy)
+            left = run(statement, frame)
+            if left and not leave(frame, exits, left):
+                break
+        except Untraceable as error:
+            if not error.places:
+                error.places.append(frame.source.place(statement))
+            raise
+    return exits
+
+
+def _expression(node: ast.Expr, frame: SourceFrame) -> None:
+    value_of(node.value, frame)
+
+
+def _pass(node: ast.Pass, frame: SourceFrame) -> None:
+    pass
+
+
+def _assign(node: ast.Assign, frame: SourceFrame) -> None:
+    value = value_of(node.value, frame)
+    for target in node.targets:
+        assign(target, value, frame)
+
+
+def _annotated(node: ast.AnnAssign, frame: SourceFrame) -> None:
+    if node.value is not None:
+        assign(node.target, value_of(node.value, frame), frame)
+
+
+def _augmented(node: ast.AugAssign, frame: SourceFrame) -> None:
+    t, target, symbol = frame.tracing, node.target, BINARY_SYMBOLS[type(node.op)]
+    if isinstance(target, ast.Subscript):
+        container, key = value_of(target.value, frame), value_of(target.slice, frame)
+        old = verbs.item(t, container, key)
+        verbs.set_item(t, container, key, verbs.augmented(t, symbol, old, value_of(node.value, frame)))
+        return
+    if not isinstance(target, ast.Name):
+        raise Untraceable("a mod must not change objects", "keep intermediate values in local variables")
+    old = value_of(target, frame)
+    frame.variables[target.id] = verbs.augmented(t, symbol, old, value_of(node.value, frame))
+
+
+def _function(node: ast.FunctionDef, frame: SourceFrame) -> None:
+    decorators = [value_of(decorator, frame) for decorator in node.decorator_list]
+    defaults = defaults_in(node, frame)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        inner = inner_frame(node, node.name, frame)
+        with Call(inner, list(args), kwargs, defaults):
+            return returned(inner, block(node.body, inner))
+
+    function: Any = Closure(called, node.name, frame)
+    for decorator in reversed(decorators):
+        function = verbs.call(frame.tracing, decorator, [function], {})
+    frame.variables[node.name] = function
+
+
+def _import(node: ast.Import, frame: SourceFrame) -> None:
+    for alias in node.names:
+        module = verbs.imported(frame.tracing, alias.name)
+        top = verbs.imported(frame.tracing, alias.name.split(".")[0])
+        frame.variables[alias.asname or alias.name.split(".")[0]] = module if alias.asname else top
+
+
+def _import_from(node: ast.ImportFrom, frame: SourceFrame) -> None:
+    t, name = frame.tracing, node.module or ""
+    if node.level:
+        package = str(frame.outermost()[0].__globals__.get("__package__") or "")
+        name = verbs.run(importlib.util.resolve_name, "." * node.level + name, package)
+    module = verbs.imported(t, name)
+    for alias in node.names:
+        if not hasattr(module, alias.name):
+            verbs.imported(t, f"{name}.{alias.name}")
+        frame.variables[alias.asname or alias.name] = verbs.attribute(t, module, alias.name)
+
+
+def _assert(node: ast.Assert, frame: SourceFrame) -> None:
+    truth = verbs.truth(frame.tracing, value_of(node.test, frame))
+    if isinstance(truth, Expr):
+        raise Untraceable("an assert on a value known only inside the kernel", "check captured values outside the mod")
+    if not truth:
+        message = "" if node.msg is None else f": {value_of(node.msg, frame)}"
+        raise Untraceable(f"assertion failed{message}", "call the mod with values that satisfy it")
+
+
+def _raise(node: ast.Raise, frame: SourceFrame) -> None:
+    verbs.check_raise(frame.tracing)
+    raise verbs.raised(None if node.exc is None else value_of(node.exc, frame))
+
+
+# ---- leaving a block, branches, loops ------------------------------------------------------------------------------
+
+
+def _return(node: ast.Return, frame: SourceFrame) -> list[Exit]:
+    value = None if node.value is None else value_of(node.value, frame)
+    return [Exit("return", TRUE, value, frame.source.place(node), frame.entry)]
+
+
+def _break(node: ast.Break, frame: SourceFrame) -> list[Exit]:
+    return [Exit("break", TRUE, dict(frame.variables), frame.source.place(node), verbs.tick(frame.tracing))]
+
+
+def _continue(node: ast.Continue, frame: SourceFrame) -> list[Exit]:
+    return [Exit("continue", TRUE, dict(frame.variables), frame.source.place(node), verbs.tick(frame.tracing))]
+
+
+def _if(node: ast.If, frame: SourceFrame) -> list[Exit]:
+    truth = verbs.truth(frame.tracing, value_of(node.test, frame))
+    if isinstance(truth, Expr):
+        return fork(frame, truth, partial(block, node.body, frame), partial(block, node.orelse, frame))
+    return block(node.body if truth else node.orelse, frame)
+
+
+def _for(node: ast.For, frame: SourceFrame) -> list[Exit]:
+    return _loop(node, frame, verbs.iterate(frame.tracing, value_of(node.iter, frame)))
+
+
+def _while(node: ast.While, frame: SourceFrame) -> list[Exit]:
+    return _loop(node, frame, _tests(node, frame))
+
+
+def _tests(node: ast.While, frame: SourceFrame) -> Iterable[None]:
+    """Goes on for as long as the condition of a `while` holds."""
+    while True:
+        truth = verbs.truth(frame.tracing, value_of(node.test, frame))
+        if isinstance(truth, Expr):
+            raise Untraceable(
+                f"`while` on {truth!r}, which is known only inside the kernel",
+                "loop over a fixed range and stop with `if`: for _ in range(8): if not (...): break",
+            )
+        if not truth:
+            return
+        yield
+
+
+def _loop(node: ast.For | ast.While, frame: SourceFrame, items: Iterable[Any]) -> list[Exit]:
+    since = frame.tracing.since
+    loop = Loop(frame)
+    for count, item in enumerate(items):
+        if count == MAX_ITERATIONS:
+            raise Untraceable(f"a loop ran {MAX_ITERATIONS} times", "give it an end that plain Python reaches soon")
+        if isinstance(node, ast.For):
+            assign(node.target, item, frame)
+        if not loop.step(partial(block, node.body, frame)):
+            break
+    exits = loop.finish(partial(block, node.orelse, frame) if node.orelse else None)
+    frame.tracing.since = since
+    return exits
+
+
+STATEMENTS: dict[type[ast.AST], Callable[[Any, SourceFrame], list[Exit] | None]] = {
+    ast.Expr: _expression,
+    ast.Pass: _pass,
+    ast.Assign: _assign,
+    ast.AnnAssign: _annotated,
+    ast.AugAssign: _augmented,
+    ast.FunctionDef: _function,
+    ast.Import: _import,
+    ast.ImportFrom: _import_from,
+    ast.Assert: _assert,
+    ast.Raise: _raise,
+    ast.Return: _return,
+    ast.Break: _break,
+    ast.Continue: _continue,
+    ast.If: _if,
+    ast.For: _for,
+    ast.While: _while,
+}

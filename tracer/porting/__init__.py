@@ -1,0 +1,1 @@
+"""Calls that no kernel can make -> what to write instead."""

@@ -1,0 +1,1 @@
+"""Python function -> its text, its name and what it takes."""
