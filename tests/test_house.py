@@ -82,7 +82,6 @@ CROWDED = {
     "kernels/cpu/",
     "kernels/metal/",
     "kernels/simulator/",
-    "tracer/",
 }  # their rooms are on their way
 
 
