@@ -80,7 +80,6 @@ FLAT = 14  # files of one folder
 CROWDED = {
     "flextrace/",
     "kernels/cpu/",
-    "kernels/metal/",
     "kernels/simulator/",
 }  # their rooms are on their way
 
