@@ -30,14 +30,14 @@ class Mutant(NamedTuple):
 Change = tuple[str, str] | tuple[str, str, str]
 TABLE: dict[tuple[str, str], list[Change]] = {
     # ---- tracer ------------------------------------------------------------------------------------------------
-    ("tracer/expr/node.py", "tests/tracer/test_expr.py"): [
+    ("tracer/expr/node.py", "tests/tracer/expr/test_expr.py"): [
         ("return TRUE if value else FALSE", "return FALSE"),
         ("-(2**31) <= value < 2**31", "-(2**31) <= value <= 2**31"),
         ('struct.pack("d", value) if isinstance(value, float) else (type(value), value)', "(type(value), value)"),
         ('struct.unpack("f", struct.pack("f", value))[0]', "value"),
         ('element.startswith(("float", "bfloat"))', 'element.startswith("float")'),
     ],
-    ("tracer/expr/simplify.py", "tests/tracer/test_simplify.py"): [
+    ("tracer/expr/simplify.py", "tests/tracer/expr/test_simplify.py"): [
         ("and math.copysign(1, node.value) == math.copysign(1, value)", ""),
         ('node.op in COMMUTATIVE and node.args[0].op == "const"', 'len(node.args) == 2 and node.args[0].op == "const"'),
         ('"add": (integer and _is(y, 0)) or (_is(y, -0.0) and not integer)', '"add": _is(y, 0) or _is(y, -0.0)'),
@@ -97,7 +97,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ('node.args[0].op in ("abs", "neg")', 'node.args[0].op in ("abs", "neg", "sub", "add")'),
         ("return x if _is(mask, 2**31 - 1) and", 'return x if mask.op == "const" and'),
     ],
-    ("tracer/bounds/ints.py", "tests/tracer/test_ranges.py"): [
+    ("tracer/bounds/ints.py", "tests/tracer/bounds/test_ranges.py"): [
         ("return self.least == self.most", "return self.least == self.most or bool(np.all(self.lo == self.hi))"),
         ("return Range(value, value, value, value)", "return Range(value, value, value, value + 1)"),
         ("Range(lo, hi, int(lo.min()), int(hi.max())) if", "Range(lo, hi, int(lo.min()), int(lo.max())) if"),
@@ -140,7 +140,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("gone = by.lo == 32", "gone = by.hi == 32"),
         ("_amounts(b, 31))", "_amounts(b, 30))"),
     ],
-    ("tracer/bounds/rules.py", "tests/tracer/test_ranges.py"): [
+    ("tracer/bounds/rules.py", "tests/tracer/bounds/test_ranges.py"): [
         ("return a.hi < b.lo, a.lo < b.hi", "return a.hi < b.lo, a.lo < b.lo"),
         ("return a.hi <= b.lo, a.lo <= b.hi", "return a.hi <= b.lo, a.lo < b.hi"),
         ("return a.hi <= b.lo, a.lo <= b.hi", "return a.hi < b.lo, a.lo <= b.hi"),
@@ -204,11 +204,11 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         (
             'RANGES.get(f"{node.op}.{node.args[-1].dtype}") or RANGES.get(node.op)',
             'RANGES.get(f"{node.op}.{node.args[0].dtype}") or RANGES.get(node.op)',
-            "tests/tracer/test_bounds.py::test_every_op_has_a_rule",
+            "tests/tracer/bounds/test_bounds.py::test_every_op_has_a_rule",
         ),
-        ("in RANGES or node.op in RANGES", "in RANGES", "tests/tracer/test_bounds.py::test_floats_at_the_edges"),
+        ("in RANGES or node.op in RANGES", "in RANGES", "tests/tracer/bounds/test_bounds.py::test_floats_at_the_edges"),
     ],
-    ("tracer/bounds/relations.py", "tests/tracer/test_relations.py"): [
+    ("tracer/bounds/relations.py", "tests/tracer/bounds/test_relations.py"): [
         ("factors.get(term, 0) + sign * factor", "factors.get(term, 0) + factor"),
         ("self.constant + sign * other.constant", "self.constant + other.constant"),
         (
@@ -221,7 +221,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         (
             'node.op != "load" and not has_rule(node)',
             "not has_rule(node)",
-            "tests/tracer/test_bounds.py::test_nan_makes_a_gather_unknown",
+            "tests/tracer/bounds/test_bounds.py::test_nan_makes_a_gather_unknown",
         ),
         ('a.plus(b, 1 if node.op == "add" else -1)', "a.plus(b, -1)"),
         ('form = args[0].plus(args[1], 1 if node.op == "add" else -1)', "form = args[0].plus(args[1], 1)"),
@@ -230,16 +230,16 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("if form is not None and form.fits()", "if form is not None"),
         ('"wide_add" if factor > 0 else "wide_sub"', '"wide_add"'),
     ],
-    ("tracer/bounds/extremes.py", "tests/tracer/test_relations.py"): [
+    ("tracer/bounds/extremes.py", "tests/tracer/bounds/test_relations.py"): [
         (
             '{"b": np.bool_, "f": np.float32}',
             '{"b": np.bool_, "f": np.int32}',
-            "tests/tracer/test_bounds.py::test_extremes_of_boxes",
+            "tests/tracer/bounds/test_bounds.py::test_extremes_of_boxes",
         ),
         (
             "extends = [lo is not hi and not np.array_equal(lo, hi)",
             "extends = [np.any(lo == hi) and not np.array_equal(lo, hi)",
-            "tests/tracer/test_bounds.py::test_extremes_of_boxes",
+            "tests/tracer/bounds/test_bounds.py::test_extremes_of_boxes",
         ),
         ("kept = ranged[-2:]", "kept = ranged[-1:]"),
         ("level = np.frexp(last - first + 1)[1] - 1", "level = np.frexp(last - first + 1)[1] - 2"),
@@ -248,7 +248,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         (
             "table = self._tables.get(kinds)",
             "table = next(iter(self._tables.values()), None)",
-            "tests/tracer/test_bounds.py::test_extremes_of_boxes",
+            "tests/tracer/bounds/test_bounds.py::test_extremes_of_boxes",
         ),
         ("for extreme in (np.minimum, np.maximum):", "for extreme in (np.minimum, np.minimum):"),
         ("np.arange(0, table.shape[axis], block), axis=axis", "np.arange(0, table.shape[axis], block + 1), axis=axis"),
@@ -258,7 +258,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("crosses = (lo < 0) & (hi >= 0)", "crosses = (lo < 0) & (hi > 0)"),
         ("np.clip(hi + shift, 0, size - 1)", "np.clip(hi + shift, 0, size - 2)"),
     ],
-    ("tracer/bounds/tiles.py", "tests/tracer/test_relations.py"): [
+    ("tracer/bounds/tiles.py", "tests/tracer/bounds/test_relations.py"): [
         ("return bounds_of(expr)(ranges, numbers, arrays)", "return bounds_of(expr)(ranges, numbers, arrays)[::-1]"),
         ("for node in order for arg in node.args}", "for node in order[:-1] for arg in node.args}"),
         (
@@ -273,7 +273,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("rounded = np.float32(round_to_float32(float(value)))", "rounded = np.float64(value)"),
         ("within = index.least >= 0 and index.most < size", "within = index.least >= 0"),
     ],
-    ("tracer/expr/invariance.py", "tests/tracer/test_invariance.py"): [
+    ("tracer/expr/invariance.py", "tests/tracer/expr/test_invariance.py"): [
         ("return shifts[expr] in (1, ANY)", "return shifts[expr] in (0, 1, ANY)"),
         (
             'node.value if node.op == "const" else numbers[node.value]',
@@ -325,34 +325,34 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ],
     ("tracer/semantics/merge.py", "tests/tracer/test_trace.py"): [
         ("one_of(t, build.where(condition, a, b)", "one_of(t, build.where(condition, b, a)"),
-        ("all(map(is_same_data, a, b))", "set(a) == set(b)", "tests/tracer/test_exact_python.py"),
-        ("times != [1, 1]", "False", "tests/tracer/test_exact_python.py::test_is_refused"),
+        ("all(map(is_same_data, a, b))", "set(a) == set(b)", "tests/tracer/semantics/test_exact_python.py"),
+        ("times != [1, 1]", "False", "tests/tracer/semantics/test_exact_python.py::test_is_refused"),
         (
             "return a if isinstance(a, Conflict) else b",
             "return b if isinstance(a, Conflict) else a",
-            "tests/tracer/test_exact_python.py::test_is_refused",
+            "tests/tracer/semantics/test_exact_python.py::test_is_refused",
         ),
         (
             "and a.rank == b.rank > 0 and a.slot == b.slot",
             "and a.rank == b.rank > 0",
-            "tests/tracer/test_exact_python.py::test_is_refused",
+            "tests/tracer/semantics/test_exact_python.py::test_is_refused",
         ),
     ],
-    ("tracer/semantics/changes.py", "tests/tracer/test_exact_python.py"): [
+    ("tracer/semantics/changes.py", "tests/tracer/semantics/test_exact_python.py"): [
         (
             'if reason is not None:\n        raise Untraceable(f"{what} changes',
             'if False:\n        raise Untraceable(f"{what} changes',
             "tests/tracer/test_errors.py",
         ),
     ],
-    ("tracer/frontends/frames.py", "tests/tracer/test_exact_python.py"): [
+    ("tracer/frontends/frames.py", "tests/tracer/semantics/test_exact_python.py"): [
         ("lambda now: name not in now.__globals__ and getattr(builtins, name, None) is value", "lambda now: True"),
     ],
-    ("tracer/expr/formulas.py", "tests/tracer/test_functions_everywhere.py"): [
+    ("tracer/expr/formulas.py", "tests/tracer/expr/test_functions_everywhere.py"): [
         ("build.where(is_huge, 2.0**-66, build.where(is_tiny, 2.0**98, 1.0))", "build.where(is_huge, 2.0**-66, 1.0)"),
         ('build.where(infinite, math.inf, build.arithmetic("mul", root, back))', 'build.arithmetic("mul", root, back)'),
     ],
-    ("tracer/expr/evaluate.py", "tests/tracer/test_evaluate.py"): [
+    ("tracer/expr/evaluate.py", "tests/tracer/expr/test_evaluate.py"): [
         ("np.where((count >= 0) & (count < 32), count, 31)", "count & 31"),
         ("np.left_shift(a, np.where(inside, count, 0)), 0)", "np.left_shift(a, count & 31), 1)"),
     ],
@@ -456,7 +456,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
             "tests/kernels/test_tile_state.py",
         ),
     ],
-    ("tracer/bounds/array_sizes.py", "tests/tracer/test_array_sizes.py"): [
+    ("tracer/bounds/array_sizes.py", "tests/tracer/bounds/test_array_sizes.py"): [
         ("arrays[slot].shape[axis] < sizes[index]", "arrays[slot].shape[axis] + 1 < sizes[index]"),
         ("yield no, self._surely(condition, False)", "yield no, TRUE"),
         ('yield second, self._surely(first, node.op == "and")', 'yield second, self._surely(first, node.op == "or")'),
@@ -464,11 +464,11 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("if high >= -size and low < size:", "if high >= -size or low < size:"),
         ("key = (id(gather), size, sizes, *numbers)", "key = (id(gather), size, sizes)"),
     ],
-    ("tracer/porting/once.py", "tests/tracer/test_once.py"): [
+    ("tracer/porting/once.py", "tests/tracer/porting/test_once.py"): [
         ("isinstance(owner, GENERATORS) or _is_within(module)", "_is_within(module)"),
         ("module == known or ", ""),
     ],
-    ("tracer/semantics/calls.py", "tests/tracer/test_once.py"): [
+    ("tracer/semantics/calls.py", "tests/tracer/porting/test_once.py"): [
         ("    except once.Once:\n        raise\n", ""),
     ],
     ("flextrace/mods/draws.py", "tests/flextrace/mods/test_draws.py"): [
@@ -479,25 +479,25 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("q_idx < tokens and kv_idx < tokens and ids[q_idx]", "kv_idx < tokens and ids[q_idx]"),
         ("return q_idx < tokens and start[q_idx]", "return start[q_idx]"),
     ],
-    ("tracer/source/find.py", "tests/tracer/test_source.py"): [
+    ("tracer/source/find.py", "tests/tracer/source/test_source.py"): [
         ("and _constants(a) == _constants(b)", ""),
         ("and _names(a) == _names(b)", ""),
         ("if not moved and _first_line(node) != code.co_firstlineno:", "if False:"),
         ("return min([node.lineno, *(decorator.lineno for decorator in decorators)])", "return node.lineno"),
     ],
     ("tracer/captures/recorder.py", "tests/kernels/test_captures.py"): [("if not has_int32_axes(value):", "if False:")],
-    ("tracer/captures/guards.py", "tests/tracer/test_traced_captures.py"): [
+    ("tracer/captures/guards.py", "tests/tracer/captures/test_traced_captures.py"): [
         ("if objects[a] is not objects[b]:", "if False:"),
         ("if convert is int and not -2147483648 <= value <= 2147483647:", "if False:"),
         (
             "value.ndim == ndim and value.size > 0 and",
             "value.ndim == ndim and",
-            "tests/tracer/test_exact_python.py::test_an_array_that_has_become_empty_is_noticed",
+            "tests/tracer/semantics/test_exact_python.py::test_an_array_that_has_become_empty_is_noticed",
         ),
         (
             "return lambda value: repr(float(value)) == text",
             "return lambda value: value == expected",
-            "tests/tracer/test_exact_python.py::test_a_number_that_decides_is_told_from_its_equal",
+            "tests/tracer/semantics/test_exact_python.py::test_a_number_that_decides_is_told_from_its_equal",
         ),
         ("same = bool(value.dtype == dtype)", "same = True"),
     ],

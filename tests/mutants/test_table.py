@@ -46,7 +46,9 @@ def test_a_planted_mistake_is_caught_and_taken_back(tmp_path: Path) -> None:
     copy, file = Copy(tmp_path / "tree", tmp_path / "cache"), "tracer/expr/node.py"
     before, old = (copy.folder / file).read_text(), "return TRUE if value else FALSE"
     for new, caught in (("return FALSE", True), ("return TRUE if bool(value) else FALSE", False)):
-        row = Mutant(file, old, new, ("tests/tracer/test_expr.py::test_constants_are_told_apart_by_type_sign_and_nan",))
+        row = Mutant(
+            file, old, new, ("tests/tracer/expr/test_expr.py::test_constants_are_told_apart_by_type_sign_and_nan",)
+        )
         assert bool(copy.run(row).failed) == caught
         assert (copy.folder / file).read_text() == before
 
