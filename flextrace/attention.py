@@ -15,6 +15,7 @@ from typing import Any, Literal, overload
 import mlx.core as mx
 
 from flextrace.kernels import AttentionCall, Int8Rows
+from flextrace.kernels.call import Mods
 from flextrace.kernels.registry import chosen_name
 from flextrace.tracer.errors import with_article
 from flextrace.tracer.source.signature import MaskFunction, ScoreFunction
@@ -224,17 +225,14 @@ def flex_attention(
         mask, blocks = block_mask.for_call(query, key)
     elif block_mask is not None:
         mask = as_mod(block_mask, MaskMod, "block_mask").bind()
-    sizes = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-    for bound in (score, mask):
-        if bound is not None:
-            bound.check_sizes(sizes)
+    mods = Mods(score, mask)
+    mods.check_sizes((query.shape[0], query.shape[1], query.shape[2], key.shape[2]))
     call = AttentionCall(
         query,
         elements(key),
         elements(value),
         factor,
-        score,
-        mask,
+        mods,
         blocks,
         want_lse=aux.lse,
         want_max=aux.max_scores,

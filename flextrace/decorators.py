@@ -8,9 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from flextrace.kernels import backend_for
+from flextrace.kernels.call import Mods
 from flextrace.kernels.cpu.generate import tile_lines
+from flextrace.kernels.loading import state
 from flextrace.kernels.notebooks import html_of
 from flextrace.kernels.registry import chosen_name, default_name
+from flextrace.kernels.spec import Formulas, KernelSpec
 from flextrace.tracer import Bound, Expr, Kind, Trace, Traces, name_of
 from flextrace.tracer.errors import with_article
 from flextrace.tracer.expr.invariance import shifts_with_score
@@ -112,7 +115,7 @@ class Mod:
             >>> print(flex.mods.causal.source("metal", whole=False).splitlines()[1].strip())
             bool mask_mod(int b, int h, int q_idx, int kv_idx) const thread {
         """
-        text = backend_for(backend, to_run=False).source(*self._pair(None))
+        text = backend_for(backend, to_run=False).text(KernelSpec(mods=self._formulas(None)))
         if whole:
             return text
         return "\n\n".join("\n".join(excerpt.lines) for excerpt in written_by([self.kind], text))
@@ -137,14 +140,14 @@ class Mod:
             'memory'
         """
         chosen = backend_for(chosen_name(backend) or default_name(), to_run=False)
-        return chosen.state(*self._pair(other))
+        return state(chosen, self._formulas(other))
 
-    def _pair(self, other: Mod | None) -> tuple[Trace | None, Trace | None]:
-        """The traces of a call's score_mod and mask_mod."""
+    def _formulas(self, other: Mod | None) -> Formulas:
+        """What a kernel knows of this mod, and of another in the same call."""
         if other is not None and other.kind == self.kind:
             raise ValueError(f"{self!r} and {other!r} are both a {self.kind}; a call has one of each kind")
-        traces = {mod.kind: mod.trace() for mod in (self, other) if mod is not None}
-        return traces.get("score_mod"), traces.get("mask_mod")
+        found = {mod.kind: mod.trace().formula for mod in (self, other) if mod is not None}
+        return Formulas(found.get("score_mod"), found.get("mask_mod"))
 
     def inspect(self) -> str:
         """The stages of this mod as text: the user's function, its expression, its captured inputs.
@@ -320,3 +323,12 @@ def as_mod(function: Any, wanted: type[AnyMod], argument: str) -> AnyMod:
     if not callable(function):
         raise wrong_mod(function, wanted.kind, argument)
     return wanted(function)
+
+
+def bound(score_mod: ScoreMod | None, mask_mod: MaskMod | None) -> Mods:
+    """The mods of a call, with what they capture now.
+
+    Raises:
+        TraceError, OverflowError, ZeroDivisionError, ValueError: as `bind` of each.
+    """
+    return Mods(None if score_mod is None else score_mod.bind(), None if mask_mod is None else mask_mod.bind())

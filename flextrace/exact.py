@@ -108,7 +108,7 @@ def _attend(call: AttentionCall, scores: Callable[[int, int], tuple[Array, Array
     batch, heads, q_len, _ = call.q.shape
     v = _float64(call.v)
     out, lse = np.zeros((batch, heads, q_len, v.shape[3])), np.zeros((batch, heads, q_len))
-    captured = {mod.trace.kind: captured_arrays(mod) for mod in (call.score_mod, call.mask_mod) if mod}
+    captured = {mod.trace.kind: captured_arrays(mod) for mod in call.mods.present}
     for b, h in np.ndindex(batch, heads):
         score, term = scores(b, h)
         index = {"b": b, "h": h, "q_idx": np.arange(q_len)[:, None], "kv_idx": np.arange(v.shape[2])}
@@ -117,10 +117,10 @@ def _attend(call: AttentionCall, scores: Callable[[int, int], tuple[Array, Array
             found = evaluate(mod.trace.expr, values, numbers=mod.numbers, arrays=captured[mod.trace.kind])
             return np.broadcast_to(found, (q_len, v.shape[2]))
 
-        if call.score_mod is not None:
-            score = run(call.score_mod, {**index, "score": score}).astype(np.float64)
-        if call.mask_mod is not None:
-            score = np.where(run(call.mask_mod, index), score, -np.inf)
+        if call.mods.score is not None:
+            score = run(call.mods.score, {**index, "score": score}).astype(np.float64)
+        if call.mods.mask is not None:
+            score = np.where(run(call.mods.mask, index), score, -np.inf)
         highest = score.max(axis=1, initial=-np.inf, keepdims=True)
         weights = np.exp(score - np.where(highest == -np.inf, 0, highest))
         total = weights.sum(axis=1, keepdims=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mlx.core as mx
-
 from flextrace.kernels import AttentionCall, Backend, Result
 from flextrace.kernels.gradients import GradientError, refuse_gradient
 from flextrace.kernels.staged import attend
@@ -11,9 +9,6 @@ from flextrace.kernels.staged import attend
 
 def forward_only(backend: Backend, call: AttentionCall) -> Result:
     """Run `call` so that differentiating its result by q, k, v or a captured mlx array raises GradientError."""
-    mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
-    others = [x for x in (call.k, call.v, call.k_scales, call.v_scales, call.v_means) if x is not None]
-    inputs = [call.q, *others, *(a for mod in mods for a in mod.arrays if isinstance(a, mx.array))]
     result = attend(backend, call)
     statistics = [part for part in (result.lse, result.max_scores) if part is not None]
     outputs = [result.out, *statistics, *result.intermediates.values()]
@@ -21,7 +16,7 @@ def forward_only(backend: Backend, call: AttentionCall) -> Result:
         f"the {backend.name} backend has no backward pass; differentiate with "
         'kernel_options={"BACKEND": "ops"} (or FLEXTRACE_BACKEND=ops)'
     )
-    tied = refuse_gradient(inputs, outputs, backend.lazy, message)
+    tied = refuse_gradient(call.arrays, outputs, backend.lazy, message)
     if tied is outputs:
         return result
     parts = iter(tied)

@@ -58,7 +58,7 @@ def add_scales(call: AttentionCall, key: mx.array | Int8Rows, value: mx.array | 
     if isinstance(key, Int8Rows):
         call.k_scales = key.scales
         if key.means is not None:
-            call.smoothing = Smoothing(key.means, add_back=needs_row_term(call.score_mod))
+            call.smoothing = Smoothing(key.means, add_back=needs_row_term(call.mods.score))
     if isinstance(value, Int8Rows):
         call.v_scales, call.v_means = value.scales, value.means
 

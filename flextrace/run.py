@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from flextrace.kernels import AttentionCall, Backend, BackendUnavailable, Result, backend_for
-from flextrace.kernels.registry import default_name, needs_values
+from flextrace.kernels.backend import needs_values
+from flextrace.kernels.registry import default_name
 from flextrace.kernels.smoothing import smoothing
 from flextrace.kernels.staged import attend
 
@@ -50,4 +51,4 @@ def run(call: AttentionCall, wanted: str | None, smooth_k: bool = False) -> Resu
             "inside mx.compile or mx.vmap flextrace runs on MLX operations, which is slower; call flex_attention "
             'outside them for the compiled kernel, or ask for it with kernel_options={"BACKEND": "ops"}',
         )
-        return backend_for("ops").attention(call)
+        return attend(backend_for("ops"), call)

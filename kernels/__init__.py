@@ -1,10 +1,11 @@
 """Expression tree -> running kernel: one folder per backend, and what they share."""
 
+from .backend import Backend, BackendUnavailable
 from .blocks import Blocks
 from .call import AttentionCall, Result
 from .gradients import GradientError
 from .quant_types import Int8Rows, QKQuant, Smoothing
-from .registry import BACKENDS, Backend, BackendUnavailable, backend_for
+from .registry import BACKENDS, backend_for
 from .stage_types import BlockLists, OutputParts, SoftmaxParts, Stages
 
 __all__ = [

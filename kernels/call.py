@@ -2,14 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from flextrace.tracer import Bound
 
 from .blocks import Blocks
 from .quant_types import QKQuant, Smoothing
+from .spec import Formulas
+
+Sizes = tuple[int, int, int, int]  # batch, query heads, q_len, kv_len
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mods:
+    """The score_mod and the mask_mod of a call, with what they capture now.
+
+    formulas: both without their captured values.
+    arrays, numbers: the captured arrays (mlx or numpy) and numbers, by slot.
+    """
+
+    score: Bound | None = None
+    mask: Bound | None = None
+    formulas: Formulas = field(init=False)
+    arrays: tuple[Any, ...] = field(init=False)
+    numbers: tuple[bool | int | float, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        score, mask = self.score, self.mask
+        formulas = Formulas(
+            None if score is None else score.trace.formula, None if mask is None else mask.trace.formula
+        )
+        object.__setattr__(self, "formulas", formulas)
+        object.__setattr__(self, "arrays", tuple([array for mod in self.present for array in mod.arrays]))
+        object.__setattr__(self, "numbers", tuple([number for mod in self.present for number in mod.numbers]))
+
+    @property
+    def present(self) -> list[Bound]:
+        """Those that there are, the score_mod first."""
+        return [mod for mod in (self.score, self.mask) if mod is not None]
+
+    @property
+    def mlx_arrays(self) -> list[mx.array]:
+        """The captured arrays that MLX knows: it may hide their values, and differentiate by them."""
+        return [array for array in self.arrays if isinstance(array, mx.array)]
+
+    def typed_numbers(self) -> Iterator[tuple[str, bool | int | float]]:
+        """The captured numbers by slot, each behind its dtype: "bool", "int" or "float"."""
+        for mod in self.present:
+            for capture, number in zip(mod.trace.numbers, mod.numbers, strict=True):
+                yield capture.dtype, number
+
+    def readable(self) -> list[mx.array]:
+        """The captured arrays by slot, for gathers.
+
+        Where MLX hides the values (an array that mx.compile or mx.vmap replaces), integers are taken modulo 2**32.
+
+        Raises:
+            OverflowError: an integer is beyond int32.
+        """
+        return [_readable(mod, array) for mod in self.present for array in mod.arrays]
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Raises ValueError where a captured array is too short for (batch, query heads, q_len, kv_len)."""
+        for mod in self.present:
+            mod.check_sizes(sizes)
+
+
+def _readable(mod: Bound, array: mx.array | np.ndarray[Any, Any]) -> mx.array:
+    # A copy, because numpy calls an axis of one element contiguous whatever its stride, and MLX takes no negative ones.
+    given = mx.array(np.array(array, order="C")) if isinstance(array, np.ndarray) else array
+    if given.dtype in (mx.int64, mx.uint64, mx.uint32) and given.size:
+        try:
+            low, high = int(given.min()), int(given.max())
+        except (ValueError, RuntimeError):  # MLX's refusal to evaluate inside a transformation
+            return given
+        if low < -(2**31) or high >= 2**31:
+            raise OverflowError(
+                f"{mod.trace.name}: a captured integer array holds a value outside int32, the integer type of "
+                "kernels; renumber its values (for ids: the inverse of a unique) or convert it to float32"
+            )
+    return given
+
+
+NO_MODS = Mods()
 
 
 @dataclass(slots=True, eq=False)
@@ -25,8 +105,7 @@ class AttentionCall:
     k: mx.array
     v: mx.array
     scale: float
-    score_mod: Bound | None = None
-    mask_mod: Bound | None = None
+    mods: Mods = NO_MODS
     blocks: Blocks | None = None
     want_lse: bool = False
     want_max: bool = False
@@ -40,6 +119,12 @@ class AttentionCall:
     # v that is int8 already: v = v * v_scales + v_means, [as v without value_dim] and [as v with length 1] or None
     v_scales: mx.array | None = None
     v_means: mx.array | None = None
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """All of MLX's arrays that the result follows from."""
+        ready = [x for x in (self.k_scales, self.v_scales, self.v_means) if x is not None]
+        return [self.q, self.k, self.v, *ready, *self.mods.mlx_arrays]
 
 
 @dataclass(slots=True, eq=False)

@@ -4,58 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Protocol
 
 import mlx.core as mx
 
-from flextrace.tracer import Trace
-from flextrace.tracer.errors import Brief
 from flextrace.tracer.nearest import nearest
 
-from .call import AttentionCall, Result
-from .stage_types import Stages
-
-
-class BackendUnavailable(Brief, RuntimeError):
-    """A backend cannot run here, or not inside this MLX transformation. The message names the remedy.
-
-    Example:
-        >>> import mlx.core as mx, flextrace as flex
-        >>> q = mx.ones((1, 1, 4, 8))
-        >>> try:
-        ...     out = flex.flex_attention(q, q, q, kernel_options={"BACKEND": "metal"})
-        ... except flex.BackendUnavailable:
-        ...     out = flex.flex_attention(q, q, q, kernel_options={"BACKEND": "ops"})
-        >>> out.shape
-        (1, 1, 4, 8)
-    """
-
-
-class Backend(Protocol):
-    """What a folder of `kernels/` provides."""
-
-    name: str
-    lazy: bool  # a call adds to MLX's graph and evaluates nothing, or (ops) only v, where MLX lets it
-    quantises: bool  # follows `quant` and `smoothing` of a call
-
-    def unavailable(self) -> str | None:
-        """Why it cannot run on this machine, or None."""
-
-    def source(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
-        """The complete text of the attention kernel for these mods."""
-
-    def prepare(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
-        """Build or load the kernel without running it; says what it took ("memory", "disk", "compiled")."""
-
-    def state(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
-        """Where the kernel for just these mods is: "memory", "paired" (in memory, but only with another mod too),
-        "disk" or "nowhere". Makes nothing, loads nothing, and the cache does not count it as a use."""
-
-    def attention(self, call: AttentionCall) -> Result:
-        """Run. Raises ValueError where MLX forbids to evaluate (inside mx.compile and mx.vmap)."""
-
-    def stages(self, threads: int = 0) -> Stages:
-        """Its stage kernels. Raises ValueError where there are none."""
+from .backend import Backend, BackendUnavailable
 
 
 def _cpu() -> Backend:
@@ -77,7 +31,7 @@ def _metal() -> Backend:
 
 
 def _simulator() -> Backend:
-    from .metal import SimulatorBackend
+    from .simulator import SimulatorBackend
 
     return SimulatorBackend()
 
@@ -116,11 +70,6 @@ def default_name() -> str:
     """The backend that owns MLX's default device."""
     on_metal = mx.metal.is_available() and mx.default_device().type == mx.DeviceType.gpu
     return "metal" if on_metal else "cpu"
-
-
-def needs_values(error: Exception) -> bool:
-    """Whether this is MLX's refusal to evaluate inside mx.compile or mx.vmap."""
-    return "during function transformations" in str(error)
 
 
 def chosen_name(option: str | None) -> str | None:

@@ -35,7 +35,7 @@ def smoothing(call: AttentionCall) -> Smoothing:
     groups = _groups_of(call)
     k, count = call.k, 1 if groups is None else groups.number
     segments = None if groups is None else groups.segments
-    means, add_back = _means(k, segments, count), needs_row_term(call.score_mod)
+    means, add_back = _means(k, segments, count), needs_row_term(call.mods.score)
     if groups is None:
         return Smoothing(means, add_back=add_back, averages=True)
     return Smoothing(means, groups.keys, groups.rows, add_back, averages=True)
@@ -66,7 +66,7 @@ class Groups(NamedTuple):
 
 
 def _groups_of(call: AttentionCall) -> Groups | None:
-    mask = call.mask_mod
+    mask = call.mods.mask
     found = None if mask is None else document_ids(mask.trace.expr)
     if mask is None or found is None or not call.q.size or not call.k.size:
         return None

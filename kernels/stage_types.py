@@ -8,6 +8,8 @@ import mlx.core as mx
 
 from flextrace.tracer import Bound
 
+from .call import Mods
+
 
 class BlockLists(NamedTuple):
     """Which blocks of keys each block of queries reads: partial ones, where a mask_mod decides inside, and full ones.
@@ -66,9 +68,7 @@ class Stages(Protocol):
     def scale(self, x: mx.array, factor: float) -> mx.array:
         """x of any shape -> x * factor, dtype of x."""
 
-    def score_mod(
-        self, scores: mx.array, score_mod: Bound | None, mask_mod: Bound | None, blocks: BlockLists | None
-    ) -> mx.array:
+    def score_mod(self, scores: mx.array, mods: Mods, blocks: BlockLists | None) -> mx.array:
         """float32 [B, H, L, S] -> float32. With `blocks`: unlisted blocks become -inf, and mask_mod is asked in partial
         blocks only. Without: it is asked everywhere."""
 

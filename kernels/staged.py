@@ -13,9 +13,9 @@ import mlx.core as mx
 from flextrace.tracer import Bound
 from flextrace.tracer.expr.node import B, H, leaves
 
+from .backend import Backend
 from .blocks import FULL, PARTIAL
 from .call import AttentionCall, Result
-from .registry import Backend
 from .stage_types import BlockLists, Stages
 
 BLOCK_SIZE = (128, 128)  # of the BlockMask made for a bare mask_mod
@@ -23,8 +23,16 @@ LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
 
 
 def attend(backend: Backend, call: AttentionCall) -> Result:
-    """The fused kernel, or its stages where the call asks for them."""
-    return run_staged(backend.stages(call.threads), call) if call.staged else backend.attention(call)
+    """The fused kernel, or its stages where the call asks for them. A backend that is not lazy gets evaluated arrays.
+
+    Raises:
+        ValueError, RuntimeError: MLX forbids to evaluate, inside mx.compile and mx.vmap.
+    """
+    if call.staged:
+        return run_staged(backend.stages(call.threads), call)
+    if not backend.lazy:
+        mx.eval(*call.arrays)
+    return backend.load(backend.spec(call)).run(call)
 
 
 def run_staged(stages: Stages, call: AttentionCall) -> Result:
@@ -44,10 +52,10 @@ def run_staged(stages: Stages, call: AttentionCall) -> Result:
     else:
         scores = stages.block_sparse_matmul(q, k, blocks, transpose_b=True, dtype=mx.float32)
     scaled = stages.scale(scores, call.scale)
-    modified = stages.score_mod(scaled, call.score_mod, call.mask_mod, blocks)
+    modified = stages.score_mod(scaled, call.mods, blocks)
     half = v.dtype == mx.float16
     weights, maxima, sums = stages.softmax(modified, normalise=False, dtype=mx.float16 if half else mx.float32)
-    if blocks is None and call.score_mod is None:
+    if blocks is None and call.mods.score is None:
         product = stages.matmul(weights, v, transpose_a=False, transpose_b=False, tiles=None, dtype=mx.float32)
     else:  # a weight of 0 leaves its key out, whatever its value is
         listed = _one_full_block(q.shape[2], k.shape[2]) if blocks is None else blocks
@@ -67,11 +75,12 @@ def _blocks(stages: Stages, call: AttentionCall) -> BlockLists | None:
     if blocks is not None:
         partial, indices, full, full_indices = (mx.array(x) for s in (PARTIAL, FULL) for x in blocks.lists(s))
         return BlockLists(partial, indices, full, full_indices, blocks.q_block, blocks.kv_block)
-    if call.mask_mod is None:
+    mask = call.mods.mask
+    if mask is None:
         return None
     batch, heads, q_len, _ = call.q.shape
-    batch, heads = mask_shape(call.mask_mod, batch, heads)
-    return stages.block_mask(call.mask_mod, batch, heads, q_len, call.k.shape[2], BLOCK_SIZE)
+    batch, heads = mask_shape(mask, batch, heads)
+    return stages.block_mask(mask, batch, heads, q_len, call.k.shape[2], BLOCK_SIZE)
 
 
 def _one_full_block(q_len: int, kv_len: int) -> BlockLists:

@@ -38,8 +38,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     """A test that meets a machine without a compiler for the simulator is skipped, and says what to install. In CI
     nothing may be missing: there it fails."""
     from flextrace.kernels import BackendUnavailable
-    from flextrace.kernels.metal import SimulatorBackend
-    from flextrace.kernels.simulator import SimulatorUnavailable
+    from flextrace.kernels.simulator import SimulatorBackend, SimulatorUnavailable
 
     try:
         return (yield)

@@ -10,7 +10,7 @@ import types
 import pytest
 
 import flextrace
-from flextrace.kernels.metal import SimulatorBackend
+from flextrace.kernels.simulator import SimulatorBackend
 
 PACKAGES = ("flextrace", "flextrace.tracer", "flextrace.kernels", "flextrace.cache")  # kept in four folders
 

@@ -33,7 +33,6 @@ cache/
 
 kernels/
 kernels/cpu/
-kernels/simulator/
 kernels/metal/tile/
 kernels/metal/mod/
 kernels/metal/attention/
@@ -41,8 +40,9 @@ kernels/metal/async_copy/
 kernels/metal/int8/
 kernels/metal/stages/
 kernels/metal/
+kernels/simulator/
 kernels/ops/
-kernels/registry kernels/staged kernels/__init__
+kernels/registry kernels/__init__
 
 flextrace/mlx_build flextrace/notices flextrace/hole
 flextrace/advice/
@@ -65,20 +65,14 @@ flextrace/commands/
 flextrace/cli flextrace/__main__
 """.split()
 
-UPWARD = {
-    ("kernels/cpu/backend.py", "kernels/registry.py"),
-    ("kernels/ops/backend.py", "kernels/registry.py"),
-}
+UPWARD: set[tuple[str, str]] = set()
 
-IN_CIRCLES = set(
-    """
-kernels/cpu/__init__.py kernels/cpu/backend.py kernels/ops/__init__.py kernels/ops/backend.py kernels/registry.py
-""".split()
-)
+IN_CIRCLES: set[str] = set()
 
 FLAT = 14  # files of one folder
 CROWDED = {
     "flextrace/",
+    "kernels/",
     "kernels/cpu/",
     "kernels/simulator/",
 }  # their rooms are on their way

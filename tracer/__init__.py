@@ -14,7 +14,7 @@ from .expr.node import OPS, Expr, leaves
 from .expr.simplify import simplify
 from .source.find import source_of
 from .source.signature import Kind, count_parameters, name_of, underlying
-from .trace import Bound, Trace, Traces, trace
+from .trace import Bound, Formula, Trace, Traces, trace
 
 __all__ = [
     "CPP",
@@ -25,6 +25,7 @@ __all__ = [
     "Bound",
     "Emitted",
     "Expr",
+    "Formula",
     "Kind",
     "Language",
     "NumberCapture",

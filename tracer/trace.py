@@ -31,6 +31,26 @@ from .source.signature import ARGUMENTS, Kind, check_parameters, name_of, underl
 
 
 @dataclass(frozen=True)
+class Formula:
+    """What a mod computes: its expression over indices and captures, with no captured value, nor where to read one.
+
+    A kernel is made from it and may outlive the mod. Two formulas are equal where their expressions are.
+    """
+
+    expr: Expr
+    kind: Kind = field(compare=False)
+    name: str = field(compare=False)
+    arrays: tuple[ArrayCapture, ...] = field(compare=False)
+    numbers: tuple[NumberCapture, ...] = field(compare=False)
+    code_ref: weakref.ref[types.CodeType] | None = field(default=None, compare=False)
+
+    def source(self) -> str:
+        """The user's function as canonical text; empty where its code is gone."""
+        code = None if self.code_ref is None else self.code_ref()
+        return "" if code is None else canonical_source(code)
+
+
+@dataclass(frozen=True)
 class Trace:
     """A mod as an expression. `expr` is float for a score_mod, bool for a mask_mod.
 
@@ -55,8 +75,12 @@ class Trace:
 
     def source(self) -> str:
         """The user's function as canonical text."""
-        code = self.code
-        return "" if code is None else canonical_source(code)
+        return self.formula.source()
+
+    @functools.cached_property
+    def formula(self) -> Formula:
+        """The trace without the way to its captures."""
+        return Formula(self.expr, self.kind, self.name, self.arrays, self.numbers, self.code_ref)
 
     @functools.cached_property
     def array_sizes(self) -> ArraySizes:

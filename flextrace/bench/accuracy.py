@@ -20,6 +20,7 @@ from rich.table import Table
 
 import flextrace as flex
 from flextrace import MaskMod, QKQuant, ScoreMod, mods
+from flextrace.decorators import bound
 from flextrace.exact import exact_attention, quantised_attention
 from flextrace.kernels import BACKENDS, AttentionCall
 from flextrace.kernels.smoothing import smoothing
@@ -118,8 +119,7 @@ def measure(inputs: str, mod: str, shape: Sequence[int], dtype: str, backend: st
     """
     score, mask = zoo(shape[1], shape[2])[mod]
     q, k, v = tensors(inputs, shape, dtype)
-    bound = (None if score is None else score.bind(), None if mask is None else mask.bind())
-    call = AttentionCall(q, k, v, shape[3] ** -0.5, *bound)
+    call = AttentionCall(q, k, v, shape[3] ** -0.5, bound(score, mask))
     exact = exact_attention(call).out
     added = smoothing(call).add_back
     rows = []

@@ -173,8 +173,8 @@ def overhead_us() -> tuple[float, float]:
     import mlx.core as mx
 
     import flextrace as flex
-    from flextrace.kernels import backend_for
-    from flextrace.kernels.cpu import CpuBackend
+    from flextrace.decorators import bound
+    from flextrace.kernels import AttentionCall, backend_for
 
     slopes = mx.array([0.5])
 
@@ -189,8 +189,7 @@ def overhead_us() -> tuple[float, float]:
     q = k = v = mx.ones((1, 1, 1, 64))
     mx.eval(q, slopes)
     backend = backend_for("cpu")
-    assert isinstance(backend, CpuBackend)
-    kernel = backend.kernel(alibi.trace(), causal.trace())
+    kernel: Any = backend.load(backend.spec(AttentionCall(q, k, v, 1.0, bound(alibi, causal))))
     whole = _per_call(lambda: flex.flex_attention(q, k, v, alibi, causal))
     entry, inside = kernel.entry, []
 

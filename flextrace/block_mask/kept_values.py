@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from flextrace.kernels.backend import needs_values
 from flextrace.kernels.blocks import Array
 from flextrace.kernels.cpu.buffers import locate
-from flextrace.kernels.registry import needs_values
 from flextrace.tracer import Bound
 from flextrace.tracer.captures.guards import ArrayCapture
 

@@ -14,6 +14,7 @@ from .exits import CommandError, expected_errors
 
 if TYPE_CHECKING:
     from flextrace import MaskMod, ScoreMod
+    from flextrace.kernels.call import Mods
     from flextrace.tracer import Bound
 
 TARGET = "MODULE:NAME or FILE.py:NAME of a mod, or of two for one call as MODULE:SCORE+MASK."
@@ -56,19 +57,19 @@ def show(
     """
     from flextrace.hole import written_by
     from flextrace.kernels import backend_for
+    from flextrace.kernels.spec import KernelSpec
 
     from .resolve import find_mods
 
     name = backend.value if backend is not None else default_backend()
     with prints_to_stderr():
-        given = find_mods(target)
-        mods = [mod for mod in given if mod is not None]
-        bounds = [bind(mod) for mod in mods]
+        mods = bind(*find_mods(target))
+        bounds = mods.present
         try:
-            kernel = backend_for(name, to_run=False).source(*(None if mod is None else mod.trace() for mod in given))
+            kernel = backend_for(name, to_run=False).text(KernelSpec(mods=mods.formulas))
         except ValueError as error:  # more captures than a kernel has room for
             raise CommandError(str(error)) from error
-    excerpts = written_by([mod.kind for mod in mods], kernel)
+    excerpts = written_by([mod.trace.kind for mod in bounds], kernel)
     if json:
         found = [{"first_line": excerpt.first, "lines": excerpt.lines} for excerpt in excerpts]
         print_json({"mods": [_facts(b) for b in bounds], "backend": name, "lines": found, "kernel": kernel})
@@ -89,10 +90,12 @@ def show(
         console.print()
 
 
-def bind(mod: ScoreMod | MaskMod) -> Bound:
-    """The mod's trace with what it captures now. Raises CommandError, TraceError."""
+def bind(score_mod: ScoreMod | None, mask_mod: MaskMod | None) -> Mods:
+    """Both with what they capture now. Raises CommandError, TraceError."""
+    from flextrace.decorators import bound
+
     try:
-        return mod.bind()
+        return bound(score_mod, mask_mod)
     except (OverflowError, ZeroDivisionError) as error:
         raise CommandError(str(error)) from error
 

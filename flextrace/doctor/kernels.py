@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.block_mask import create_block_mask
-from flextrace.decorators import MaskMod, ScoreMod
+from flextrace.decorators import MaskMod, ScoreMod, bound
 from flextrace.kernels import BACKENDS, AttentionCall, Backend, QKQuant
 from flextrace.kernels.smoothing import smoothing
 from flextrace.kernels.staged import attend
@@ -147,12 +147,8 @@ def _attend(backend: Backend, case: Case, dtype: str) -> str | None:
     if case.block_size is not None and mask is not None:
         blocks = create_block_mask(mask, None, None, Q_LEN, KV_LEN, BLOCK_SIZE=case.block_size).blocks
     scale = case.head_dim**-0.5
-    call = AttentionCall(
-        q, k, v, scale, blocks=blocks, want_lse=True, want_max=True, async_copy=case.async_copy, staged=case.staged
-    )
-    call.score_mod = None if score is None else score.bind()
-    call.mask_mod = None if mask is None else mask.bind()
-    call.quant = case.quant
+    call = AttentionCall(q, k, v, scale, bound(score, mask), blocks, want_lse=True, want_max=True)
+    call.async_copy, call.staged, call.quant = case.async_copy, case.staged, case.quant
     if case.smooth_k or (case.quant is not None and case.quant.smooth_k):
         call.smoothing = smoothing(call)
     result = attend(backend, call)

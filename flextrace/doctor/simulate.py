@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.attention import flex_attention
-from flextrace.decorators import MaskMod, ScoreMod
+from flextrace.decorators import MaskMod, ScoreMod, bound
 from flextrace.exact import exact_attention
 from flextrace.kernels import AttentionCall
 from flextrace.simulator import Report, SimulationError, recording
@@ -65,7 +65,7 @@ def simulate(
         TraceError, OverflowError, ZeroDivisionError: a mod cannot be used.
     """
     q, k, v = tensors(shapes, dtype)
-    score, mask = (None if mod is None else mod.bind() for mod in (score_mod, mask_mod))
+    mods = bound(score_mod, mask_mod)
     with recording() as reports:
         try:
             out, lse = flex_attention(
@@ -80,7 +80,7 @@ def simulate(
             )
         except SimulationError:
             return Simulation(tuple(reports), ())
-    exact = exact_attention(AttentionCall(q, k, v, 1 / math.sqrt(q.shape[-1]), score, mask))
+    exact = exact_attention(AttentionCall(q, k, v, 1 / math.sqrt(q.shape[-1]), mods))
     errors = (_error("out", out, exact.out, TOLERANCE[dtype]), _error("lse", lse, exact.lse, TOLERANCE[dtype]))
     return Simulation(tuple(reports), errors)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
-from flextrace.decorators import MaskMod, ScoreMod
+from flextrace.decorators import MaskMod, ScoreMod, bound
 from flextrace.kernels.stage_types import BlockLists, Stages
 
 from .exactness import Array, after_mods, alibi, causal, compare, exact, softmax, tensors
@@ -35,10 +35,10 @@ def scale(stages: Stages, dtype: str) -> None:
 
 def score_mod(stages: Stages, dtype: str) -> None:
     (scores,) = tensors([SCORES], "float32")
-    mods = ScoreMod(alibi).bind(), MaskMod(causal).bind()
+    mods = bound(ScoreMod(alibi), MaskMod(causal))
     want = after_mods(exact(scores), alibi, causal)
-    compare(stages.score_mod(scores, *mods, None), want, "float32", "score_mod")
-    compare(stages.score_mod(scores, *mods, _causal_blocks()), want, "float32", "score_mod in blocks")
+    compare(stages.score_mod(scores, mods, None), want, "float32", "score_mod")
+    compare(stages.score_mod(scores, mods, _causal_blocks()), want, "float32", "score_mod in blocks")
 
 
 def softmax_of_rows(stages: Stages, dtype: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from flextrace.cache import Entry, Store
+from flextrace.kernels.spec import short_name
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
@@ -82,17 +82,8 @@ def _row(entry: Entry, damage: str) -> CacheRow:
 
 
 def _kernel(manifest: dict[str, Any]) -> str:
-    kernel, keys = kernel_title(str(manifest.get("kernel", ""))), str(manifest.get("keys", "PLAIN"))
+    kernel, keys = short_name(str(manifest.get("kernel", ""))), str(manifest.get("keys", "PLAIN"))
     return kernel if keys == "PLAIN" else f"{kernel}, keys {keys.lower()}"
-
-
-def kernel_title(name: str) -> str:
-    """The name of a Metal kernel without the hash of its text.
-
-    >>> kernel_title("flextrace_attention_76ec038052af9bbf_c_float32"), kernel_title("softmax")
-    ('attention', 'softmax')
-    """
-    return re.sub(r"^flextrace_(.*?)(_[0-9a-f]{16}.*)?$", r"\1", name)
 
 
 def grouped(found: Sequence[CacheRow]) -> list[list[CacheRow]]:

@@ -15,8 +15,10 @@ from flextrace.hole import written_by
 from flextrace.kernels import Backend, BackendUnavailable, backend_for
 from flextrace.kernels.assemble import parts
 from flextrace.kernels.blocks import FULL, PARTIAL
+from flextrace.kernels.loading import state as kernel_state
 from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.kernels.simulator import Report, SimulationError
+from flextrace.kernels.spec import Formulas, KernelSpec
 from flextrace.tracer import Bound, Kind, Trace, TraceError, Untraceable, leaves, name_of, source_of, underlying
 from flextrace.tracer.source.signature import wrapped
 
@@ -141,13 +143,13 @@ def _captures(bound: Bound) -> str:
 def _kernel(mod: Mod, trace: Trace) -> tuple[str, str, str]:
     """The backend that would run the mod, where its kernel for this mod alone is, and its text, folded."""
     backend = _backend()
-    pair = (trace, None) if mod.kind == "score_mod" else (None, trace)
+    formulas = Formulas(trace.formula) if mod.kind == "score_mod" else Formulas(None, trace.formula)
     try:
-        text = backend.source(*pair)
+        text = backend.text(KernelSpec(mods=formulas))
     except ValueError as error:  # it captures more than this backend takes
         return backend.name, "cannot run there", f'<pre class="error">{escape(str(error))}</pre>'
     try:
-        state = STATES[backend.state(*pair)]
+        state = STATES[kernel_state(backend, formulas)]
     except (CacheError, OSError) as error:
         state = f"the kernel cache cannot be read: {error}"
     if backend.name == "ops":

@@ -22,8 +22,10 @@ from typing import Literal, overload
 import mlx.core as mx
 
 from flextrace.block_mask.create import check_broadcast
+from flextrace.kernels.backend import BackendUnavailable, needs_values
+from flextrace.kernels.call import Mods
 from flextrace.kernels.gradients import refuse_gradient
-from flextrace.kernels.registry import BackendUnavailable, backend_for, chosen_name, default_name, needs_values
+from flextrace.kernels.registry import backend_for, chosen_name, default_name
 from flextrace.kernels.scalars import check_block_size, check_size
 from flextrace.kernels.stage_types import BlockLists, OutputParts, SoftmaxParts, Stages
 from flextrace.tracer import Bound
@@ -155,15 +157,13 @@ def score_mod(
                  [-1, 0]]]], dtype=float32)
     """
     check_tensor("scores", scores, "4 axes: [batch, heads, q_len, kv_len]", least=4, most=4, only_float32=True)
-    score, mask = as_bound(score_mod, "score_mod", "score_mod"), as_bound(mask_mod, "mask_mod", "mask_mod")
-    for bound in (score, mask):
-        if bound is not None:
-            bound.check_sizes((scores.shape[0], scores.shape[1], scores.shape[2], scores.shape[3]))
+    mods = Mods(as_bound(score_mod, "score_mod", "score_mod"), as_bound(mask_mod, "mask_mod", "mask_mod"))
+    mods.check_sizes((scores.shape[0], scores.shape[1], scores.shape[2], scores.shape[3]))
     lists = None if blocks is None else check_blocks(blocks, *scores.shape[:3])
-    if lists is not None and mask is not None:
-        check_lists_stand_for(lists, mask, scores)
-    inputs = [scores, *_captured(score), *_captured(mask)]
-    return _run("score_mod", backend, inputs, lambda stages: [stages.score_mod(scores, score, mask, lists)])[0]
+    if lists is not None and mods.mask is not None:
+        check_lists_stand_for(lists, mods.mask, scores)
+    inputs = [scores, *mods.mlx_arrays]
+    return _run("score_mod", backend, inputs, lambda stages: [stages.score_mod(scores, mods, lists)])[0]
 
 
 @overload
@@ -251,7 +251,7 @@ def block_mask(
     def compute(stages: Stages) -> Sequence[mx.array]:
         return stages.block_mask(bound, batch, heads, *lengths, size)[:4]
 
-    counts, indices, full_counts, full_indices = _run("block_mask", backend, _captured(bound), compute)
+    counts, indices, full_counts, full_indices = _run("block_mask", backend, Mods(mask=bound).mlx_arrays, compute)
     return BlockLists(counts, indices, full_counts, full_indices, *size)
 
 
@@ -341,10 +341,6 @@ def attention_output(
         return stages.attention_output(product, max_scores, sums, dtype)
 
     return OutputParts(*_run("attention_output", backend, [product, max_scores, sums], compute))
-
-
-def _captured(mod: Bound | None) -> list[mx.array]:
-    return [] if mod is None else [array for array in mod.arrays if isinstance(array, mx.array)]
 
 
 def _run(

@@ -7,7 +7,7 @@ import math
 import os
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.cache import LoadError
-from flextrace.tracer import Bound
 
 from ..blocks import Blocks
-from ..call import AttentionCall, Result
+from ..call import AttentionCall, Mods, Result
 from ..quant_types import QKQuant, Smoothing
+from ..spec import ATTENTION, KernelSpec
 from .buffers import copied, locate, locate_aligned, new_array
-from .generate import Keys
 
 DTYPES = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2}
 MAX_NDIM = 8
@@ -89,14 +88,17 @@ def load(library: Path, name: str) -> Callable[[bytes], int]:
 
 
 class Kernel:
-    """A loaded attention kernel for one pair of mods; any shapes, strides and dtypes."""
+    """A loaded kernel for one pair of mods; any shapes, strides and dtypes."""
 
-    def __init__(self, entry: Callable[[bytes], int]) -> None:
-        self.entry = entry  # takes a packed Params, gives a status
+    def __init__(self, entry: Callable[[bytes], int], key: str = "") -> None:
+        self.entry = entry  # takes a packed struct (Params, or that of a stage), gives a status
+        self.key = key  # of its entry in the cache
 
     def run(self, call: AttentionCall, tile_counts: np.ndarray[Any, Any] | None = None) -> Result:
-        """Run on evaluated arrays. `tile_counts`, int64 [4], gets added, a tile being one of keys for a group of rows:
-        tiles skipped, run with the mask, run without; and tiles for which the mask was evaluated to find out.
+        """Run the attention kernel on evaluated arrays.
+
+        tile_counts: int64 [4], gets added, a tile being one of keys for a group of rows: tiles skipped, run with the
+        mask, run without; and tiles for which the mask was evaluated to find out.
 
         Raises:
             MemoryError: no room for the packed keys and values.
@@ -118,8 +120,7 @@ class Kernel:
         out, out_at = new_array((*rows, value_dim), q.dtype)
         lse, lse_at = new_array(rows, mx.float32) if call.want_lse else (None, 0)
         max_scores, max_at = new_array(rows, mx.float32) if call.want_max else (None, 0)
-        mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
-        arrays, numbers, kept = captured(mods) if mods else (b"", b"", [])
+        arrays, numbers, kept = captured(call.mods)
         smoothing = None if call.smoothing is None else contiguous(call.smoothing)
         # `arrays`, `numbers`, `kept` and `smoothing` live until the call returns.
         params = PARAMS.pack(
@@ -137,13 +138,14 @@ class Kernel:
         if status == 1:
             raise MemoryError("no memory for the packed keys and values of one head")
         if status == 2:
-            raise OverflowError(overflow_message(mods))
+            raise OverflowError(overflow_message(call.mods))
         return Result(out, lse, max_scores)
 
 
-def keys_of(call: AttentionCall) -> Keys:
-    """How the kernel of this call reads keys."""
-    return "QUANTISED" if call.quant is not None else "SMOOTHED" if call.smoothing is not None else "PLAIN"
+def spec_of(call: AttentionCall) -> KernelSpec:
+    """The kernel for a call; the variant is how it reads keys, by the names of params.h."""
+    keys = "QUANTISED" if call.quant is not None else "SMOOTHED" if call.smoothing is not None else None
+    return KernelSpec(ATTENTION, call.mods.formulas, keys)
 
 
 def contiguous(smoothing: Smoothing) -> Smoothing:
@@ -199,16 +201,14 @@ HOST = _host()
 HOST_AT = address_of(HOST)
 
 
-def captured(mods: Sequence[Bound]) -> tuple[bytes, bytes, list[Any]]:
-    """The captured arrays and numbers of all mods as the kernel reads them, and what has to live as long as they."""
-    arrays, numbers, kept = [], [], []
-    for mod in mods:
-        for array, address, strides in map(locate_aligned, mod.arrays):
-            kept.append(array)
-            rest = (0,) * (MAX_NDIM - len(strides))
-            arrays.append(ARRAY.pack(address, *array.shape, *rest, *strides, *rest, len(strides)))
-        for capture, number in zip(mod.trace.numbers, mod.numbers, strict=True):
-            numbers.append(_number(capture.dtype, number))
+def captured(mods: Mods) -> tuple[bytes, bytes, list[Any]]:
+    """The captured arrays and numbers as the kernel reads them, and what has to live as long as they."""
+    arrays, kept = [], []
+    for array, address, strides in map(locate_aligned, mods.arrays):
+        kept.append(array)
+        rest = (0,) * (MAX_NDIM - len(strides))
+        arrays.append(ARRAY.pack(address, *array.shape, *rest, *strides, *rest, len(strides)))
+    numbers = [_number(dtype, number) for dtype, number in mods.typed_numbers()]
     return b"".join(arrays), b"".join(numbers), kept
 
 
@@ -224,10 +224,9 @@ def _block_mask(blocks: Blocks) -> tuple[int, ...]:
     return (1, *(array.ctypes.data for array in runs), *blocks.shape[:3], blocks.q_block, blocks.kv_block)
 
 
-def overflow_message(mods: Sequence[Bound]) -> str:
+def overflow_message(mods: Mods) -> str:
     """What to say of a captured integer outside int32."""
-    wide = ("int64", "uint64", "uint32")
-    names = [c.name for mod in mods for c in mod.trace.arrays if c.element in wide]
+    names = [array.name for array in mods.formulas.arrays if array.element in ("int64", "uint64", "uint32")]
     return (
         f"a captured integer array ({', '.join(names)}) holds a value outside int32, the integer type of kernels; "
         "renumber its values (for ids: the inverse of a unique) or convert it to float32"

@@ -10,13 +10,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flextrace.tracer import Bound, Trace
+from flextrace.tracer import Bound
 
+from ..call import NO_MODS, Mods
+from ..spec import KernelSpec
 from ..stage_types import BlockLists, OutputParts, SoftmaxParts
 from .buffers import locate, locate_aligned, new_array
-from .launch import DTYPES, HOST_AT, address_of, captured, overflow_message, thread_count
+from .launch import DTYPES, HOST_AT, Kernel, address_of, captured, overflow_message, thread_count
 
-Load = Callable[[str, "Trace | None", "Trace | None"], Callable[[bytes], int]]
 TENSOR = struct.Struct("=Q 4q 4q q")  # data, shape, strides, dtype
 LISTS = struct.Struct("=4Q 3q 2q 2q")  # the lists; batch, heads, q_blocks; columns of both; q_block, kv_block
 NO_LISTS = LISTS.pack(*[0] * 9, 1, 1)
@@ -25,9 +26,9 @@ TILES = (96, 128, 256)
 
 
 class CpuStages:
-    """The stage kernels in C++. `load` gives a compiled stage by name, for mods; threads 0 is as many as there are."""
+    """The stage kernels in C++. `load` gives a compiled one; threads 0 is as many as there are."""
 
-    def __init__(self, load: Load, threads: int = 0) -> None:
+    def __init__(self, load: Callable[[KernelSpec], Kernel], threads: int = 0) -> None:
         self._load = load
         self._threads = threads
 
@@ -56,14 +57,12 @@ class CpuStages:
         self._run("scale", _tensor(x) + target + struct.pack("=d", factor))
         return out
 
-    def score_mod(
-        self, scores: mx.array, score_mod: Bound | None, mask_mod: Bound | None, blocks: BlockLists | None
-    ) -> mx.array:
+    def score_mod(self, scores: mx.array, mods: Mods, blocks: BlockLists | None) -> mx.array:
         scores = _evaluated(scores)
         out, target = _result(scores.shape, mx.float32)
         lists, kept = (NO_LISTS, []) if blocks is None else _lists(blocks)
         has_blocks = struct.pack("=q", blocks is not None)
-        self._run("score_mod", _tensor(scores) + target + has_blocks + lists, score_mod, mask_mod, captures=True)
+        self._run("score_mod", _tensor(scores) + target + has_blocks + lists, mods, captures=True)
         del kept
         return out
 
@@ -82,7 +81,7 @@ class CpuStages:
         columns = -(-kv_len // block_size[1])
         made = [new_array(shape, mx.int32) for shape in (rows, (*rows, columns)) * 2]
         sizes = struct.pack("=4Q 6q", *(at for _, at in made), batch, heads, q_len, kv_len, *block_size)
-        self._run("block_mask", sizes, None, mask_mod, captures=True)
+        self._run("block_mask", sizes, Mods(mask=mask_mod), captures=True)
         partial, indices, full, full_indices = (array for array, _ in made)
         return BlockLists(partial, indices, full, full_indices, *block_size)
 
@@ -104,28 +103,19 @@ class CpuStages:
         self._run("attention_output", b"".join(_tensor(x) for x in inputs) + target + struct.pack("=Q", lse_at))
         return OutputParts(out, lse, max_scores)
 
-    def _run(
-        self,
-        name: str,
-        packed: bytes,
-        score_mod: Bound | None = None,
-        mask_mod: Bound | None = None,
-        *,
-        captures: bool = False,
-    ) -> None:
+    def _run(self, name: str, packed: bytes, mods: Mods = NO_MODS, *, captures: bool = False) -> None:
         """Run a stage; `captures`: its struct ends with what the mods capture.
 
         Raises:
             MemoryError: no room for the working memory of its threads.
             OverflowError: a captured integer array holds a value outside int32.
         """
-        mods = [mod for mod in (score_mod, mask_mod) if mod is not None]
-        mx.eval(*(a for mod in mods for a in mod.arrays if isinstance(a, mx.array)))
-        traces = (None if mod is None else mod.trace for mod in (score_mod, mask_mod))
+        mx.eval(*mods.mlx_arrays)
         arrays, numbers, kept = captured(mods)
         if captures:
             packed += struct.pack("=2Q", address_of(arrays), address_of(numbers))
-        status = self._load(name, *traces)(packed + struct.pack("=qQ", self._threads or thread_count(), HOST_AT))
+        kernel = self._load(KernelSpec(name, mods.formulas))
+        status = kernel.entry(packed + struct.pack("=qQ", self._threads or thread_count(), HOST_AT))
         del kept
         if status == 1:
             raise MemoryError(f"no working memory for {name}; give it smaller tiles or fewer threads")

@@ -1,5 +1,5 @@
 """The metal backend: Metal kernels for Apple GPUs through mx.fast.metal_kernel, and the same ones in the simulator."""
 
-from .backend import MetalBackend, SimulatorBackend
+from .backend import MetalBackend
 
-__all__ = ["MetalBackend", "SimulatorBackend"]
+__all__ = ["MetalBackend"]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import mlx.core as mx
 import numpy as np
 
-from flextrace.tracer import Bound
-
-from ..mods import readable
+from ..call import Mods
 from .tiles import SMALLEST
 
 
@@ -23,21 +19,16 @@ def flat(x: mx.array) -> mx.array:
     return in_device_memory(mx.contiguous(x.reshape(-1)))
 
 
-def captured_arrays(mods: Sequence[Bound], packed: bool) -> list[mx.array]:
+def captured_arrays(mods: Mods, packed: bool) -> list[mx.array]:
     """Captured arrays as the kernel reads them: Metal has no float64, and packed ones lie row after row."""
-    arrays = [readable(mod, array) for mod in mods for array in mod.arrays]
-    given = [x.astype(mx.float32, stream=mx.cpu) if x.dtype == mx.float64 else x for x in arrays]
+    given = [x.astype(mx.float32, stream=mx.cpu) if x.dtype == mx.float64 else x for x in mods.readable()]
     return [mx.contiguous(x) for x in given] if packed else given
 
 
-def words_of_captures(mods: Sequence[Bound]) -> list[int]:
+def words_of_captures(mods: Mods) -> list[int]:
     """Captured numbers as 32-bit words, then the shapes of captured arrays."""
-    numbers = [
-        bits(float(number)) if capture.dtype == "float" else int(number)
-        for mod in mods
-        for capture, number in zip(mod.trace.numbers, mod.numbers, strict=True)
-    ]
-    return [*numbers, *(size for mod in mods for array in mod.arrays for size in array.shape)]
+    numbers = [bits(float(number)) if dtype == "float" else int(number) for dtype, number in mods.typed_numbers()]
+    return [*numbers, *(size for array in mods.arrays for size in array.shape)]
 
 
 def bits(number: float) -> int:

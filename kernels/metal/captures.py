@@ -1,4 +1,4 @@
-"""Traces -> how a Metal kernel is given what the mods capture: its buffers, and the parts of the generated `mod.h`.
+"""Formulas -> how a Metal kernel is given what the mods capture: its buffers, and the parts of the generated `mod.h`.
 
 A kernel has 31 buffers. Of an array with axes MLX passes three: its elements, its shape and its strides, read where it
 lies. Where these are too many, the arrays are *packed*: each lies row after row, copied if need be, and is one buffer;
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from flextrace.tracer import ArrayCapture, NumberCapture, Trace
+from flextrace.tracer import ArrayCapture, NumberCapture
 
 MAX_BUFFERS = 31
 MSL = {"float16": "half", "bfloat16": "bfloat16_t", "float32": "float", "float64": "float"}
@@ -19,14 +19,6 @@ _READ_NUMBER = {
     "int": "numbers[{}]",
     "bool": "numbers[{}] != 0",
 }
-
-
-def captures(
-    score_mod: Trace | None, mask_mod: Trace | None
-) -> tuple[tuple[ArrayCapture, ...], tuple[NumberCapture, ...]]:
-    """What both mods capture, by slot: the mask's come after the score's."""
-    mods = [mod for mod in (score_mod, mask_mod) if mod is not None]
-    return tuple(a for mod in mods for a in mod.arrays), tuple(n for mod in mods for n in mod.numbers)
 
 
 def are_packed(arrays: Sequence[ArrayCapture], others: int) -> bool:

@@ -1,4 +1,4 @@
-"""Traces -> Metal text: the generated `mod.h`, and the header and body that MLX's metal_kernel takes."""
+"""Formulas -> Metal text: the generated `mod.h`, and the header and body that MLX's metal_kernel takes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flextrace.tracer import METAL, ArrayCapture, Expr, Trace, emit
+from flextrace.tracer import METAL, ArrayCapture, Expr, emit
 from flextrace.tracer.bounds.tiles import bounds_of
 from flextrace.tracer.emit.c_family import is_uniform
 from flextrace.tracer.emit.tile_state import METAL_RANGES, tile_state_body
 from flextrace.tracer.expr.node import leaves
 
 from ..assemble import assemble, header_and_body
-from ..mods import shift_slots
-from .captures import MAX_BUFFERS, are_packed, ascii_text, captures, declared, extremes_type, msl_type, passed_on
+from ..spec import Formulas
+from .captures import MAX_BUFFERS, are_packed, ascii_text, declared, extremes_type, msl_type, passed_on
 from .plan import Plan, plan_for
 from .scoring import PLAIN, Scoring
 
 FOLDER = Path(__file__).parent
+NO_MODS = Formulas()
 KERNEL, ASYNC_KERNEL = "attention/forward.metal", "async_copy/forward.metal"
 INPUTS = ("q", "k", "v", "params", "tile_lists")
 OUTPUTS = ("out", "lse", "max_scores")
@@ -89,6 +90,10 @@ class KernelText:
     scoring: Scoring = PLAIN  # its inputs come last
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        return OUTPUTS
+
+    @property
     def name(self) -> str:
         """With a hash of the text: MLX up to 0.32.0 ran stale code under an equal name."""
         return "flextrace_attention_" + hashlib.sha256((self.header + self.body).encode()).hexdigest()[:16]
@@ -121,8 +126,7 @@ class KernelText:
 
 
 def kernel_text(
-    score_mod: Trace | None,
-    mask_mod: Trace | None,
+    mods: Formulas = NO_MODS,
     async_copy: bool = False,
     extremes: Collection[int] | None = None,
     scoring: Scoring = PLAIN,
@@ -134,17 +138,17 @@ def kernel_text(
 
     Raises ValueError where the mods capture more arrays than a Metal kernel has buffers, be they packed.
     """
-    arrays, _ = captures(score_mod, mask_mod)
+    arrays = mods.arrays
     others = len(KernelText("", "", INPUTS, (), scoring=scoring)._buffers()) + len(scoring.parameters)
     packed = are_packed(arrays, others)
     names = [f"array{slot}" for slot in range(len(arrays))]
     text = KernelText("", "", (*INPUTS, *names), arrays, packed, scoring=scoring)
     buffers = len(text._buffers()) + len(scoring.parameters)
-    slots = [slot for slot in looked_up(score_mod, mask_mod) if extremes is None or slot in extremes]
+    slots = [slot for slot in looked_up(mods) if extremes is None or slot in extremes]
     slots = slots[: MAX_BUFFERS - buffers]
     of_blocks = [f"extremes{slot}" for slot in slots]
     passed = [*passed_on(arrays, packed), *of_blocks, *(name.rsplit(" ", 1)[1] for name in scoring.parameters)]
-    hole = {"mod/mod.h": mod_header(score_mod, mask_mod, slots, scoring, packed)}
+    hole = {"mod/mod.h": mod_header(mods, slots, scoring, packed)}
     header, body = header_and_body(assemble(FOLDER, ASYNC_KERNEL if async_copy else KERNEL, hole))
     return replace(
         text,
@@ -155,15 +159,10 @@ def kernel_text(
     )
 
 
-def kernel_source(score_mod: Trace | None, mask_mod: Trace | None) -> str:
-    """The complete Metal text of the attention kernel for these mods."""
-    return kernel_text(score_mod, mask_mod).complete()
-
-
-def looked_up(score_mod: Trace | None, mask_mod: Trace | None) -> tuple[int, ...]:
+def looked_up(mods: Formulas) -> tuple[int, ...]:
     """The slots of captured arrays that the mask looks up by row or key, in their last index."""
-    first = 0 if score_mod is None else len(score_mod.arrays)
-    return () if mask_mod is None else tuple(first + slot for slot in _looked_up(mask_mod.expr))
+    first = 0 if mods.score is None else len(mods.score.arrays)
+    return () if mods.mask is None else tuple(first + slot for slot in _looked_up(mods.mask.expr))
 
 
 @functools.lru_cache(maxsize=256)
@@ -172,44 +171,30 @@ def _looked_up(mask: Expr) -> list[int]:
     return sorted({load.value[0] for load in loads if load.args and load.args[-1].varies & {"q_idx", "kv_idx"}})
 
 
-def mod_header(
-    score_mod: Trace | None,
-    mask_mod: Trace | None,
-    extremes: Collection[int] = (),
-    scoring: Scoring = PLAIN,
-    packed: bool = False,
-) -> str:
+def mod_header(mods: Formulas, extremes: Collection[int] = (), scoring: Scoring = PLAIN, packed: bool = False) -> str:
     """The text that fills the hole; `extremes` are the slots of arrays whose blocks tile_state reads."""
-    arrays, numbers = captures(score_mod, mask_mod)
-    mask = _mask(score_mod, mask_mod)
-    made = declared(arrays, numbers, extremes, packed)
+    score, mask = mods.score_expr, mods.mask_expr
+    made = declared(mods.arrays, mods.numbers, extremes, packed)
     for parameter in scoring.parameters:
         made.passed(*parameter.rsplit(" ", 1))
-    pointers = [f"Array{slot}" for slot, array in enumerate(arrays) if array.ndim]
+    pointers = [f"Array{slot}" for slot, array in enumerate(mods.arrays) if array.ndim]
     return _MOD_HEADER.format(
         **scoring.hole(),
         library="ops.h" if mask is None else "extremes.h" if extremes else "bounds.h",
-        has_score_mod="true" if score_mod is not None else "false",
+        has_score_mod="true" if score is not None else "false",
         has_mask_mod="true" if mask is not None else "false",
         template=f"template <{', '.join(f'typename {name}' for name in pointers)}>\n" if pointers else "",
         arguments=f"<{', '.join(pointers)}>" if pointers else "",
         fields="\n".join(made.fields),
         parameters=", ".join(["const device int* numbers", *made.parameters]),
         assignments="\n".join(made.assignments),
-        score_name="no score_mod" if score_mod is None else f"score_mod {ascii_text(score_mod.name)}",
-        mask_name="no mask_mod" if mask_mod is None else f"mask_mod {ascii_text(mask_mod.name)}",
-        score_body="    return score;" if score_mod is None else _body(score_mod.expr),
+        score_name="no score_mod" if mods.score is None else f"score_mod {ascii_text(mods.score.name)}",
+        mask_name="no mask_mod" if mods.mask is None else f"mask_mod {ascii_text(mods.mask.name)}",
+        score_body="    return score;" if score is None else _body(score),
         mask_body="    return true;" if mask is None else _body(mask),
         row_body="    return ~0u;" if mask is None else _row_body(mask),
         tile_body="    return 2;" if mask is None else _tile_body(mask, extremes),
     )
-
-
-def _mask(score_mod: Trace | None, mask_mod: Trace | None) -> Expr | None:
-    """The mask's expression, its captures numbered after the score's."""
-    if mask_mod is None or score_mod is None:
-        return None if mask_mod is None else mask_mod.expr
-    return shift_slots(mask_mod.expr, len(score_mod.arrays), len(score_mod.numbers))
 
 
 def _tile_body(mask: Expr, extremes: Collection[int]) -> str:

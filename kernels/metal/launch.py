@@ -10,14 +10,13 @@ import numpy as np
 
 from ..call import AttentionCall, Result
 from .arguments import bits, captured_arrays, flat, in_device_memory, words_of_captures
-from .generate import OUTPUTS, KernelText, looked_up
+from .generate import KernelText, looked_up
+from .kernel import Launch
 from .plan import plan_for
 from .quantise import Operands
 from .scoring import Scoring
 from .tiles import SMALLEST, tiles_for
 
-Launch = Callable[..., Sequence[mx.array]]
-Factory = Callable[..., Any]  # mx.fast.metal_kernel, or what stands in for it
 BLOCK = 32  # of extremes.h
 SHORT = 2 * BLOCK  # an axis up to here is read as it is
 # Of one launch. macOS ends a command buffer that keeps the GPU for several seconds; M1, with 8 cores, makes 1.3e12
@@ -41,8 +40,7 @@ def run(kernel: Launch, call: AttentionCall, made: Operands, text: KernelText) -
     tiles = tiles_for(call.blocks, plan, q_len, kv_len)
     kv_batches = made.k.shape[0]  # of one batch of k there may be several, each less means of its own
     sizes = (query_heads, kv_heads, kv_batches, q_len, kv_len)
-    mods = [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
-    arrays = captured_arrays(mods, text.packed)
+    arrays = captured_arrays(call.mods, text.packed)
     before = [in_device_memory(x) for x in (made.q, made.k, _of_batches(call.v, kv_batches))]
     behind = [
         *(tiles.lists, *arrays),
@@ -52,7 +50,7 @@ def run(kernel: Launch, call: AttentionCall, made: Operands, text: KernelText) -
 
     def launched(first_tile: int, count: int) -> Sequence[mx.array]:
         """Of so many tiles of query rows."""
-        words = [*sizes, bits(call.scale), *tiles.words, first_tile, *words_of_captures(mods)]
+        words = [*sizes, bits(call.scale), *tiles.words, first_tile, *words_of_captures(call.mods)]
         some = (batch, query_heads, min(q_len - first_tile * plan.bq, count * plan.bq))
         return kernel(
             inputs=[*before, mx.array(np.array(words, np.int32)), *behind],
@@ -95,19 +93,6 @@ def _begin(arrays: Sequence[mx.array]) -> None:
             raise  # inside one, they are begun when its results are
 
 
-def make(metal_kernel: Factory, text: KernelText, kinds: str) -> Launch:
-    """MLX's callable for a kernel text. `kinds` sets apart kernels whose captures are declared otherwise."""
-    kernel: Launch = metal_kernel(
-        name=text.name + kinds,
-        input_names=list(text.inputs),
-        output_names=list(OUTPUTS),
-        source=text.body,
-        header=text.header,
-        ensure_row_contiguous=False,
-    )
-    return kernel
-
-
 def capture_kinds(arrays: Sequence[mx.array | np.ndarray[Any, Any]]) -> str:
     """How MLX declares captured arrays: c where it passes one in the constant address space, d in device, and its type.
 
@@ -121,12 +106,11 @@ def capture_kinds(arrays: Sequence[mx.array | np.ndarray[Any, Any]]) -> str:
 def slots_by_blocks(call: AttentionCall) -> tuple[int, ...]:
     """The captured arrays of which tile_state reads the extremes of blocks: those with a long last axis, but none so
     large that going through it once would take longer than the attention does."""
-    score, mask = (None if mod is None else mod.trace for mod in (call.score_mod, call.mask_mod))
-    arrays = [array for mod in (call.score_mod, call.mask_mod) if mod is not None for array in mod.arrays]
+    arrays = call.mods.arrays
     batch, heads, q_len, _ = call.q.shape
     most = 4 * batch * heads * q_len * call.k.shape[2]
     return tuple(
-        slot for slot in looked_up(score, mask) if arrays[slot].shape[-1] > SHORT and arrays[slot].size <= most
+        slot for slot in looked_up(call.mods.formulas) if arrays[slot].shape[-1] > SHORT and arrays[slot].size <= most
     )
 
 

@@ -5,22 +5,24 @@ A launch is a node of MLX's lazy graph. It reads the rows once, where they lie, 
 
 from __future__ import annotations
 
-import functools
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from ..assemble import assemble, header_and_body
 from ..quant_types import Smoothing
+from ..spec import KernelSpec
 from .arguments import in_device_memory
+from .kernel import Launchable
 from .plan import LANES
+from .stage_text import StageText
 from .tiles import SMALLEST
 
 FOLDER = Path(__file__).parent
+KERNEL = "quantise"
 INPUTS = ("x", "means", "groups", "runs", "params")
 OUTPUTS = ("out", "scales", "terms", "own_means")
 NOTHING, EACH_ROW, EACH_RUN = 0, 1, 2  # SCALES of quantise.metal
@@ -96,10 +98,10 @@ class Rounded(NamedTuple):
 
 
 class Rounding:
-    """quantise.metal through `mx.fast.metal_kernel`, or what takes the same arguments."""
+    """quantise.metal through `mx.fast.metal_kernel`, or what takes the same arguments. `load` gives the kernel."""
 
-    def __init__(self, metal_kernel: Callable[..., Any]) -> None:
-        self.metal_kernel = metal_kernel
+    def __init__(self, load: Callable[[KernelSpec], Launchable]) -> None:
+        self._load = load
 
     def smoothed_keys(self, k: mx.array, smoothing: Smoothing) -> mx.array:
         """Each key less the mean of its group, in its dtype."""
@@ -161,7 +163,7 @@ class Rounding:
             (batch, heads, rows),
             (batch, heads, most, columns),
         ]
-        result = self._kernel(
+        result = self._load(KernelSpec(KERNEL)).launch(
             inputs=[
                 in_device_memory(x),
                 in_device_memory(means),
@@ -180,15 +182,8 @@ class Rounding:
         )
         return Rounded(*result)
 
-    @functools.cached_property
-    def _kernel(self) -> Callable[..., Sequence[mx.array]]:
-        header, body = header_and_body(assemble(FOLDER, "int8/quantise.metal", {}))
-        made: Callable[..., Sequence[mx.array]] = self.metal_kernel(
-            name=f"flextrace_quantise_{hashlib.sha256((header + body).encode()).hexdigest()[:16]}",
-            input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
-            source=body,
-            header=header,
-            ensure_row_contiguous=False,
-        )
-        return made
+
+def quantise_text() -> StageText:
+    """The text of quantise.metal."""
+    header, body = header_and_body(assemble(FOLDER, "int8/quantise.metal", {}))
+    return StageText(KERNEL, header, body, INPUTS, OUTPUTS, (), False)

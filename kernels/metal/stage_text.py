@@ -1,4 +1,4 @@
-"""Stage, traces -> Metal text: what MLX's metal_kernel takes for a stage kernel of `stages/`."""
+"""Stage, formulas -> Metal text: what MLX's metal_kernel takes for a stage kernel of `stages/`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import functools
 import hashlib
 from dataclasses import dataclass
 
-from flextrace.tracer import ArrayCapture, Trace
+from flextrace.tracer import ArrayCapture
 
 from ..assemble import assemble, header_and_body
-from .captures import are_packed, captures, passed_on
-from .generate import FOLDER, mod_header
+from ..spec import Formulas
+from .captures import are_packed, passed_on
+from .generate import FOLDER, NO_MODS, mod_header
 
 _LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
 # Stage -> (inputs with strides, inputs without, outputs), as its body names them.
@@ -44,17 +45,17 @@ class StageText:
         return f"flextrace_{self.stage}_{hashlib.sha256((self.header + self.body).encode()).hexdigest()[:16]}"
 
 
-def stage_text(stage: str, score_mod: Trace | None = None, mask_mod: Trace | None = None) -> StageText:
+def stage_text(stage: str, mods: Formulas = NO_MODS) -> StageText:
     """The kernel of that name in STAGES; only score_mod and block_mask have mods.
 
     Raises:
         ValueError: the mods capture more arrays than a Metal kernel has buffers, be they packed.
     """
     strided, plain, outputs = STAGES[stage]
-    arrays, _ = captures(score_mod, mask_mod)
+    arrays = mods.arrays
     packed = are_packed(arrays, 2 * len(strided) + len(plain) + len(outputs))
     passed = "".join(f", {name}" for name in passed_on(arrays, packed))
-    hole = {"mod/mod.h": mod_header(score_mod, mask_mod, packed=packed)} if stage in WITH_MODS else {}
+    hole = {"mod/mod.h": mod_header(mods, packed=packed)} if stage in WITH_MODS else {}
     header, body = header_and_body(assemble(FOLDER, f"stages/{stage}.metal", hole))
     return StageText(
         stage,

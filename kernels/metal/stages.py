@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -11,13 +11,14 @@ import numpy as np
 
 from flextrace.tracer import Bound
 
-from ..mods import Mods, expressions
+from ..call import NO_MODS, Mods
+from ..spec import KernelSpec
 from ..stage_types import BlockLists, OutputParts, SoftmaxParts
 from .arguments import bits, captured_arrays, in_device_memory, words_of_captures
-from .launch import Factory, Launch, capture_kinds
+from .kernel import Launchable, Variant
+from .launch import capture_kinds
 from .plan import LANES
 from .product_plan import Operands, choose, plan_of
-from .stage_text import StageText, stage_text
 from .tiles import SMALLEST
 
 ITEMS, ELEMENTWISE_THREADS = 4, 256  # ITEMS of stages/tensor.h
@@ -27,16 +28,14 @@ LONG_ROW = 1024  # from here on all simdgroups of a threadgroup share a row of t
 
 
 class MetalStages:
-    """The stage kernels through `mx.fast.metal_kernel`, or what takes the same arguments.
+    """The stage kernels through `mx.fast.metal_kernel`, or what takes the same arguments. `load` gives one of them.
 
     Nothing is evaluated and no value is read, so they work inside mx.compile and on any stream. Inputs are read where
     they lie, whatever their strides.
     """
 
-    def __init__(self, metal_kernel: Factory = mx.fast.metal_kernel) -> None:
-        self.metal_kernel = metal_kernel
-        self._kernels: dict[str, Launch] = {}
-        self._texts: dict[tuple[str, Mods], StageText] = {}
+    def __init__(self, load: Callable[[KernelSpec], Launchable]) -> None:
+        self._load = load
 
     def matmul(
         self,
@@ -84,9 +83,7 @@ class MetalStages:
         )
         return out.reshape(x.shape)
 
-    def score_mod(
-        self, scores: mx.array, score_mod: Bound | None, mask_mod: Bound | None, blocks: BlockLists | None
-    ) -> mx.array:
+    def score_mod(self, scores: mx.array, mods: Mods, blocks: BlockLists | None) -> mx.array:
         if scores.size == 0:
             return scores
         batch, heads, q_len, kv_len = scores.shape
@@ -96,11 +93,10 @@ class MetalStages:
             slabs = -(-min(q_len, blocks.q_block) // SLAB)
             groups = (_most_entries(blocks, kv_len), -(-q_len // blocks.q_block) * slabs, batch * heads)
             threadgroup = (ELEMENTWISE_THREADS, 1, 1)
-        mods = [mod for mod in (score_mod, mask_mod) if mod is not None]
         (out,) = self._run(
             "score_mod",
             [in_device_memory(scores), _params(heads, q_len, kv_len, *words, *words_of_captures(mods)), *lists],
-            (score_mod, mask_mod),
+            mods,
             template=[("LISTED", blocks is not None)],
             groups=groups,
             threadgroup=threadgroup,
@@ -136,10 +132,11 @@ class MetalStages:
         if math.prod(rows) * kv_blocks == 0:
             zeros = [mx.zeros(shape, mx.int32) for shape in shapes]
             return BlockLists(zeros[0], zeros[1], zeros[2], zeros[3], q_block, kv_block)
+        mods = Mods(mask=mask_mod)
         lists = self._run(
             "block_mask",
-            [_params(q_len, kv_len, q_block, kv_block, kv_blocks, *words_of_captures([mask_mod]))],
-            (None, mask_mod),
+            [_params(q_len, kv_len, q_block, kv_block, kv_blocks, *words_of_captures(mods))],
+            mods,
             template=[],
             groups=(rows[2], heads, batch),
             threadgroup=(SIMDGROUPS * LANES, 1, 1),
@@ -198,7 +195,7 @@ class MetalStages:
         self,
         stage: str,
         inputs: Sequence[mx.array],
-        mods: tuple[Bound | None, Bound | None] = (None, None),
+        mods: Mods = NO_MODS,
         *,
         template: Sequence[tuple[str, Any]],
         groups: tuple[int, int, int],
@@ -206,10 +203,11 @@ class MetalStages:
         outputs: Sequence[tuple[Sequence[int], mx.Dtype]],
         init_value: float | None = None,
     ) -> Sequence[mx.array]:
-        text = self._text(stage, mods)
-        captured = captured_arrays([mod for mod in mods if mod is not None], text.packed)
+        given = captured_arrays(mods, packed=False)
+        kernel = self._load(KernelSpec(stage, mods.formulas, Variant(kinds=capture_kinds(given))))
+        captured = [mx.contiguous(x) for x in given] if kernel.text.packed else given
         x, y, z = (count * threads for count, threads in zip(groups, threadgroup, strict=True))
-        return self._kernel(text, capture_kinds(captured))(
+        return kernel.launch(
             inputs=[*inputs, *captured],
             template=list(template),
             grid=(x, y, z),
@@ -218,28 +216,6 @@ class MetalStages:
             output_dtypes=[dtype for _, dtype in outputs],
             init_value=init_value,
         )
-
-    def _text(self, stage: str, mods: tuple[Bound | None, Bound | None]) -> StageText:
-        score, mask = (None if mod is None else mod.trace for mod in mods)
-        key = (stage, expressions(score, mask))
-        text = self._texts.get(key)
-        if text is None:
-            text = self._texts[key] = stage_text(stage, score, mask)
-        return text
-
-    def _kernel(self, text: StageText, kinds: str) -> Launch:
-        """MLX's callable. Kernels whose captures are declared otherwise stand apart."""
-        kernel = self._kernels.get(text.name + kinds)
-        if kernel is None:
-            kernel = self._kernels[text.name + kinds] = self.metal_kernel(
-                name=text.name + kinds,
-                input_names=list(text.inputs),
-                output_names=list(text.outputs),
-                source=text.body,
-                header=text.header,
-                ensure_row_contiguous=False,
-            )
-        return kernel
 
 
 def _operands(a: mx.array, b: mx.array, transpose_a: bool, transpose_b: bool) -> Operands:

@@ -1,4 +1,4 @@
-"""Traces + call -> result in MLX operations: tiles of scores with an online softmax (arXiv 1805.02867).
+"""AttentionCall -> result in MLX operations: tiles of scores with an online softmax (arXiv 1805.02867).
 
 Runs wherever MLX runs, also inside mx.compile, mx.vmap and mx.grad; never forms the full score matrix.
 """
@@ -12,11 +12,11 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from flextrace.tracer import Bound, Trace
+from flextrace.tracer import Expr
 
+from ..backend import Built, needs_values
 from ..call import AttentionCall, Result
-from ..mods import readable
-from ..registry import needs_values
+from ..spec import ATTENTION, KernelSpec
 from ..stage_types import Stages
 from .table import evaluate
 
@@ -29,19 +29,26 @@ class OpsBackend:
     name = "ops"
     lazy = True
     quantises = False
+    kernels = None
 
     def unavailable(self) -> str | None:
         return None
 
-    def source(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
-        parts = [f"{kind}: {trace.expr}" for kind, trace in (("score", score_mod), ("mask", mask_mod)) if trace]
+    def spec(self, call: AttentionCall) -> KernelSpec:
+        return KernelSpec(ATTENTION, call.mods.formulas)
+
+    def text(self, spec: KernelSpec) -> str:
+        parts = [f"{mod.kind.removesuffix('_mod')}: {mod.expr}" for mod in spec.mods.present]
         return "\n".join(parts or ["plain attention"])
 
-    def prepare(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
-        return "memory"
+    def key(self, spec: KernelSpec) -> str | None:
+        return None
 
-    def state(self, score_mod: Trace | None, mask_mod: Trace | None) -> str:
-        return "memory"
+    def load(self, spec: KernelSpec) -> OpsBackend:
+        return self
+
+    def build(self, call: AttentionCall) -> list[Built]:
+        return []
 
     def stages(self, threads: int = 0) -> Stages:
         raise ValueError(
@@ -49,7 +56,7 @@ class OpsBackend:
             'kernel_options={"PIPELINE": "staged"} out'
         )
 
-    def attention(self, call: AttentionCall) -> Result:
+    def run(self, call: AttentionCall) -> Result:
         batch, heads, q_len, _ = call.q.shape
         kv_heads, kv_len, value_dim = call.v.shape[1:]
         if batch * heads * q_len == 0:
@@ -61,7 +68,7 @@ class OpsBackend:
         q = call.q.astype(mx.float32).reshape(*split, q_len, call.q.shape[-1]) * call.scale
         k = call.k.astype(mx.float32)[:, :, None].swapaxes(-1, -2)
         v = call.v.astype(mx.float32)[:, :, None]
-        inputs, values = _Inputs(call, split), _Values.of(v, bool(_mods(call)) or call.blocks is not None)
+        inputs, values = _Inputs(call, split), _Values.of(v, bool(call.mods.present) or call.blocks is not None)
         tile = max(128, int(math.sqrt(TILE_SCORES / max(1, batch * heads))) // 128 * 128)
         outs, lses, maxima = [], [], []
         for q_first in range(0, q_len, tile):
@@ -165,18 +172,17 @@ class _Inputs:
         batch, kv_heads, groups = split
         self.b = mx.arange(batch, dtype=mx.int32).reshape(-1, 1, 1, 1, 1)
         self.h = mx.arange(kv_heads * groups, dtype=mx.int32).reshape(1, kv_heads, groups, 1, 1)
-        self.arrays = {mod.trace.kind: [readable(mod, a) for a in mod.arrays] for mod in _mods(call)}
+        self.arrays = call.mods.readable()
         self.states = None if call.blocks is None else mx.array(_states(call))
 
     def scores(self, scores: mx.array, rows: slice, columns: slice) -> mx.array:
         q_idx = mx.arange(rows.start, rows.stop, dtype=mx.int32).reshape(-1, 1)
         kv_idx = mx.arange(columns.start, columns.stop, dtype=mx.int32)
         values = {"score": scores, "b": self.b, "h": self.h, "q_idx": q_idx, "kv_idx": kv_idx}
-        call = self.call
-        if call.score_mod is not None:
-            after = self._run(call.score_mod, values)
-            scores = mx.broadcast_to(after, scores.shape)
-        keep = None if call.mask_mod is None else self._run(call.mask_mod, values)
+        call, formulas = self.call, self.call.mods.formulas
+        if formulas.score_expr is not None:
+            scores = mx.broadcast_to(self._run(formulas.score_expr, values), scores.shape)
+        keep = None if formulas.mask_expr is None else self._run(formulas.mask_expr, values)
         if self.states is not None and call.blocks is not None:
             state = self.states[:, :, q_idx // call.blocks.q_block, kv_idx // call.blocks.kv_block]
             # [mask_batch, mask_heads, q, kv] -> [batch or 1, kv_heads or 1, groups or 1, q, kv]
@@ -185,9 +191,5 @@ class _Inputs:
             keep = (state > 0) if keep is None else (state == 2) | ((state == 1) & keep)
         return scores if keep is None else mx.where(keep, scores, -mx.inf)
 
-    def _run(self, mod: Bound, values: dict[str, mx.array]) -> mx.array:
-        return evaluate(mod.trace.expr, values, mod.numbers, self.arrays[mod.trace.kind])
-
-
-def _mods(call: AttentionCall) -> list[Bound]:
-    return [mod for mod in (call.score_mod, call.mask_mod) if mod is not None]
+    def _run(self, expr: Expr, values: dict[str, mx.array]) -> mx.array:
+        return evaluate(expr, values, self.call.mods.numbers, self.arrays)

@@ -1,5 +1,6 @@
 """Metal text -> numbers, findings and counts on the host: a simulator of Apple's GPUs for kernels of MLX."""
 
+from .backend import SimulatorBackend
 from .build import CompileError, SimulatorUnavailable
 from .kernel import MetalKernel, metal_kernel, recording
 from .report import BufferCount, Finding, Report, SimulationError
@@ -13,6 +14,7 @@ __all__ = [
     "Report",
     "RewriteError",
     "SimulationError",
+    "SimulatorBackend",
     "SimulatorUnavailable",
     "metal_kernel",
     "recording",

@@ -106,14 +106,14 @@ def plant(mistake: str) -> None:
         launch.locate_aligned = lambda array: (array, *buffers.locate(array))
         return
     old, new = PLANTS[mistake]
-    text_of = backend.kernel_source
+    text_of = backend.CpuBackend.text
 
     def mistaken(*args: Any) -> str:
         text = text_of(*args)
         assert text.count(old) == 1
         return text.replace(old, new)
 
-    backend.kernel_source = mistaken
+    backend.CpuBackend.text = staticmethod(mistaken)
     table = np.arange(10, dtype=np.float32)
     q = mx.zeros((1, 1, 16, 4))
     flex.flex_attention(q, q, q, lambda s, b, h, q_idx, kv_idx: s + table[q_idx + 1], kernel_options={"BACKEND": "cpu"})
@@ -131,7 +131,7 @@ def main(names: list[str]) -> None:
         call(entry, SHAPES[0], own_memory, OPTIONS[place % len(OPTIONS)])
     bytes_as_numbers()
     compiled: Any = backend_for("cpu")
-    print(compiled.compiled, "kernels compiled")
+    print(compiled.built, "kernels compiled")
 
 
 if __name__ == "__main__":

@@ -11,14 +11,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from calls import attention_call, attention_spec
 
 import flextrace as flex
 from flextrace import stages
 from flextrace.cache import Store
 from flextrace.doctor import report as doctor
-from flextrace.kernels import AttentionCall, backend_for
+from flextrace.kernels import backend_for
 from flextrace.kernels.assemble import assemble
-from flextrace.kernels.cpu import CompileError, toolchain
+from flextrace.kernels.cpu import CompileError, CpuBackend, toolchain
+from flextrace.kernels.loading import state
 from flextrace.tracer import trace
 
 FOLDER = Path(toolchain.__file__).parent
@@ -263,7 +265,7 @@ from flextrace.kernels import backend_for
 q = mx.ones((1, 1, 4, 8))
 out = flex.flex_attention(q, q, q, block_mask=flex.mask_mod({causal.__name__}))
 assert mx.all(out == 1)
-print(backend_for("cpu").compiled)
+print(backend_for("cpu").built)
 """
     script = fresh_cache.parent / "again.py"
     script.write_text("def causal(b, h, q_idx, kv_idx):\n    return q_idx >= kv_idx\n" + program)
@@ -303,14 +305,12 @@ def test_a_cache_that_is_cleared_before_the_kernel_is_loaded_fails_no_call(
     assert list(fresh_cache.glob("kernels/*/*")) == []
 
 
-def test_prepare_says_what_it_took(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flextrace.kernels import registry
-
-    mask = trace(causal, "mask_mod")
-    assert backend_for("cpu").prepare(None, mask) == "compiled"
-    assert backend_for("cpu").prepare(None, mask) == "memory"
-    monkeypatch.setattr(registry, "_made", {})
-    assert backend_for("cpu").prepare(None, mask) == "disk"
+def test_a_kernel_is_taken_from_memory_from_disk_or_built(fresh_cache: Path) -> None:
+    spec = attention_spec(None, trace(causal, "mask_mod"))
+    first, second = CpuBackend(), CpuBackend()
+    assert first.load(spec) is first.load(spec) and first.built == 1
+    assert state(first, spec.mods) == "memory" and state(second, spec.mods) == "disk"
+    assert second.load(spec).key == first.load(spec).key and second.built == 0
 
 
 # ---- tiles and memory ------------------------------------------------------------------------------------------------
@@ -321,10 +321,10 @@ def tile_counts(mask: Any, n: int, block_mask: bool) -> dict[str, float]:
     mx.eval(q)
     mod = flex.mask_mod(mask)
     blocks = flex.create_block_mask(mod, None, None, n, n).blocks if block_mask else None
-    call = AttentionCall(q, q, q, 1.0, None, mod.bind(), blocks)
+    call = attention_call(q, q, q, 1.0, None, mod.bind(), blocks)
     backend: Any = backend_for("cpu")
     counts = np.zeros(4, np.int64)
-    backend.kernel(None, mod.trace()).run(call, counts)
+    backend.load(backend.spec(call)).run(call, counts)
     return dict(zip(("skipped", "masked", "full", "evaluated"), counts / counts[:3].sum(), strict=True))
 
 

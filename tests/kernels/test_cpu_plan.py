@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import quant_reference
 import reference
+from calls import attention_call, run_on
 
 import flextrace as flex
-from flextrace.kernels import AttentionCall, backend_for
+from flextrace.kernels import backend_for
 from flextrace.kernels.quant_types import Smoothing
 
 Array = np.ndarray
@@ -120,8 +121,8 @@ def test_a_gap_of_whole_registers_is_masked(width: int, first: int) -> None:
 def assert_smoothed(q: Array, k: Array, v: Array, smoothing: Smoothing, keep: Array, **fields: Any) -> None:
     """Any means give the same scores, if those subtracted are those added back; or else lse is wrong by what they
     differ."""
-    call = AttentionCall(*map(mx.array, (q, k, v)), 0.25, smoothing=smoothing, threads=1, want_lse=True, **fields)
-    got = backend_for("cpu").attention(call)
+    call = attention_call(*map(mx.array, (q, k, v)), 0.25, smoothing=smoothing, threads=1, want_lse=True, **fields)
+    got = run_on(backend_for("cpu"), call)
     scores = np.where(keep, q.astype(np.float64) @ np.swapaxes(k, -1, -2) / 4, -np.inf)
     total = np.exp(scores).sum(axis=-1)
     reference.assert_close(got.lse, np.log(total), 1e-4, 1e-5, "lse")

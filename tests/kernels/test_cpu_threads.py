@@ -17,12 +17,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from calls import attention_call, attention_spec
 
 import flextrace as flex
 from flextrace import stages
 from flextrace.kernels import AttentionCall, backend_for
 from flextrace.kernels.cpu import toolchain
-from flextrace.kernels.cpu.generate import kernel_source
+from flextrace.kernels.cpu.generate import kernel_text
 from flextrace.kernels.cpu.launch import Kernel, load
 
 HERE = Path(__file__).parent
@@ -78,7 +79,7 @@ static int count_and_create(Arguments... arguments) {
 def threads_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
     """How many threads a call of the plain kernel starts, given q, k, v and how many it may use."""
     folder = tmp_path_factory.mktemp("counted")
-    text = kernel_source(None, None)
+    text = kernel_text(attention_spec())
     assert text.count("#include <pthread.h>\n") == 1
     (folder / "kernel.cpp").write_text(text.replace("#include <pthread.h>\n", COUNTED), encoding="ascii")
     compiler().build(folder / "kernel.cpp", folder / "kernel.so")
@@ -87,7 +88,7 @@ def threads_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
 
     def threads(q: mx.array, kv: mx.array, most: int = 8) -> int:
         asked.value = 0
-        kernel.run(AttentionCall(q, kv, kv, 0.125, threads=most))
+        kernel.run(attention_call(q, kv, kv, 0.125, threads=most))
         return asked.value
 
     return threads
@@ -170,12 +171,12 @@ class Third:
 def long_call(heads: int = 16) -> AttentionCall:
     """Some seconds of work, in jobs of some milliseconds."""
     q, k = normal(1, heads, 8192, 64), normal(1, 1, 8192, 64)
-    return AttentionCall(q, k, k, 0.125, threads=2)
+    return attention_call(q, k, k, 0.125, threads=2)
 
 
 def plain_kernel() -> Kernel:
     backend: Any = backend_for("cpu")
-    return backend.kernel(None, None)  # type: ignore[no-any-return]
+    return backend.load(attention_spec())  # type: ignore[no-any-return]
 
 
 @signals
@@ -220,7 +221,7 @@ def test_a_handler_may_call_the_kernel_and_the_interrupted_call_goes_on(after: A
     out = np.array(kernel.run(call).out)
     assert len(inner) > 1
     np.testing.assert_array_equal(inner, [expected] * len(inner))
-    few = AttentionCall(call.q[:, 1:, 5000:5010], call.k, call.v, 0.125)
+    few = attention_call(call.q[:, 1:, 5000:5010], call.k, call.v, 0.125)
     mx.eval(few.q)
     np.testing.assert_array_equal(np.array(kernel.run(few).out), out[:, 1:, 5000:5010])
 

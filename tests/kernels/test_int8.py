@@ -16,11 +16,12 @@ import pytest
 import quant_reference
 import reference
 import zoo
+from calls import attention_call, attention_spec, run_on
 from quant_reference import quantise
 from reference import Array
 
 import flextrace as flex
-from flextrace.kernels import AttentionCall, QKQuant, Result, Smoothing, backend_for
+from flextrace.kernels import QKQuant, Result, Smoothing, backend_for
 from flextrace.kernels.cpu import toolchain
 
 FOLDER = Path(toolchain.__file__).parent
@@ -238,9 +239,9 @@ def run(
     mask = None if mask_mod is None else flex.mask_mod(mask_mod)
     sizes = (*inputs.q.shape[:3], inputs.k.shape[2])
     blocks = flex.create_block_mask(mask, *sizes, BLOCK_SIZE=32).blocks if block_mask and mask is not None else None
-    call = AttentionCall(*inputs, inputs.q.shape[-1] ** -0.5, score, None if mask is None else mask.bind(), blocks)
+    call = attention_call(*inputs, inputs.q.shape[-1] ** -0.5, score, None if mask is None else mask.bind(), blocks)
     call.want_lse, call.want_max, call.threads, call.quant, call.smoothing = True, True, threads, quant, smooth
-    return backend_for("cpu").attention(call)
+    return run_on(backend_for("cpu"), call)
 
 
 def relative_l1(got: mx.array, expected: Array) -> float:
@@ -551,8 +552,8 @@ def test_accuracy_of_random_and_biased_keys(quant: QKQuant) -> None:
 
 def test_the_plain_kernel_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     """The three ways to read keys are three texts: each differs in one line of the hole."""
-    from flextrace.kernels.cpu.generate import kernel_source
+    from flextrace.kernels.cpu.generate import kernel_text
 
-    plain, smoothed, quantised = (kernel_source(None, None, keys=keys) for keys in ("PLAIN", "SMOOTHED", "QUANTISED"))
+    plain, smoothed, quantised = (kernel_text(attention_spec(variant=keys)) for keys in (None, "SMOOTHED", "QUANTISED"))
     assert plain.replace("KEYS = PLAIN", "KEYS = QUANTISED") == quantised
     assert plain.replace("KEYS = PLAIN", "KEYS = SMOOTHED") == smoothed

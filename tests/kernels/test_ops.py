@@ -8,9 +8,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import reference
+from calls import attention_spec, formulas
 
 import flextrace as flex
 from flextrace.kernels import backend_for
+from flextrace.kernels.loading import state
 from flextrace.kernels.ops import backend as ops
 
 
@@ -47,10 +49,10 @@ def test_tiles_agree_with_one_tile(monkeypatch: pytest.MonkeyPatch, how: str) ->
 def test_its_stages_print() -> None:
     backend = backend_for("ops")
     assert backend.unavailable() is None
-    assert backend.source(None, None) == "plain attention"
-    text = backend.source(None, flex.mask_mod(window).trace())
+    assert backend.text(attention_spec()) == "plain attention"
+    text = backend.text(attention_spec(None, flex.mask_mod(window).trace()))
     assert text == "mask: (abs((q_idx - kv_idx)) < 40) and (q_idx != 7)"
-    assert backend.prepare(None, None) == "memory"
+    assert state(backend, formulas()) == "memory"
 
 
 # --- values that are not finite, and that some rows do not attend to ---------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import quant_reference
 import reference
+from calls import attention_call
 
 import flextrace as flex
 from flextrace import mods
@@ -30,7 +31,7 @@ def make_call(
         mx.array(RNG.normal(size=(b, h, L, 8)) + 3).astype(dtype) for b, h in ((batch, 4), (kv_batch, 2), (kv_batch, 2))
     )
     bound = None if mask is None else flex.MaskMod(mask).bind()
-    return AttentionCall(q, k, v, 0.3, None if score is None else flex.ScoreMod(score).bind(), bound, **more)
+    return attention_call(q, k, v, 0.3, None if score is None else flex.ScoreMod(score).bind(), bound, **more)
 
 
 def check_means(call: AttentionCall, ids: np.ndarray | None) -> None:
@@ -211,7 +212,7 @@ def test_inside_compile() -> None:
 
     def means(k: mx.array, ids: mx.array | None = None) -> mx.array:
         mask = mask_of(DOCUMENTS) if ids is None else lambda b, h, q, kv: ids[q] == ids[kv]
-        inner = AttentionCall(call.q, k, call.v, 0.3, None, flex.MaskMod(mask).bind())
+        inner = attention_call(call.q, k, call.v, 0.3, None, flex.MaskMod(mask).bind())
         made = smoothing(inner)
         seen.append(made.key_groups is not None)
         return made.means

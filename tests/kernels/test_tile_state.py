@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 import reference
 import zoo
+from calls import attention_call, attention_spec, formulas
 from random_masks import random_case
 
 import flextrace as flex
 from flextrace import tracer
-from flextrace.kernels import AttentionCall, backend_for
+from flextrace.kernels import backend_for
 from flextrace.kernels.assemble import assemble
+from flextrace.kernels.call import Mods
 from flextrace.kernels.cpu import generate
-from flextrace.kernels.cpu.launch import Kernel, captured
+from flextrace.kernels.cpu.launch import captured
 from flextrace.kernels.cpu.toolchain import find_compiler
-from flextrace.kernels.mods import shift_slots
+from flextrace.kernels.spec import shift_slots
 from flextrace.tracer import Bound, Trace
 from flextrace.tracer.captures.guards import ArrayCapture, NumberCapture
 from flextrace.tracer.expr.node import Expr, H, apply, const, walk
@@ -61,10 +63,10 @@ class Counts(NamedTuple):
 
 
 def run(bound: Bound, q: Any, k: Any, v: Any, blocks: Any = None, threads: int = 1) -> tuple[mx.array, Counts]:
-    kernel: Kernel = backend_for("cpu").kernel(None, bound.trace)  # type: ignore[attr-defined]
+    kernel: Any = backend_for("cpu").load(attention_spec(None, bound.trace))
     counts = np.zeros(4, np.int64)
     scale = q.shape[-1] ** -0.5
-    result = kernel.run(AttentionCall(q, k, v, scale, None, bound, blocks, threads=threads), counts)
+    result = kernel.run(attention_call(q, k, v, scale, None, bound, blocks, threads=threads), counts)
     return result.out, Counts(*counts.tolist())
 
 
@@ -291,7 +293,7 @@ def test_extremes_of_any_range_are_exact(tmp_path: Path) -> None:
 
     bound = flex.mask_mod(mask).bind()
     arrays = [np.asarray(array) for array in bound.arrays]  # by slot
-    header = generate.mod_header(None, bound.trace)
+    header = generate.mod_header(formulas(None, bound.trace))
     text = "#include <stdlib.h>\n#include <math.h>\n" + assemble(
         Path(generate.__file__).parent, "extremes.h", {"mod.h": header}
     )
@@ -303,7 +305,7 @@ def test_extremes_of_any_range_are_exact(tmp_path: Path) -> None:
     last = np.minimum(n - 1, first + rng.choice([0, 10, 63, 64, 130, 700, 4096, 9000, 70000], size=count))
     ranges = np.stack([rng.integers(0, 2, size=count), first, last], axis=1).astype(np.int64)
     out = np.zeros((len(arrays), count, 2), np.float32)
-    described, _, _kept = captured([bound])
+    described, _, _kept = captured(Mods(mask=bound))
     numbers = (described, b"", ranges.ctypes.data, out.ctypes.data, count)
     call = (ctypes.c_uint64 * 5)(ctypes.cast(described, ctypes.c_void_p).value, 0, *numbers[2:])
     assert ctypes.CDLL(str(tmp_path / "ranges.so")).flextrace_stage(call) == 3 * len(arrays)  # jobs

@@ -12,13 +12,14 @@ import mlx.core as mx
 import numpy as np
 import quant_reference
 import reference
+from calls import attention_call, run_on
 from metal.simulated import Shape, backend
 from reference import Array
 
 import flextrace as flex
 from flextrace.kernels import AttentionCall, QKQuant, Result, Smoothing
-from flextrace.kernels.metal import SimulatorBackend
-from flextrace.kernels.simulator import recording
+from flextrace.kernels.call import Mods
+from flextrace.kernels.simulator import SimulatorBackend, recording
 
 SCALE = 0.3
 UNIT = 1 / 64
@@ -86,7 +87,7 @@ def call_of(given: Tensors, add_back: bool = False, sliced: bool = True) -> Atte
 
     q, k, v = mx.array(given.q).astype(getattr(mx, given.dtype)), given.k, given.v
     values = laid(v.values, 99) if isinstance(v, Rows) else mx.array(v).astype(q.dtype)
-    call = AttentionCall(q, laid(k.values, 99), values, SCALE, want_lse=True, want_max=True)
+    call = attention_call(q, laid(k.values, 99), values, SCALE, want_lse=True, want_max=True)
     call.k_scales, call.quant = laid(k.scales, np.nan), QKQuant("row", smooth_k=False)
     if k.means.any() or add_back:
         call.smoothing = Smoothing(mx.array(k.means), add_back=add_back)
@@ -108,10 +109,11 @@ def run(
     sizes = (*call.q.shape[:3], call.k.shape[2])
     if block_size is not None:
         call.blocks = flex.create_block_mask(mask, *sizes, BLOCK_SIZE=block_size).blocks
-    call.score_mod = None if score_mod is None else flex.score_mod(score_mod).bind()
-    call.mask_mod = None if mask is None else mask.bind()
+    call.mods = Mods(
+        None if score_mod is None else flex.score_mod(score_mod).bind(), None if mask is None else mask.bind()
+    )
     with recording() as reports:
-        result = (kernels or backend(order)).attention(call)
+        result = run_on((kernels or backend(order)), call)
     assert all(reports[-1].buffers[name].unwritten == 0 for name in ("out", "lse", "max_scores"))
     return result
 

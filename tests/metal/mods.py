@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import zoo
+from calls import formulas
 
 from flextrace.kernels.metal.generate import KernelText, kernel_text
 from flextrace.tracer import Trace, trace
@@ -22,4 +23,4 @@ def traces(*names: str) -> tuple[Trace | None, Trace | None]:
 
 
 def text_of(*names: str) -> KernelText:
-    return kernel_text(*traces(*names))
+    return kernel_text(formulas(*traces(*names)))

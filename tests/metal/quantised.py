@@ -8,11 +8,12 @@ import mlx.core as mx
 import numpy as np
 import quant_reference
 import reference
+from calls import attention_call, run_on
 from metal.simulated import Shape, backend, inputs
 from reference import Array
 
 import flextrace as flex
-from flextrace.kernels import AttentionCall, QKQuant, Result, Smoothing
+from flextrace.kernels import QKQuant, Result, Smoothing
 from flextrace.kernels.simulator import recording
 
 Tensors = tuple[mx.array, mx.array, mx.array]
@@ -58,11 +59,11 @@ def run(
     mask = None if mask_mod is None else flex.mask_mod(mask_mod)
     sizes = (*tensors[0].shape[:3], tensors[1].shape[2])
     blocks = None if block_size is None else flex.create_block_mask(mask, *sizes, BLOCK_SIZE=block_size).blocks
-    call = AttentionCall(*tensors, SCALE, score, None if mask is None else mask.bind(), blocks)
+    call = attention_call(*tensors, SCALE, score, None if mask is None else mask.bind(), blocks)
     call.async_copy = async_copy
     call.want_lse, call.want_max, call.quant, call.smoothing = True, True, quant, smooth
     with recording() as reports:
-        result = backend(order).attention(call)
+        result = run_on(backend(order), call)
     assert all(reports[-1].buffers[name].unwritten == 0 for name in ("out", "lse", "max_scores"))
     return result
 

@@ -10,11 +10,10 @@ import mlx.core as mx
 import numpy as np
 import reference
 import zoo
+from calls import attention_call, run_on
 
 import flextrace as flex
-from flextrace.kernels import AttentionCall
-from flextrace.kernels.metal import SimulatorBackend
-from flextrace.kernels.simulator import metal_kernel, recording
+from flextrace.kernels.simulator import SimulatorBackend, metal_kernel, recording
 
 Shape = tuple[int, int, int, int, int, int, int, int]  # B, Hq, Lq, D, Bkv, Hkv, Lkv, Dv
 SHAPES: dict[str, Shape] = {
@@ -73,9 +72,9 @@ def check(
     sizes = (shape[0], shape[1], shape[2], shape[6])
     blocks = None if block_size is None else flex.create_block_mask(mask, *sizes, BLOCK_SIZE=block_size).blocks
     bound = (None if mod is None else mod.bind() for mod in (score, mask))
-    call = AttentionCall(q, k, v, 0.3, *bound, blocks, want_lse=True, want_max=True, async_copy=async_copy)
+    call = attention_call(q, k, v, 0.3, *bound, blocks, want_lse=True, want_max=True, async_copy=async_copy)
     with recording() as reports:
-        result = backend(order).attention(call)
+        result = run_on(backend(order), call)
     exact = (np.array(x.astype(mx.float32)).astype(np.float64) for x in (q, k, v))
     want = reference.attention(*exact, plain.get("score"), plain.get("mask"), 0.3)
     tolerance = reference.tolerance(dtype)

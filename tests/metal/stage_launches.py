@@ -9,7 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from flextrace.kernels.metal.stages import MetalStages
+from flextrace.kernels.call import Mods
+from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.simulator.signature import template_text, write_function
 from flextrace.kernels.stage_types import BlockLists
 from flextrace.tracer import Bound, Trace
@@ -71,7 +72,7 @@ def lists(mask_batch: int, mask_heads: int, q_blocks: int, kv_blocks: int, block
 def every_launch(score_mod: Trace | None = None, mask_mod: Trace | None = None) -> Iterator[Launched]:
     """One launch of each stage and variant; those with mods for these."""
     recorder = Recorder()
-    stages = MetalStages(recorder)
+    stages = MetalBackend(recorder).stages()
     x, blocks = mx.zeros((1, 2, 20, 30)), lists(1, 1, 2, 3, (16, 11))
     for a, b in [(d, d) for d in DTYPES] + [(mx.float32, mx.bfloat16), (mx.float16, mx.float32)]:
         for ta, tb, tiles in (
@@ -93,7 +94,7 @@ def every_launch(score_mod: Trace | None = None, mask_mod: Trace | None = None) 
         stages.attention_output(x, x[..., 0], x[..., 0], dtype)
     score, mask = bound(score_mod), bound(mask_mod)
     for given in (None, blocks):
-        stages.score_mod(x, score, mask, given)
+        stages.score_mod(x, Mods(score, mask), given)
     if mask is not None:
         stages.block_mask(mask, 1, 2, 20, 30, (16, 11))
     yield from recorder.launches

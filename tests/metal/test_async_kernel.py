@@ -7,18 +7,18 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from calls import attention_call, formulas, run_on
 from metal import clang_check
 from metal.mods import traces
 from metal.simulated import DTYPES, ORDERS, SHAPES, backend, check, inputs
 
 import flextrace as flex
 from flextrace.kernels import AttentionCall
-from flextrace.kernels.metal import SimulatorBackend
 from flextrace.kernels.metal.generate import kernel_text
 from flextrace.kernels.metal.plan import plan_for
 from flextrace.kernels.metal.probe import why_no_async_copy
 from flextrace.kernels.metal.tiles import CUT_TILES, NO_BLOCKS
-from flextrace.kernels.simulator import SimulationError, metal_kernel
+from flextrace.kernels.simulator import SimulationError, SimulatorBackend, metal_kernel
 
 # ---- numbers ------------------------------------------------------------------------------------------------------
 
@@ -66,8 +66,8 @@ def test_a_tile_beyond_the_last_value_column_reads_what_exists() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equal_to_the_pipelined_kernel_bit_for_bit(dtype: str) -> None:
     q, k, v = inputs(SHAPES["ragged"], dtype)
-    calls = [AttentionCall(q, k, v, 0.3, want_lse=True, async_copy=way) for way in (False, True)]
-    one, other = (backend().attention(call) for call in calls)
+    calls = [attention_call(q, k, v, 0.3, want_lse=True, async_copy=way) for way in (False, True)]
+    one, other = (run_on(backend(), call) for call in calls)
     assert one.lse is not None and other.lse is not None
     assert mx.array_equal(one.out, other.out) and mx.array_equal(one.lse, other.lse)
 
@@ -96,12 +96,12 @@ BARRIER = "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);"
 def call_of(view: Callable[[mx.array], mx.array] = lambda x: x) -> AttentionCall:
     q, k, v = inputs((1, 1, 70, 64, 1, 1, 1100, 64), "float32")  # more than one survey of 32 tiles
     mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: kv_idx > 1060).bind()  # the first survey finds nothing
-    return AttentionCall(q, view(k), view(v), 1.0, None, mask, async_copy=True)
+    return attention_call(q, view(k), view(v), 1.0, None, mask, async_copy=True)
 
 
 def test_a_missing_wait_is_caught() -> None:
     with pytest.raises(SimulationError, match="an asynchronous copy that nobody waited for"):
-        broken(WAIT, "").attention(call_of())
+        run_on(broken(WAIT, ""), call_of())
 
 
 NOT_READ = "an asynchronous copy whose tile nobody reads"
@@ -129,17 +129,17 @@ def ahead_of_the_end(backend: SimulatorBackend) -> SimulatorBackend:
 def test_a_copy_ahead_of_the_end_is_caught(order: str) -> None:
     q, k, v = inputs((1, 1, 20, 16, 1, 1, 70, 16), "float32")
     for mod in (None, flex.mask_mod(lambda b, h, q_idx, kv_idx: kv_idx < 40).bind()):  # the loop ends early
-        call = AttentionCall(q, k, v, 1.0, None, mod, async_copy=True)
-        backend(order).attention(call)
+        call = attention_call(q, k, v, 1.0, None, mod, async_copy=True)
+        run_on(backend(order), call)
         with pytest.raises(SimulationError, match=NOT_READ):
-            ahead_of_the_end(backend(order)).attention(call)
+            run_on(ahead_of_the_end(backend(order)), call)
 
 
 def test_a_tile_that_nobody_multiplies_is_caught() -> None:
-    header = kernel_text(None, None).header
+    header = kernel_text().header
     start, end = header.index("if (MAY_LEAVE_OUT && gaps"), header.index("if (tile.live) multiply_values<V, P>(")
     with pytest.raises(SimulationError, match=NOT_READ):
-        broken(header[start:end] + "if (tile.live)", "if (false)").attention(call_of())
+        run_on(broken(header[start:end] + "if (tile.live)", "if (false)"), call_of())
 
 
 def test_the_probe_holds_to_the_rules() -> None:
@@ -160,9 +160,9 @@ def test_the_probe_holds_to_the_rules() -> None:
 
 @pytest.mark.parametrize("which", [1, 2])
 def test_every_barrier_is_needed(which: int) -> None:
-    assert kernel_text(None, None, async_copy=True).header.count(BARRIER) == 2
+    assert kernel_text(async_copy=True).header.count(BARRIER) == 2
     with pytest.raises(SimulationError, match="race|uninitialised"):
-        broken(BARRIER, ";", which).attention(call_of())
+        run_on(broken(BARRIER, ";", which), call_of())
 
 
 MISTAKES = [
@@ -177,7 +177,7 @@ def test_every_bound_is_needed(right: str, wrong: str) -> None:
     q, k, v = inputs((1, 1, 20, 129, 1, 1, 41, 129), "float32")
     assert plan_for(129, 129, "float32").bd < 129, "several tiles of columns"
     with pytest.raises(SimulationError, match="out of bounds|race"):
-        broken(right, wrong).attention(AttentionCall(q, k, v, 1.0, async_copy=True))
+        run_on(broken(right, wrong), attention_call(q, k, v, 1.0, async_copy=True))
 
 
 # ---- which inputs it copies ---------------------------------------------------------------------------------------
@@ -205,19 +205,19 @@ def heads_last(x: mx.array) -> mx.array:
 def test_other_strides_pass_through_registers(view: Callable[[mx.array], mx.array]) -> None:
     """With the wait removed nothing is found, so nothing was copied; and the numbers are those of plain inputs."""
     call, kernel = call_of(view), broken(WAIT, "")
-    got = kernel.attention(call).out
-    plain = AttentionCall(call.q, mx.contiguous(call.k), mx.contiguous(call.v), 1.0, None, call.mask_mod)
-    assert mx.array_equal(got, backend().attention(plain).out)
-    only_keys = AttentionCall(call.q, call.k, mx.contiguous(call.v), 1.0, None, call.mask_mod, async_copy=True)
-    assert mx.array_equal(kernel.attention(only_keys).out, got)
+    got = run_on(kernel, call).out
+    plain = attention_call(call.q, mx.contiguous(call.k), mx.contiguous(call.v), 1.0, None, call.mods.mask)
+    assert mx.array_equal(got, run_on(backend(), plain).out)
+    only_keys = attention_call(call.q, call.k, mx.contiguous(call.v), 1.0, None, call.mods.mask, async_copy=True)
+    assert mx.array_equal(run_on(kernel, only_keys).out, got)
 
 
 def test_rows_apart_in_memory_are_copied() -> None:
     with pytest.raises(SimulationError, match="nobody waited for"):
-        broken(WAIT, "").attention(call_of(heads_last))
+        run_on(broken(WAIT, ""), call_of(heads_last))
     q, k, v = inputs(SHAPES["ragged"], "float16")
-    call = AttentionCall(q, heads_last(k), heads_last(v), 0.3, async_copy=True)
-    assert mx.array_equal(backend().attention(call).out, backend().attention(AttentionCall(q, k, v, 0.3)).out)
+    call = attention_call(q, heads_last(k), heads_last(v), 0.3, async_copy=True)
+    assert mx.array_equal(run_on(backend(), call).out, run_on(backend(), attention_call(q, k, v, 0.3)).out)
 
 
 # ---- clang --------------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_rows_apart_in_memory_are_copied() -> None:
 @pytest.mark.skipif(clang_check.CLANG is None, reason="no clang: apt-get install clang")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_address_spaces(dtype: str, tmp_path: Any) -> None:
-    text = kernel_text(*traces("alibi", "causal"), async_copy=True)
+    text = kernel_text(formulas(*traces("alibi", "causal")), async_copy=True)
     for dims, blocks in (((64, 64), NO_BLOCKS), ((17, 9), CUT_TILES), ((256, 256), NO_BLOCKS)):
         source = clang_check.instance(text, plan_for(*dims, dtype), blocks)
         assert clang_check.complaints(source, tmp_path) == ""

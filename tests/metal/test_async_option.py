@@ -10,14 +10,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from calls import attention_call, formulas, run_on
 from metal.mods import traces
 
 import flextrace as flex
-from flextrace.kernels import AttentionCall, registry
-from flextrace.kernels.metal import MetalBackend, SimulatorBackend
+from flextrace.kernels import registry
+from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.metal.generate import kernel_text
 from flextrace.kernels.metal.probe import NAME, why_no_async_copy
-from flextrace.kernels.simulator import metal_kernel
+from flextrace.kernels.simulator import SimulatorBackend, metal_kernel
 
 NO_SIMULATOR = SimulatorBackend().unavailable()
 needs_simulator = pytest.mark.skipif(NO_SIMULATOR is not None, reason=str(NO_SIMULATOR))
@@ -45,7 +46,7 @@ def test_another_value_is_an_error() -> None:
 def test_the_default_kernel_does_not_mention_the_intrinsic() -> None:
     """Newer compilers refuse a text that has it, used or not."""
     score, mask = traces("alibi", "causal")
-    plain, async_ = kernel_text(score, mask), kernel_text(score, mask, async_copy=True)
+    plain, async_ = kernel_text(formulas(score, mask)), kernel_text(formulas(score, mask), async_copy=True)
     assert "__asm" not in plain.complete() and "simdgroup_copy" not in plain.complete()
     assert async_.complete().count('__asm("air.simdgroup_async_copy_2d.p3i8.p1i8")') == 1
     assert plain.name != async_.name
@@ -115,7 +116,7 @@ def test_nobody_probes_unless_asked() -> None:
     machine = Machine(lambda out: out)
     q = mx.ones((1, 1, 4, 8))
     metal = MetalBackend(machine)
-    metal.attention(AttentionCall(q, q, q, 1.0))
+    run_on(metal, attention_call(q, q, q, 1.0))
     assert machine.probed == 0
     assert metal.no_async_copy() is None and machine.probed == 1
     assert SimulatorBackend().no_async_copy() is None

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from calls import attention_spec
 from metal.mods import traces
 
 import flextrace as flex
 from flextrace.kernels import registry
-from flextrace.kernels.metal import MetalBackend, SimulatorBackend
+from flextrace.kernels.loading import state
+from flextrace.kernels.metal import MetalBackend
+from flextrace.kernels.simulator import SimulatorBackend
 
 
 def test_names_and_availability() -> None:
@@ -56,22 +59,22 @@ def test_tests_of_the_simulator_are_skipped_without_a_compiler() -> None:
     assert in_ci.returncode == 1 and "0 passed" in in_ci.stdout, "CI must not pass over what it cannot run"
 
 
-def test_prepare_keeps_the_text_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_of_a_kernel_is_kept_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXTRACE_CACHE_DIR", str(tmp_path / "cache"))
-    score, mask = traces("alibi", "causal")
+    spec = attention_spec(*traces("alibi", "causal"))
     first, second = SimulatorBackend(), SimulatorBackend()
-    assert first.prepare(score, mask) == "compiled"
-    assert first.prepare(score, mask) == "memory"
-    assert second.prepare(score, mask) == "disk"
+    assert first.load(spec) is first.load(spec) and first.built == 1
+    assert state(first, spec.mods) == "memory" and state(second, spec.mods) == "disk"
+    assert second.load(spec).text == first.load(spec).text and second.built == 0
     (entry,) = (tmp_path / "cache").glob("kernels/*/*")
     assert {file.name for file in entry.iterdir()} == {"manifest.json", "kernel.metal"}
-    assert (entry / "kernel.metal").read_text() == first.source(score, mask)
+    assert (entry / "kernel.metal").read_text() == first.text(spec)
     manifest = json.loads((entry / "manifest.json").read_text())
     assert manifest["backend"] == "simulator" and manifest["mask_mod"]["expression"] == ["kv_idx <= q_idx"]
     assert manifest["kernel"].startswith("flextrace_attention_")
 
 
 def test_the_source_says_what_a_mod_became() -> None:
-    text = MetalBackend().source(*traces("softcap", "causal"))
+    text = MetalBackend().text(attention_spec(*traces("softcap", "causal")))
     assert "metal::precise::tanh(" in text
     assert "return kv_idx <= q_idx;" in text

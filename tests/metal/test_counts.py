@@ -6,14 +6,13 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from calls import attention_call, run_on
 from metal.simulated import backend, inputs
 
 import flextrace as flex
-from flextrace.kernels import AttentionCall
-from flextrace.kernels.metal import SimulatorBackend
 from flextrace.kernels.metal.generate import kernel_text
 from flextrace.kernels.metal.plan import plan_for
-from flextrace.kernels.simulator import SimulationError, metal_kernel, recording
+from flextrace.kernels.simulator import SimulationError, SimulatorBackend, metal_kernel, recording
 from flextrace.kernels.simulator.mlx_attention import steel_attention
 
 # ---- the checks watch ---------------------------------------------------------------------------------------------
@@ -37,7 +36,7 @@ BARRIER = "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);"
 
 
 def barriers() -> int:
-    return kernel_text(None, None).header.count(BARRIER)
+    return kernel_text().header.count(BARRIER)
 
 
 @pytest.mark.parametrize("which", [1, 2])
@@ -45,10 +44,10 @@ def test_every_barrier_is_needed(which: int) -> None:
     assert barriers() == 2
     q, k, v = inputs((1, 1, 70, 64, 1, 1, 1100, 64), "float32")  # more than one survey of 32 tiles
     mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: kv_idx > 1060).bind()  # the first survey finds nothing
-    call = AttentionCall(q, k, v, 1.0, None, mask)
-    backend().attention(call)
+    call = attention_call(q, k, v, 1.0, None, mask)
+    run_on(backend(), call)
     with pytest.raises(SimulationError, match="race|uninitialised"):
-        broken(BARRIER, ";", which).attention(call)
+        run_on(broken(BARRIER, ";", which), call)
 
 
 BOUNDS = [
@@ -65,7 +64,7 @@ def test_every_bound_is_needed(right: str, wrong: str) -> None:
     score = flex.score_mod(lambda s, b, h, q_idx, kv_idx: s + table[kv_idx + 5]).bind()
     q, k, v = inputs((1, 1, 70, 17, 1, 1, 75, 17), "float32")
     with pytest.raises(SimulationError, match="out of bounds|overlapping"):
-        broken(right, wrong).attention(AttentionCall(q, k, v, 1.0, score))
+        run_on(broken(right, wrong), attention_call(q, k, v, 1.0, score))
 
 
 # ---- counts -------------------------------------------------------------------------------------------------------
@@ -76,7 +75,7 @@ def counts(length: int, dim: int, dtype: str = "float32", mask: Any = None, bloc
     mod = None if mask is None else flex.mask_mod(mask)
     blocks = flex.create_block_mask(mod, None, None, length, length).blocks if block_mask else None
     with recording() as reports:
-        backend().attention(AttentionCall(q, k, v, 1.0, None, None if mod is None else mod.bind(), blocks))
+        run_on(backend(), attention_call(q, k, v, 1.0, None, None if mod is None else mod.bind(), blocks))
     return reports[-1]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import reference
 import zoo
+from calls import attention_call, formulas, run_on
 from metal import clang_check
 from metal.int8_rows import Rows, Tensors, call_of, compare, expected, heads_last, rounded, run, tensors
 from metal.mods import traces
@@ -123,7 +124,7 @@ def test_no_head_dim_or_no_key_is_no_error() -> None:
     call = call_of(given)
     for name in ("k", "k_scales", "v", "v_scales"):
         setattr(call, name, getattr(call, name)[:, :, :0])
-    assert mx.all(backend().attention(call).out == 0)
+    assert mx.all(run_on(backend(), call).out == 0)
 
 
 @pytest.mark.parametrize(("shape", "int8_values"), [("ragged", True), ("dim_128", False), ("dim_192", True)])
@@ -265,14 +266,14 @@ def test_a_cache_is_read_as_it_lies(score_mod: Any) -> None:
 
 def reads(call: AttentionCall) -> Any:
     with recording() as reports:
-        backend().attention(call)
+        run_on(backend(), call)
     return reports[-1]
 
 
 @pytest.mark.parametrize("dim", [64, 128])
 def test_a_decode_step_reads_half_the_bytes(dim: int) -> None:
     shape: Shape = (1, 1, 1, dim, 1, 1, 1024, dim)
-    plain = reads(AttentionCall(*inputs(shape, "float16"), 1.0))
+    plain = reads(attention_call(*inputs(shape, "float16"), 1.0))
     whole = reads(call_of(tensors(shape, "float16")))
     of_float16 = sum(plain.buffers[name].read for name in "kv")
     assert of_float16 == 2 * 1024 * dim * 2
@@ -288,7 +289,7 @@ SCORINGS = {"all": Scoring(True, True, True, True, True), "values": Scoring(int8
 @pytest.mark.parametrize("async_copy", [False, True])
 @pytest.mark.parametrize("kind", SCORINGS)
 def test_address_spaces(kind: str, async_copy: bool, tmp_path: Path) -> None:
-    text = kernel_text(*traces("alibi", "document_ids"), async_copy, scoring=SCORINGS[kind])
+    text = kernel_text(formulas(*traces("alibi", "document_ids")), async_copy, scoring=SCORINGS[kind])
     for dims, dtype, blocks in (((80, 40), "bfloat16", NO_BLOCKS), ((256, 256), "float16", CUT_TILES)):
         source = clang_check.instance(text, plan_for(*dims, dtype, SCORINGS[kind]), blocks)
         assert clang_check.complaints(source, tmp_path) == ""
@@ -307,6 +308,6 @@ PLANTED: list[Callable[[str], str]] = [
 @pytest.mark.parametrize("mistake", PLANTED, ids=["scales", "values", "hole"])
 def test_clang_finds_planted_mistakes(mistake: Callable[[str], str], tmp_path: Path) -> None:
     scoring = Scoring(True, int8_values=True)
-    text = kernel_text(None, None, scoring=scoring)
+    text = kernel_text(scoring=scoring)
     source = clang_check.instance(text, plan_for(64, 64, "float16", scoring), NO_BLOCKS)
     assert mistake(source) != source and "error:" in clang_check.complaints(mistake(source), tmp_path)

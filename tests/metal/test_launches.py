@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from calls import attention_call, run_on
 from metal.simulated import ORDERS, SHAPES, Shape, backend, inputs, mods
 from zoo import mx_array
 
@@ -29,7 +30,7 @@ def call(shape: Shape, dtype: str, names: tuple[str, ...], blocks: Any = None, *
         assert mask is not None
         lists = flex.create_block_mask(mask, shape[0], shape[1], shape[2], shape[6], BLOCK_SIZE=blocks).blocks
     bound = [None if mod is None else mod.bind() for mod in (score, mask)]
-    return AttentionCall(*inputs(shape, dtype), 0.3, *bound, lists, want_lse=True, want_max=True, **rest)
+    return attention_call(*inputs(shape, dtype), 0.3, *bound, lists, want_lse=True, want_max=True, **rest)
 
 
 def check(
@@ -40,7 +41,7 @@ def check(
     for limit in (MOST_MULTIPLIES, most):
         monkeypatch.setattr(launch, "MOST_MULTIPLIES", limit)
         with recording() as reports:
-            results.append(backend(order).attention(made))
+            results.append(run_on(backend(order), made))
         reports = [report for report in reports if "attention" in report.kernel]
         assert len(reports) == (1 if limit == MOST_MULTIPLIES else launches)
         counts.append([sum(r.matrix_multiplies for r in reports), sum(r.buffers["k"].read for r in reports)])
@@ -119,7 +120,7 @@ def test_launches_are_begun_one_by_one_but_not_inside_a_transformation(monkeypat
     q, k, v = inputs(LONG, "float32")
 
     def out(q: mx.array) -> mx.array:
-        return lazy.attention(AttentionCall(q, k, v, 0.3)).out
+        return run_on(lazy, attention_call(q, k, v, 0.3)).out
 
     out(q)
     assert begun == []

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import reference
 import zoo
+from calls import attention_call, run_on
 from metal.simulated import DTYPES, ORDERS, SHAPES, backend, check, inputs
 
 import flextrace as flex
-from flextrace.kernels import AttentionCall, Blocks
-from flextrace.kernels.metal import SimulatorBackend
+from flextrace.kernels import Blocks
+from flextrace.kernels.metal import MetalBackend
+from flextrace.kernels.simulator import SimulatorBackend
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -76,7 +78,7 @@ def test_a_block_mask_without_mask_mod_keeps_whole_blocks() -> None:
     q, k, v = inputs((1, 1, 40, 8, 1, 1, 60, 8), "float32")
     counts, indices = np.array([[[1, 0, 2]]], np.int32), np.array([[[[2, 0], [0, 0], [0, 1]]]], np.int32)
     blocks = Blocks.from_lists(counts, indices, None, None, 16, 20, kv_blocks=3)
-    out = backend().attention(AttentionCall(q, k, v, 1.0, None, None, blocks)).out
+    out = run_on(backend(), attention_call(q, k, v, 1.0, None, None, blocks)).out
     keep = np.zeros((3, 3), bool)
     keep[0, 2] = keep[2, 0] = keep[2, 1] = True
     want = reference.attention(*(np.array(x) for x in (q, k, v)), None, lambda b, h, i, j: keep[i // 16, j // 20], 1.0)
@@ -89,7 +91,7 @@ def test_a_block_mask_without_mask_mod_keeps_whole_blocks() -> None:
 def attend(mod: Any, mask: Any = None, n: int = 40) -> Any:
     q, k, v = inputs((1, 1, n, 8, 1, 1, n, 8), "float32")
     bound = [None if f is None else make(f).bind() for f, make in ((mod, flex.score_mod), (mask, flex.mask_mod))]
-    return v, backend().attention(AttentionCall(q, k, v, 1.0, *bound, want_lse=True, want_max=True))
+    return v, run_on(backend(), attention_call(q, k, v, 1.0, *bound, want_lse=True, want_max=True))
 
 
 def test_the_lowest_finite_score_is_attended_to() -> None:
@@ -111,12 +113,12 @@ def test_a_row_that_a_score_mod_makes_minus_infinity_gives_zero() -> None:
 def test_no_keys_no_rows() -> None:
     q = mx.ones((2, 3, 5, 8))
     none = mx.zeros((2, 3, 0, 8))
-    result = backend().attention(AttentionCall(q, none, none, 1.0, want_lse=True, want_max=True))
+    result = run_on(backend(), attention_call(q, none, none, 1.0, want_lse=True, want_max=True))
     assert mx.all(result.out == 0) and mx.all(result.lse == -mx.inf) and mx.all(result.max_scores == -mx.inf)
-    assert backend().attention(AttentionCall(none, q, q, 1.0)).out.shape == (2, 3, 0, 8)
+    assert run_on(backend(), attention_call(none, q, q, 1.0)).out.shape == (2, 3, 0, 8)
     no_columns = mx.zeros((2, 3, 5, 0))
-    assert backend().attention(AttentionCall(q, q, no_columns, 1.0)).out.shape == (2, 3, 5, 0)
-    out = backend().attention(AttentionCall(no_columns, no_columns, q, 1.0)).out
+    assert run_on(backend(), attention_call(q, q, no_columns, 1.0)).out.shape == (2, 3, 5, 0)
+    out = run_on(backend(), attention_call(no_columns, no_columns, q, 1.0)).out
     assert mx.all(out == 1)
 
 
@@ -159,7 +161,7 @@ def test_numbers_are_read_at_every_call_by_one_kernel() -> None:
     score = flex.score_mod(lambda s, b, h, q_idx, kv_idx: s - slope * abs(q_idx - kv_idx))
     q, k, v = inputs((1, 1, 40, 8, 1, 1, 40, 8), "float32")
     for slope, cut in ((0.5, 7), (-0.25, -9), (1e39, 3)):
-        got = mine.attention(AttentionCall(q, k, v, 1.0, score.bind(), mask.bind())).out
+        got = run_on(mine, attention_call(q, k, v, 1.0, score.bind(), mask.bind())).out
         bound = float(np.float32(min(slope, 3e38)))
         want = reference.attention(
             *(np.array(x) for x in (q, k, v)),
@@ -169,7 +171,7 @@ def test_numbers_are_read_at_every_call_by_one_kernel() -> None:
         )
         if slope < 1e38:
             reference.assert_close(got, want.out, 2e-5, 2e-5, f"slope {slope}, cut {cut}")
-    assert len(mine._kernels) == 1
+    assert len(mine.kernels) == 1
 
 
 def test_an_integer_beyond_int32_is_refused() -> None:
@@ -194,7 +196,7 @@ def test_the_launch_is_lazy_and_works_inside_compile() -> None:
 
         return launch
 
-    lazy = SimulatorBackend(factory)
+    lazy = MetalBackend(factory)
     slopes = mx.ones(9) * 2  # not evaluated yet
 
     def mod(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -203,7 +205,7 @@ def test_the_launch_is_lazy_and_works_inside_compile() -> None:
     @mx.compile
     def compiled(q: mx.array) -> mx.array:
         bound = flex.score_mod(mod).bind()
-        return lazy.attention(AttentionCall(q, q, q, 1.0, bound, want_lse=True)).out * 2
+        return run_on(lazy, attention_call(q, q, q, 1.0, bound, want_lse=True)).out * 2
 
     assert compiled(mx.ones((1, 2, 70, 16))).shape == (1, 2, 70, 16)
     launch = launches[0]

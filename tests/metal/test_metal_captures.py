@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from calls import attention_call, formulas, run_on
 from metal import clang_check, test_text
 from metal.simulated import ORDERS, backend, inputs
 from metal.stage_launches import every_launch
@@ -71,7 +72,7 @@ def mods(scores: int, masks: int) -> tuple[flex.ScoreMod, flex.MaskMod]:
 
 def call(score: flex.ScoreMod | None, mask: flex.MaskMod | None, dtype: str = "float32", **rest: Any) -> AttentionCall:
     bound = [None if mod is None else mod.bind() for mod in (score, mask)]
-    return AttentionCall(*inputs(SHAPE, dtype), 0.3, *bound, want_lse=True, want_max=True, **rest)
+    return attention_call(*inputs(SHAPE, dtype), 0.3, *bound, want_lse=True, want_max=True, **rest)
 
 
 def close(ours: Any, theirs: Any) -> None:
@@ -84,8 +85,8 @@ def close(ours: Any, theirs: Any) -> None:
 def test_twenty_arrays_in_the_fused_kernel(scores: int, masks: int, order: str) -> None:
     score, mask = mods(scores, masks)
     made = call(score if scores else None, mask if masks else None)
-    assert kernel_text(*(mod and mod.trace for mod in (made.score_mod, made.mask_mod))).packed
-    close(backend(order).attention(made), backend_for("cpu").attention(made))
+    assert kernel_text(made.mods.formulas).packed
+    close(run_on(backend(order), made), run_on(backend_for("cpu"), made))
 
 
 def test_twenty_arrays_beside_blocks_and_in_the_staged_pipeline() -> None:
@@ -103,7 +104,7 @@ def test_twenty_arrays_beside_blocks_and_in_the_staged_pipeline() -> None:
 
 def test_twenty_arrays_of_the_block_mask_stage() -> None:
     _, mask = mods(0, 20)
-    assert stage_text.stage_text("block_mask", None, mask.trace()).packed
+    assert stage_text.stage_text("block_mask", formulas(None, mask.trace())).packed
     bound, size = mask.bind(), (32, 16)
     ours, theirs = (
         backend_for(name).stages().block_mask(bound, B, H, Q, KV, size)  # type: ignore[attr-defined]
@@ -121,14 +122,14 @@ def pack_all(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_packed_or_not_the_bits_and_the_tiles_are_the_same(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     score, mask = mods(3, 3)
-    assert not kernel_text(score.trace(), mask.trace()).packed
+    assert not kernel_text(formulas(score.trace(), mask.trace())).packed
     found = []
     for _ in range(2):
         with recording() as reports:
-            made = type(backend())(backend().metal_kernel).attention(call(score, mask, dtype))
+            made = run_on(type(backend())(backend().metal_kernel), call(score, mask, dtype))
         found.append((made, reports[-1].matrix_multiplies, reports[-1].buffers["k"].read))
         pack_all(monkeypatch)
-        assert kernel_text(score.trace(), mask.trace()).packed
+        assert kernel_text(formulas(score.trace(), mask.trace())).packed
     (one, *counts), (other, *same) = found
     assert counts == same
     for name in ("out", "lse", "max_scores"):
@@ -148,10 +149,10 @@ def test_shapes_are_those_of_each_call() -> None:
     score = flex.score_mod(mod)
     for length in (5, 9, 300):
         tables[:] = [mx.array(np.arange(length) * (i + 1) / 100).astype(mx.float32) for i in range(20)]
-        made = fresh.attention(call(score, None))
-        want = backend_for("cpu").attention(call(score, None))
+        made = run_on(fresh, call(score, None))
+        want = run_on(backend_for("cpu"), call(score, None))
         close(made, want)
-    assert len(fresh._texts) == 1
+    assert len({kernel.text for kernel in fresh.kernels.values()}) == 1
 
 
 def test_too_many_arrays_say_how_many_and_what_to_write() -> None:
@@ -167,16 +168,16 @@ def test_too_many_arrays_say_how_many_and_what_to_write() -> None:
         return (ids[0, q_idx] == ids[0, kv_idx]) | (ids[2, q_idx] == ids[2, kv_idx])
 
     made = call(score, flex.mask_mod(keep))
-    close(backend().attention(made), backend_for("cpu").attention(made))
+    close(run_on(backend(), made), run_on(backend_for("cpu"), made))
 
 
 def test_a_kernel_with_more_buffers_of_its_own_has_room_for_fewer() -> None:
     everything = Scoring(*[True] * 5)
     score, _ = mods(11, 0)
-    assert len(kernel_text(score.trace(), None, scoring=everything)._buffers()) == MAX_BUFFERS
+    assert len(kernel_text(formulas(score.trace(), None), scoring=everything)._buffers()) == MAX_BUFFERS
     score, _ = mods(12, 0)
     with pytest.raises(ValueError, match="capture 12 arrays .* has room for 11"):
-        kernel_text(score.trace(), None, scoring=everything)
+        kernel_text(formulas(score.trace(), None), scoring=everything)
 
 
 # ---- clang --------------------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ def test_a_kernel_with_more_buffers_of_its_own_has_room_for_fewer() -> None:
 @pytest.mark.parametrize("async_copy", [False, True])
 def test_address_spaces_of_packed_arrays(tmp_path: Path, async_copy: bool) -> None:
     score, mask = mods(14, 6)
-    text = kernel_text(score.trace(), mask.trace(), async_copy)
+    text = kernel_text(formulas(score.trace(), mask.trace()), async_copy)
     for blocks in (NO_BLOCKS, CUT_TILES):
         source = clang_check.instance(text, plan_for(64, 64, "float32"), blocks)
         assert clang_check.complaints(source, tmp_path) == ""

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import reference
 import zoo
+from calls import attention_call, run_on
 from metal.quantised import SCALE, biased, compare, floats, relative_l1, run, smoothing
 from metal.simulated import DTYPES, ORDERS, SHAPES, Shape, backend, inputs
 
 import flextrace as flex
-from flextrace.kernels import AttentionCall, QKQuant
+from flextrace.kernels import QKQuant
 
 QUANTS = {
     "block": QKQuant("block"),
@@ -176,10 +177,10 @@ def test_all_zero_inputs_give_the_mean_of_v(zeros: str) -> None:
 
 def test_nothing_to_quantise() -> None:
     q, none, no_columns = mx.ones((2, 3, 5, 8)), mx.zeros((2, 3, 0, 8)), mx.zeros((2, 3, 5, 0))
-    call = AttentionCall(q, none, none, 1.0, quant=QKQuant("block", smooth_k=False))
-    assert mx.all(backend().attention(call).out == 0)
-    call = AttentionCall(no_columns, no_columns, q, 1.0, quant=QKQuant("block", smooth_k=False))
-    assert mx.all(backend().attention(call).out == 1)
+    call = attention_call(q, none, none, 1.0, quant=QKQuant("block", smooth_k=False))
+    assert mx.all(run_on(backend(), call).out == 0)
+    call = attention_call(no_columns, no_columns, q, 1.0, quant=QKQuant("block", smooth_k=False))
+    assert mx.all(run_on(backend(), call).out == 1)
 
 
 @pytest.mark.parametrize("layout", [(0, 2, 1, 3), (3, 2, 1, 0)])

@@ -13,6 +13,8 @@ import reference
 import zoo
 from metal.stage_launches import Recorder
 
+from flextrace.kernels.call import Mods
+from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.metal.stages import MetalStages
 from flextrace.kernels.simulator import metal_kernel
 from flextrace.kernels.stage_types import BlockLists
@@ -25,7 +27,7 @@ TRACES = Traces()
 
 @functools.lru_cache(maxsize=8)
 def stages(order: str = "forward") -> MetalStages:
-    return MetalStages(functools.partial(metal_kernel, lane_order=order))
+    return MetalBackend(functools.partial(metal_kernel, lane_order=order)).stages()
 
 
 def tensor(*shape: int, dtype: mx.Dtype = mx.float32, seed: int = 0) -> mx.array:
@@ -117,7 +119,7 @@ def test_strided_operands_are_read_where_they_lie() -> None:
     a = base[:, ::2].transpose(0, 2, 1, 3)[..., ::-2]  # steps, another order of axes, backwards
     b = mx.broadcast_to(tensor(30, 1, seed=1), (1, 1, 30, 17))  # stride 0
     recorder = Recorder()
-    MetalStages(recorder).matmul(a, b, transpose_a=False, transpose_b=False, tiles=None, dtype=mx.float32)
+    MetalBackend(recorder).stages().matmul(a, b, transpose_a=False, transpose_b=False, tiles=None, dtype=mx.float32)
     assert recorder.launches[0].call["inputs"][0] is a and recorder.launches[0].call["inputs"][1] is b
     assert recorder.launches[0].definition["ensure_row_contiguous"] is False
     got = stages().matmul(a, b, transpose_a=False, transpose_b=False, tiles=(16, 16, 8), dtype=mx.float32)
@@ -240,14 +242,14 @@ def test_score_mod(names: tuple[str, ...]) -> None:
     x = tensor(SIZE[0], SIZE[2], SIZE[1], SIZE[3]).transpose(0, 2, 1, 3)
     changed = reference.apply_score_mod(exact(x), plain["score_mod"]) if "score_mod" in plain else exact(x)
     keep = np.ones(SIZE, bool) if mask is None else reference.apply_mask_mod(plain["mask_mod"], SIZE)
-    close(stages().score_mod(x, score, mask, None), np.where(keep, changed, -np.inf), mx.float32)
+    close(stages().score_mod(x, Mods(score, mask), None), np.where(keep, changed, -np.inf), mx.float32)
     if mask is not None:
         blocks = stages().block_mask(mask, *SIZE, (5, 11))
-        close(stages("reverse").score_mod(x, score, mask, blocks), np.where(keep, changed, -np.inf), mx.float32)
+        close(stages("reverse").score_mod(x, Mods(score, mask), blocks), np.where(keep, changed, -np.inf), mx.float32)
         # In full blocks the mask_mod is not asked: another one changes nothing there.
         none = TRACES.bind(lambda b, h, q_idx, kv_idx: False, "mask_mod")
         full = listed(blocks, SIZE) == 2
-        close(stages().score_mod(x, score, none, blocks), np.where(full, changed, -np.inf), mx.float32)
+        close(stages().score_mod(x, Mods(score, none), blocks), np.where(full, changed, -np.inf), mx.float32)
 
 
 def lists_of(mask_batch: int, mask_heads: int, q_blocks: int, kv_blocks: int, block: tuple[int, int]) -> BlockLists:

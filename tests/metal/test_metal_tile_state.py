@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import reference
 import zoo
+from calls import attention_call, formulas, run_on
 from metal.simulated import ORDERS, backend, inputs
 from metal.test_counts import broken
 
 import flextrace as flex
-from flextrace.kernels import AttentionCall
-from flextrace.kernels.metal import SimulatorBackend
+from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.metal.captures import MAX_BUFFERS
 from flextrace.kernels.metal.generate import kernel_text
 from flextrace.kernels.metal.launch import BLOCK, capture_kinds, extremes_of_blocks
@@ -28,7 +28,7 @@ def report_of(mask: Any, q_len: int, kv_len: int, heads: int = 1, batch: int = 1
     """(result, report) of a run with all checks on."""
     q, k, v = inputs((batch, heads, q_len, DIM, batch, heads, kv_len, DIM), "float32")
     with recording() as reports:
-        result = (on or backend()).attention(AttentionCall(q, k, v, 1.0, None, flex.mask_mod(mask).bind(), blocks))
+        result = run_on((on or backend()), attention_call(q, k, v, 1.0, None, flex.mask_mod(mask).bind(), blocks))
     return result, reports[-1]
 
 
@@ -156,8 +156,8 @@ def test_only_the_last_tile_masks_what_lies_beyond_the_keys() -> None:
         q, k, v = inputs((1, 1, 64, 16, 1, 1, keys, 16), "float32")
         mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: limit[kv_idx] > q_idx).bind()
         with recording() as reports:
-            got = backend().attention(AttentionCall(q, k, v, 1.0, None, mask)).out
-            want = backend().attention(AttentionCall(q, k, v, 1.0)).out
+            got = run_on(backend(), attention_call(q, k, v, 1.0, None, mask)).out
+            want = run_on(backend(), attention_call(q, k, v, 1.0)).out
         scanned = 4 * (keys % 32) * 4 * 2  # the ragged tile, for its bounds
         assert reports[0].buffers["array0"].read <= scanned
         assert mx.array_equal(got, want)
@@ -255,7 +255,7 @@ def test_arrays_without_a_buffer_for_their_extremes_are_scanned() -> None:
 
         return mask
 
-    text = kernel_text(None, flex.mask_mod(same(tables)).trace())
+    text = kernel_text(formulas(None, flex.mask_mod(same(tables)).trace()))
     assert len(text._buffers()) == MAX_BUFFERS and text.extremes == (0, 1) and not text.packed
     report = check(same(tables), same(ids), 200, 200)
     assert report.buffers["extremes1"].read > 0 and report.buffers["array2"].read > 0
@@ -279,12 +279,12 @@ def test_extremes_are_lazy_inside_compile() -> None:
 
         return launch
 
-    lazy = SimulatorBackend(factory)
+    lazy = MetalBackend(factory)
 
     @mx.compile
     def compiled(q: mx.array, document: mx.array) -> mx.array:
         mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: document[q_idx] == document[kv_idx]).bind()
-        return lazy.attention(AttentionCall(q, q, q, 1.0, None, mask)).out
+        return run_on(lazy, attention_call(q, q, q, 1.0, None, mask)).out
 
     q = mx.ones((1, 1, 70, 16))
     first, second = (compiled(q, mx.arange(100) // n) for n in (20, 5))
@@ -305,11 +305,11 @@ def test_a_kernel_s_name_tells_the_types_of_its_captures() -> None:
         names.append(definition["name"])
         return lambda **arguments: [mx.zeros(shape) for shape in arguments["output_shapes"]]
 
-    lazy, q = SimulatorBackend(factory), mx.ones((1, 1, 16, 8))
+    lazy, q = MetalBackend(factory), mx.ones((1, 1, 16, 8))
     for kind in (mx.int32, mx.int16, mx.int32, mx.uint8):
         table = mx.zeros(100, kind)
         mask = flex.mask_mod(lambda b, h, q_idx, kv_idx, table=table: table[kv_idx] == 0).bind()
-        lazy.attention(AttentionCall(q, q, q, 1.0, None, mask))
+        run_on(lazy, attention_call(q, q, q, 1.0, None, mask))
     stem, *rest = (name.rpartition("_d_") for name in names)
     assert [stem[2], *(x[2] for x in rest)] == ["int32", "int16", "uint8"]
     assert {x[0] for x in rest} == {stem[0]}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import quant_reference
 import reference
+from calls import attention_call
 from metal import clang_check, test_text
 from metal.quantised import smoothing
 from metal.simulated import DTYPES, ORDERS
@@ -19,10 +20,10 @@ from metal.stage_launches import Launched, Recorder
 
 from flextrace.kernels import AttentionCall, QKQuant, Smoothing
 from flextrace.kernels.assemble import assemble
+from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.metal.plan import OTHER_REGISTERS, registers_of
 from flextrace.kernels.metal.quantise import Operands, operands
 from flextrace.kernels.metal.rounding import FOLDER, HELD, SHARED, Rounding, Runs, row_plan
-from flextrace.kernels.metal.stages import MetalStages
 from flextrace.kernels.simulator import SimulationError, metal_kernel, recording
 
 Array = np.ndarray[Any, Any]
@@ -32,7 +33,7 @@ IDS = np.stack([np.repeat([0, 1, 0], [20, 30, 50]), np.repeat([2, 1], [1, 99])])
 
 @functools.lru_cache(maxsize=8)
 def rounding(order: str = "forward") -> Rounding:
-    return Rounding(functools.partial(metal_kernel, lane_order=order))
+    return Rounding(MetalBackend(functools.partial(metal_kernel, lane_order=order)).load)
 
 
 def tensor(*shape: int, dtype: str = "float32", seed: int = 0) -> mx.array:
@@ -147,7 +148,7 @@ def test_any_size_strides_and_broadcast(shape: tuple[int, ...]) -> None:
 
 
 def made(call: AttentionCall, kernel: Callable[..., Any] = metal_kernel) -> Operands:
-    return operands(call, Rounding(kernel), MetalStages(kernel))
+    return operands(call, Rounding(MetalBackend(kernel).load), MetalBackend(kernel).stages())
 
 
 @pytest.mark.parametrize("quant", [QKQuant("row"), QKQuant("block", smooth_q=True, q_block=33, k_block=10)], ids=str)
@@ -156,7 +157,7 @@ def test_the_scores_of_operands_are_numpy_s(documents: bool, quant: QKQuant) -> 
     """(q . k * row_scales * key_scales + mean_scores[mean_rows]) * scale, and row_terms; keys of two query heads."""
     q, k = tensor(2, 4, 100, 17), tensor(2, 2, 100, 17, seed=1) + 5 * tensor(1, 2, 1, 17, seed=2)
     ids = IDS if documents else None
-    call = AttentionCall(q, k, k, SCALE, quant=quant, smoothing=smoothing(k, ids, ids))
+    call = attention_call(q, k, k, SCALE, quant=quant, smoothing=smoothing(k, ids, ids))
     got = made(call)
     want = quant_reference.scores(np.array(q), np.array(k), quant, SCALE, ids, ids)
     whole, key_scales = (np.repeat(floats(x), 2, axis=1) for x in (got.k, got.key_scales))
@@ -174,7 +175,7 @@ def test_ready_made_keys_stay_as_they_are() -> None:
     q, whole, scales = tensor(2, 4, 30, 17), mx.zeros((1, 2, 50, 17), mx.int8), mx.ones((1, 2, 60))[..., :50]
     means = tensor(1, 2, 1, 17, seed=3)
     for smooth in (None, Smoothing(means)):
-        call = AttentionCall(q, whole, whole, SCALE, quant=QKQuant("row", smooth_k=False), smoothing=smooth)
+        call = attention_call(q, whole, whole, SCALE, quant=QKQuant("row", smooth_k=False), smoothing=smooth)
         call.k_scales = scales
         with recording() as reports:
             got = made(call)
@@ -253,7 +254,7 @@ def broken(right: str, wrong: str, which: int = 1) -> Rounding:
         definition["header"] = right.join(parts[:which]) + wrong + right.join(parts[which:])
         return metal_kernel(**definition | {"name": definition["name"] + "_broken"})
 
-    return Rounding(factory)
+    return Rounding(MetalBackend(factory).load)
 
 
 def by_blocks(kernel: Rounding) -> Any:
@@ -302,7 +303,7 @@ def test_every_bound_is_needed(right: str, wrong: str) -> None:
 
 def every_launch() -> list[Launched]:
     recorder = Recorder()
-    kernel = Rounding(recorder)
+    kernel = Rounding(MetalBackend(recorder).load)
     for dtype, columns, block in (("float16", 64, None), ("bfloat16", 300, 33), ("float32", 17, 33)):
         x, smooth = tensor(2, 3, 100, columns, dtype=dtype), means_of(IDS, columns)
         kernel.keys(x, block, smooth)

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from calls import attention_call, formulas, run_on
 from metal import clang_check
 from metal.mods import traces
 from metal.quantised import smoothing
@@ -15,8 +16,8 @@ from metal.simulated import backend, inputs
 from metal.test_counts import broken
 
 import flextrace as flex
-from flextrace.kernels import AttentionCall, QKQuant
-from flextrace.kernels.metal import SimulatorBackend
+from flextrace.kernels import QKQuant
+from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.metal.generate import kernel_text
 from flextrace.kernels.metal.plan import plan_for
 from flextrace.kernels.metal.scoring import Scoring
@@ -29,9 +30,9 @@ from flextrace.kernels.smoothing import smoothing as smoothing_of
 
 def device_reads(quant: QKQuant | None, smooth: bool, length: int = 128, dim: int = 64) -> Any:
     tensors = inputs((1, 1, length, dim, 1, 1, length, dim), "float16")
-    call = AttentionCall(*tensors, 1.0, quant=quant, smoothing=smoothing(tensors[1]) if smooth else None)
+    call = attention_call(*tensors, 1.0, quant=quant, smoothing=smoothing(tensors[1]) if smooth else None)
     with recording() as reports:
-        backend().attention(call)
+        run_on(backend(), call)
     return reports[-1]
 
 
@@ -61,7 +62,7 @@ def test_all_else_is_as_without() -> None:
 
 def test_the_plain_text_does_not_pay() -> None:
     """A text that quantises differs in the hole and in what is passed to it."""
-    plain, whole = kernel_text(None, None), kernel_text(None, None, scoring=Scoring(True, True, True, True, True))
+    plain, whole = kernel_text(), kernel_text(scoring=Scoring(True, True, True, True, True))
     before, after = plain.header.split("struct Mods")[1], whole.header.split("struct Mods")[1]
     end = "inline Mods captured_by_mods("
     assert before.split(end)[1].split("return mods;")[1] == after.split(end)[1].split("return mods;")[1]
@@ -77,7 +78,7 @@ def test_the_plain_text_does_not_pay() -> None:
 def test_address_spaces(scoring: Scoring, tmp_path: Path) -> None:
     for dims, dtype in (((64, 64), "float16"), ((80, 40), "bfloat16"), ((256, 256), "float32")):
         for blocks in (NO_BLOCKS, CUT_TILES):
-            text = kernel_text(*traces("alibi", "document_ids"), scoring=scoring)
+            text = kernel_text(formulas(*traces("alibi", "document_ids")), scoring=scoring)
             source = clang_check.instance(text, plan_for(*dims, dtype, scoring), blocks)
             assert clang_check.complaints(source, tmp_path) == ""
             assert clang_check.unqualified_pointers(source, tmp_path) == []
@@ -94,7 +95,7 @@ BOUNDS = [
 def test_every_bound_is_needed(right: str, wrong: str) -> None:
     tensors = inputs((1, 1, 70, 17, 1, 1, 75, 17), "float32")
     with pytest.raises(SimulationError, match="out of bounds"):
-        broken(right, wrong).attention(AttentionCall(*tensors, 1.0, quant=QKQuant("row", False, smooth_q=True)))
+        run_on(broken(right, wrong), attention_call(*tensors, 1.0, quant=QKQuant("row", False, smooth_q=True)))
 
 
 @pytest.mark.parametrize(
@@ -113,14 +114,14 @@ def test_the_launch_is_lazy_and_works_inside_compile(quant: QKQuant | None) -> N
 
         return launch
 
-    lazy, ids = SimulatorBackend(factory), mx.array(np.repeat([0, 1], [30, 40])[None])
+    lazy, ids = MetalBackend(factory), mx.array(np.repeat([0, 1], [30, 40])[None])
     mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: ids[b, q_idx] == ids[b, kv_idx])
 
     @mx.compile
     def compiled(q: mx.array) -> mx.array:
-        call = AttentionCall(q, q, q, 1.0, mask_mod=mask.bind(), quant=quant, want_lse=True)
+        call = attention_call(q, q, q, 1.0, mask_mod=mask.bind(), quant=quant, want_lse=True)
         call.smoothing = smoothing_of(call)
-        result = lazy.attention(call)
+        result = run_on(lazy, call)
         assert result.lse is not None
         return result.out.sum() + result.lse.sum()
 

@@ -12,6 +12,8 @@ from metal.stage_launches import Recorder
 from metal.steel_gemm import TILES, steel_gemm
 from metal.test_metal_stages import listed, lists_of, stages, tensor
 
+from flextrace.kernels.call import Mods
+from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.metal.product_plan import Operands, plan_of
 from flextrace.kernels.metal.stages import MetalStages
 from flextrace.kernels.simulator import SimulationError, metal_kernel, recording
@@ -32,7 +34,7 @@ def broken(right: str, wrong: str, count: int = 1) -> MetalStages:
         definition["header"] = right.join(parts[:count]) + wrong + right.join(parts[count:])
         return metal_kernel(**definition | {"name": definition["name"] + "_broken"})
 
-    return MetalStages(factory)
+    return MetalBackend(factory).stages()
 
 
 def multiply(stages: MetalStages, tiles: tuple[int, ...] | None = (32, 16, 8)) -> mx.array:
@@ -58,7 +60,7 @@ def stray(stages: MetalStages) -> mx.array:
     """Lists that name blocks which are not there."""
     number, entries = mx.full((1, 1, 2), 7, mx.int32), mx.array([[[[-3, 0, 9], [1 << 30, 1, -1]]]], mx.int32)
     blocks = BlockLists(number, entries, mx.zeros_like(number), entries, 16, 12)
-    return stages.score_mod(tensor(1, 1, 30, 20), None, None, blocks)
+    return stages.score_mod(tensor(1, 1, 30, 20), Mods(), blocks)
 
 
 def long_rows(stages: MetalStages) -> mx.array:
@@ -81,7 +83,7 @@ BARRIERS: list[tuple[Run, int, int]] = [  # how many barriers the text has, and 
 @pytest.mark.parametrize(("run", "count", "which"), BARRIERS)
 def test_every_barrier_of_a_stage_is_needed(run: Run, count: int, which: int) -> None:
     recorder = Recorder()
-    run(MetalStages(recorder))
+    run(MetalBackend(recorder).stages())
     assert recorder.launches[0].definition["header"].count(BARRIER) == count
     run(stages())
     with pytest.raises(SimulationError, match="race|uninitialised"):
@@ -204,10 +206,10 @@ def test_blocks_far_larger_than_the_scores_cost_no_more() -> None:
         blocks = stages().block_mask(CAUSAL, 1, 1, 1, 37, (size, size))
         assert [a.tolist() for a in blocks[:4]] == [[[[1]]], [[[[0]]]], [[[0]]], [[[[0]]]]]
         recorder = Recorder()
-        for run in (stages(), MetalStages(recorder)):
+        for run in (stages(), MetalBackend(recorder).stages()):
             sampled = run.block_sparse_matmul(x[..., :8], k, blocks, transpose_b=True, dtype=mx.float32)
             weighted = run.block_sparse_matmul(x, k, blocks, transpose_b=False, dtype=mx.float32)
-            kept = run.score_mod(x, None, CAUSAL, blocks)
+            kept = run.score_mod(x, Mods(None, CAUSAL), blocks)
             assert sampled.shape == kept.shape == (1, 1, 1, 37) and weighted.shape == (1, 1, 1, 8)
         assert all(launched.call["grid"][1:] == (1, 1) for launched in recorder.launches)
 
@@ -225,14 +227,14 @@ def test_softmax_reads_a_row_twice() -> None:
 def test_stages_are_lazy() -> None:
     """All of them run inside mx.compile, where MLX refuses to evaluate."""
     recorder = Recorder()
-    lazy = MetalStages(recorder)
+    lazy = MetalBackend(recorder).stages()
 
     def pipeline(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, ...]:
         blocks = lazy.block_mask(CAUSAL, 1, 1, 20, 30, (8, 8))
         dense = lazy.matmul(q, k, transpose_a=False, transpose_b=True, tiles=None, dtype=mx.float32)
         scores = lazy.block_sparse_matmul(q, k, blocks, transpose_b=True, dtype=mx.float32) + dense
         parts = lazy.softmax(
-            lazy.score_mod(lazy.scale(scores, 0.5), None, CAUSAL, blocks), normalise=False, dtype=mx.float32
+            lazy.score_mod(lazy.scale(scores, 0.5), Mods(None, CAUSAL), blocks), normalise=False, dtype=mx.float32
         )
         product = lazy.block_sparse_matmul(parts.weights, v, blocks, transpose_b=False, dtype=mx.float32)
         return tuple(lazy.attention_output(product, parts.max_scores, parts.sums, mx.float16))
@@ -244,13 +246,13 @@ def test_stages_are_lazy() -> None:
 
 def test_small_inputs_stay_out_of_the_constant_address_space() -> None:
     recorder = Recorder()
-    tiny = MetalStages(recorder)
+    tiny = MetalBackend(recorder).stages()
     x = mx.ones((1, 1, 1, 2))
     blocks = tiny.block_mask(CAUSAL, 1, 1, 1, 1, (8, 8))
     multiply = {"transpose_a": False, "transpose_b": True, "tiles": None, "dtype": mx.float32}
     tiny.matmul(x, x, **multiply)
     tiny.block_sparse_matmul(x, x, blocks, transpose_b=True, dtype=mx.float32)
-    tiny.score_mod(x, None, CAUSAL, blocks)
+    tiny.score_mod(x, Mods(None, CAUSAL), blocks)
     tiny.scale(mx.array(2.0), 2.0)
     tiny.softmax(mx.ones(1), normalise=True, dtype=mx.float32)
     tiny.attention_output(x, x[..., 0], x[..., 0], mx.float32)
@@ -261,13 +263,13 @@ def test_small_inputs_stay_out_of_the_constant_address_space() -> None:
 
 def test_sizes_of_zero() -> None:
     recorder = Recorder()
-    empty, f32 = MetalStages(recorder), mx.float32
+    empty, f32 = MetalBackend(recorder).stages(), mx.float32
     flips = {"transpose_a": False, "transpose_b": False, "tiles": None, "dtype": f32}
     got = empty.matmul(mx.ones((1, 2, 3, 0)), mx.ones((1, 1, 0, 5)), **flips)
     assert got.shape == (1, 2, 3, 5) and not got.any()
     assert empty.matmul(mx.ones((1, 2, 0, 4)), mx.ones((1, 1, 4, 5)), **flips).shape == (1, 2, 0, 5)
     assert empty.scale(mx.ones((3, 0)), 2.0).shape == (3, 0)
-    assert empty.score_mod(mx.ones((1, 1, 0, 4)), None, CAUSAL, None).shape == (1, 1, 0, 4)
+    assert empty.score_mod(mx.ones((1, 1, 0, 4)), Mods(None, CAUSAL), None).shape == (1, 1, 0, 4)
     weights, largest, sums = empty.softmax(mx.ones((2, 3, 0)), normalise=True, dtype=f32)
     assert weights.shape == (2, 3, 0) and largest.tolist() == [[-np.inf] * 3] * 2 and sums.tolist() == [[0.0] * 3] * 2
     lists = empty.block_mask(CAUSAL, 1, 2, 0, 4, (2, 2))

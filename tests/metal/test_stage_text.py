@@ -9,14 +9,14 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 import zoo
+from calls import formulas
 from metal import clang_check, test_text
 from metal.mods import traces
 from metal.stage_launches import Launched, Recorder, every_launch
 
 from flextrace.kernels.assemble import assemble, header_and_body
-from flextrace.kernels.metal import generate
+from flextrace.kernels.metal import MetalBackend, generate
 from flextrace.kernels.metal.stage_text import STAGES, WITH_MODS, stage_text
-from flextrace.kernels.metal.stages import MetalStages
 from flextrace.kernels.simulator.signature import ATTRIBUTES
 from flextrace.tracer import Bound, trace
 
@@ -54,17 +54,17 @@ def test_the_text_of_a_stage_is_complete(stage: str) -> None:
     assert '#include "' not in text.header and "CAPTURED_ARRAYS" not in text.body
     assert text.header.startswith(f'#line 1 "stages/{stage}.metal"\n') and '#line 1 "tile/simdgroup.h"\n' in text.header
     assert re.fullmatch(rf"flextrace_{stage}_[0-9a-f]{{16}}", text.name)
-    changed = stage_text(stage, *traces("alibi", "causal")) if stage in WITH_MODS else text
+    changed = stage_text(stage, formulas(*traces("alibi", "causal"))) if stage in WITH_MODS else text
     assert (changed.name != text.name) == (stage in WITH_MODS)
 
 
 def test_captured_arrays_reach_the_mods() -> None:
-    text = stage_text("score_mod", *traces("alibi", "padding_lengths"))
+    text = stage_text("score_mod", formulas(*traces("alibi", "padding_lengths")))
     assert (
         "captured_by_mods(params + SHAPE_WORDS + LIST_WORDS, array0, array0_shape, array0_strides, array1" in text.body
     )
     assert text.inputs[-2:] == ("array0", "array1")
-    assert stage_text("block_mask", None, traces("padding_lengths")[1]).inputs == ("params", "array0")
+    assert stage_text("block_mask", formulas(None, traces("padding_lengths")[1])).inputs == ("params", "array0")
 
 
 def test_too_many_captured_arrays_of_a_stage_name_the_remedy() -> None:
@@ -74,7 +74,7 @@ def test_too_many_captured_arrays_of_a_stage_name_the_remedy() -> None:
         return score + sum(table[kv_idx] for table in tables)
 
     with pytest.raises(ValueError, match="capture 24 arrays .* has room for 23. Remedy: stack some into one"):
-        stage_text("score_mod", trace(mod, "score_mod"), None)
+        stage_text("score_mod", formulas(trace(mod, "score_mod"), None))
 
 
 def test_kernels_stand_apart_by_what_MLX_puts_into_their_signatures() -> None:
@@ -82,7 +82,7 @@ def test_kernels_stand_apart_by_what_MLX_puts_into_their_signatures() -> None:
     _, mask = traces("padding_lengths")
     assert mask is not None
     recorder = Recorder()
-    stages = MetalStages(recorder)
+    stages = MetalBackend(recorder).stages()
     for lengths in (mx.zeros(2, mx.int32), mx.zeros(9, mx.int32), mx.zeros(9, mx.int8), mx.zeros(10, mx.int32)):
         stages.block_mask(Bound(mask, [lengths], []), 1, 1, 4, 4, (2, 2))
     names = [launched.definition["name"] for launched in recorder.launches]

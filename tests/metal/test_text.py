@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import zoo
+from calls import formulas
 from metal import clang_check
 from metal.mods import text_of, traces
 
 from flextrace.kernels.assemble import assemble, header_and_body
 from flextrace.kernels.metal import generate
 from flextrace.kernels.metal.generate import INPUTS, KERNEL, KernelText, kernel_text, mod_header
-from flextrace.kernels.metal.launch import make
+from flextrace.kernels.metal.kernel import launchable
 from flextrace.kernels.metal.plan import plan_for
 from flextrace.kernels.metal.probe import why_no_async_copy
 from flextrace.kernels.metal.tiles import CUT_TILES, NO_BLOCKS, WHOLE_TILES
@@ -68,9 +69,9 @@ def test_every_kernel_s_name_follows_its_text() -> None:
         made.append((definition["name"], definition["header"] + definition["source"]))
         raise RuntimeError("not to be run")
 
-    for text in (text_of("alibi"), kernel_text(None, None, async_copy=True)):
+    for text in (text_of("alibi"), kernel_text(async_copy=True)):
         with pytest.raises(RuntimeError):
-            make(factory, text, "cd")
+            launchable(factory, text, "cd")
     assert why_no_async_copy(factory) == "not to be run"
     for name, text in made:
         assert hashlib.sha256(text.encode()).hexdigest()[:16] in name
@@ -81,7 +82,7 @@ def test_every_kernel_s_name_follows_its_text() -> None:
 def test_generated_text_is_ascii_with_precise_functions(entry: zoo.Entry) -> None:
     text = text_of(entry.name)
     (text.header + text.body).encode("ascii")
-    header = mod_header(*traces(entry.name))
+    header = mod_header(formulas(*traces(entry.name)))
     assert not re.search(rf"(?<!precise::)\b({TRANSCENDENTAL})\(", header)
     assert not re.search(r"[\w)] [+*-] [(-]*INFINITY|INFINITY\)* [+*/-]", header), "arithmetic with an infinity"
 
@@ -94,20 +95,20 @@ def test_captures_become_fields_and_arguments() -> None:
     assert text.inputs[-1] == "array0"
     assert "captured_by_mods(params + PARAM_WORDS, array0, array0_shape, array0_strides)" in text.body
     assert "const constant int64_t* array0_strides [[buffer(10)]]" in text.complete()
-    header = mod_header(*traces("alibi", "sliding_window"))
+    header = mod_header(formulas(*traces("alibi", "sliding_window")))
     assert "template <typename Array0>\nstruct Mods {" in header
     assert "array0[fx::offset(array0_shape, array0_strides, h)]" in header
 
 
 def test_the_mask_s_captures_come_after_the_score_s() -> None:
-    header = mod_header(*traces("alibi", "padding_lengths"))
+    header = mod_header(formulas(*traces("alibi", "padding_lengths")))
     score, mask = header.split("bool mask_mod(")
     assert "array0[" in score and "array1[" not in score
     assert "array1[" in mask and "array0[" not in mask.split("};")[0]
 
 
 def test_the_text_is_complete() -> None:
-    text = kernel_text(None, None).complete()
+    text = kernel_text().complete()
     assert '#include "' not in text and "[[kernel]] void flextrace_attention_" in text
     assert "CAPTURED_ARRAYS" not in text.split("[[kernel]]")[1]
 
@@ -123,7 +124,7 @@ def test_too_many_captured_arrays_name_the_remedy() -> None:
         return score + sum(table[kv_idx] for table in tables)
 
     with pytest.raises(ValueError, match="capture 21 arrays .* has room for 20. Remedy: stack some"):
-        kernel_text(trace(mod, "score_mod"), None)
+        kernel_text(formulas(trace(mod, "score_mod"), None))
 
 
 # ---- address spaces -----------------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ def test_too_many_captured_arrays_name_the_remedy() -> None:
 @needs_clang
 def test_the_kernel_compiles_as_it_lies(tmp_path: Path) -> None:
     """With the checked-in mod.h, whose bodies leave the scores as they are."""
-    text = kernel_text(None, None)
+    text = kernel_text()
     plain = KernelText(*header_and_body(assemble(FOLDER, KERNEL, {})), INPUTS, ())
     assert plain.header != text.header
     source = clang_check.instance(plain, plan_for(64, 64, "float32"), NO_BLOCKS)

@@ -647,7 +647,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("false, !SAMPLED> P;", "false, false> P;")
     ],
     ("kernels/staged.py", "tests/test_left_out.py"): [
-        ("if blocks is None and call.score_mod is None:", "if blocks is None:")
+        ("if blocks is None and call.mods.score is None:", "if blocks is None:")
     ],
     ("kernels/ops/backend.py", "tests/kernels/test_ops.py"): [
         ("if not keys_may_be_left_out or _is_finite(v):", "if True:"),

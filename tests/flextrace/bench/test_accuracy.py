@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import quant_reference
 import zoo
+from calls import attention_call
 from typer.testing import CliRunner
 
 import flextrace as flex
@@ -27,7 +28,7 @@ def make_call(inputs: str, entry: zoo.Entry, quant: QKQuant) -> AttentionCall:
     mod = entry.make(B, H, L, L, np.random.default_rng(1))
     bound = (flex.ScoreMod if entry.kind == "score" else flex.MaskMod)(mod).bind()
     both = (bound, None) if entry.kind == "score" else (None, bound)
-    return AttentionCall(*accuracy.tensors(inputs, (B, H, L, D), "float16"), D**-0.5, *both, quant=quant)
+    return attention_call(*accuracy.tensors(inputs, (B, H, L, D), "float16"), D**-0.5, *both, quant=quant)
 
 
 def figures(call: AttentionCall) -> quant_reference.Figures:
@@ -82,7 +83,7 @@ def test_the_cpu_kernel_meets_the_targets_at_full_size(entry: zoo.Entry, inputs:
     bound = (flex.ScoreMod if entry.kind == "score" else flex.MaskMod)(mod).bind()
     q, k, v = accuracy.tensors(inputs, (batch, heads, length, D), "float16")
     got = flex.flex_attention(q, k, v, *both, kernel_options={"BACKEND": "cpu", "QK_QUANT": "int8"})
-    exact = exact_attention(AttentionCall(q, k, v, D**-0.5, *((bound, None) if both[0] else (None, bound))))
+    exact = exact_attention(attention_call(q, k, v, D**-0.5, *((bound, None) if both[0] else (None, bound))))
     found = quant_reference.figures(np.array(got.astype(mx.float32)).astype(np.float64), exact.out)
     print(f"FIGURES {inputs} {entry.name} {found.cosine:.6f} {found.relative_l1:.5f}")
     factors = 0.5 + 0.25 * np.arange(heads) if entry.name in ("per_head_list", "per_head_loop") else np.ones(1)
@@ -120,7 +121,7 @@ def test_the_two_references_agree(score: str | None, mask: str | None, quant: QK
     arrays = [rng.normal(size=(2, heads, 30, 16)).astype(np.float32) + 1 for heads in (4, 2, 2)]
     arrays[1][0, 0, 7, 3], arrays[1][1, 1, :, 5] = np.inf if mask else 0, 0
     bound = (None if score_mod is None else score_mod.bind(), None if mask_mod is None else mask_mod.bind())
-    call = AttentionCall(*(mx.array(x) for x in arrays), 0.4, *bound, quant=quant)
+    call = attention_call(*(mx.array(x) for x in arrays), 0.4, *bound, quant=quant)
     call.smoothing = smoothing(call)
     got = quantised_attention(call)
     given = None if mask is None else ids

@@ -39,7 +39,7 @@ options, with_blocks = json.loads(sys.argv[1])
 mask = flex.create_block_mask(banded, None, None, 40, 40) if with_blocks else banded
 flex.flex_attention(q, q, q, alibi, mask, kernel_options=options)
 backend = backend_for(options["BACKEND"])
-print(json.dumps(backend.compiled if backend.name == "cpu" else backend.generated))
+print(json.dumps(backend.built))
 """
 
 

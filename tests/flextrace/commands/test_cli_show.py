@@ -22,8 +22,7 @@ from flextrace.commands.resolve import find_mod
 from flextrace.doctor.exactness import exact, softmax, tensors
 from flextrace.doctor.simulate import simulate
 from flextrace.hole import written_by
-from flextrace.kernels.metal import SimulatorBackend
-from flextrace.kernels.simulator import metal_kernel
+from flextrace.kernels.simulator import SimulatorBackend, metal_kernel
 from flextrace.show import terminal as printing
 
 

@@ -21,9 +21,9 @@ from flextrace.cache import Store, key_of
 from flextrace.cli import app
 from flextrace.doctor import kernels as selftest
 from flextrace.doctor import report as doctor
-from flextrace.kernels.metal import MetalBackend, SimulatorBackend
+from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.ops import OpsBackend
-from flextrace.kernels.simulator import metal_kernel
+from flextrace.kernels.simulator import SimulatorBackend, metal_kernel
 
 
 def run(monkeypatch: pytest.MonkeyPatch, backends: dict[str, Callable[[], Any]], *options: str) -> Result:
@@ -172,8 +172,8 @@ def test_a_line_of_a_kernel_file_is_named_as_the_file_has_it(monkeypatch: pytest
 
 def test_wrong_numbers_and_findings_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(OpsBackend):
-        def attention(self, call: Any) -> Any:
-            result = super().attention(call)
+        def run(self, call: Any) -> Any:
+            result = super().run(call)
             return dataclasses.replace(result, lse=result.lse + 1)
 
     result = run(monkeypatch, {"ops": Wrong}, "--json")
@@ -205,8 +205,8 @@ def test_a_backend_that_cannot_be_made_fails(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_option_that_is_not_followed_is_not_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     class Declines(OpsBackend):
-        def attention(self, call: Any) -> Any:
-            return dataclasses.replace(super().attention(call), notice="this copy does not work here")
+        def run(self, call: Any) -> Any:
+            return dataclasses.replace(super().run(call), notice="this copy does not work here")
 
     result = run(monkeypatch, {"ops": Declines})
     assert result.exit_code == 0

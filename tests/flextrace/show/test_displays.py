@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from calls import attention_spec, formulas
 from zoo import ZOO
 
 import flextrace as flex
@@ -22,6 +23,7 @@ from flextrace import mods
 from flextrace.cache import Store
 from flextrace.kernels import backend_for, registry
 from flextrace.kernels.blocks import FULL, PARTIAL
+from flextrace.kernels.loading import state
 from flextrace.kernels.simulator import BufferCount, Finding, Report, SimulationError
 from flextrace.show import mods as displays
 from flextrace.show.highlighting import highlighted
@@ -270,7 +272,7 @@ def test_the_state_of_the_kernel_is_looked_up_and_nothing_is_made(
     monkeypatch.setenv("FLEXTRACE_BACKEND", backend)
     assert f"on {backend}: not compiled yet" in page(near).text
     assert not fresh_cache.exists()
-    backend_for(backend).prepare(None, near.trace())
+    backend_for(backend).load(attention_spec(None, near.trace()))
     assert f"on {backend}: in memory" in page(near).text
     monkeypatch.setattr(registry, "_made", {})  # as after a restart
     (entry,) = Store().entries()
@@ -282,17 +284,18 @@ def test_the_state_of_the_kernel_is_looked_up_and_nothing_is_made(
 
 def test_a_kernel_with_another_mod_is_told_from_one_of_the_mod_alone(fresh_cache: Path) -> None:
     backend = backend_for("simulator")
-    backend.prepare(capped.trace(), near.trace())
-    assert backend.state(capped.trace(), near.trace()) == "memory"
-    assert backend.state(capped.trace(), None) == backend.state(None, near.trace()) == "paired"
-    assert backend.state(None, mods.causal.trace()) == backend.state(capped.trace(), mods.causal.trace()) == "nowhere"
-    assert backend_for("ops").state(capped.trace(), None) == "memory"
+    score, mask, other = capped.trace(), near.trace(), mods.causal.trace()
+    backend.load(attention_spec(score, mask))
+    assert state(backend, formulas(score, mask)) == "memory"
+    assert state(backend, formulas(score)) == state(backend, formulas(None, mask)) == "paired"
+    assert state(backend, formulas(None, other)) == state(backend, formulas(score, other)) == "nowhere"
+    assert state(backend_for("ops"), formulas(score)) == "memory"
 
 
 def test_without_a_compiler_the_display_says_what_runs(monkeypatch: pytest.MonkeyPatch, fresh_cache: Path) -> None:
     monkeypatch.setattr("flextrace.kernels.cpu.backend.find_compiler", lambda wanted: None)
     assert "on ops: MLX operations, no kernel" in page(capped).text
-    assert backend_for("cpu", to_run=False).state(capped.trace(), None) == "nowhere"
+    assert state(backend_for("cpu", to_run=False), formulas(capped.trace())) == "nowhere"
 
 
 def test_a_cache_that_others_can_write_to_is_no_obstacle(fresh_cache: Path) -> None:
@@ -357,9 +360,9 @@ def test_a_block_mask_shows_its_blocks_and_their_counts(shape: Any) -> None:
     assert f"{full} full, {partial} partial, {empty:,} empty of {states.size:,} blocks" in shown.text
     assert ("batch 0, head 0" in shown.text) == (shape[0] is not None)
     boxes = [attrs for tag, attrs in shown.elements if tag == "rect" and "class" in attrs]
-    for state, name in ((FULL, "full"), (PARTIAL, "partial")):
+    for kind, name in ((FULL, "full"), (PARTIAL, "partial")):
         area = sum(int(box["width"] or 0) * int(box["height"] or 0) for box in boxes if box["class"] == name)
-        assert area == int((states[0, 0] == state).sum()) * int(boxes[0]["height"] or 0) ** 2
+        assert area == int((states[0, 0] == kind).sum()) * int(boxes[0]["height"] or 0) ** 2
 
 
 def test_a_large_or_empty_block_mask_is_shown_too() -> None:

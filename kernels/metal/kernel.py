@@ -1,0 +1,53 @@
+"""Kernel text -> what MLX can launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from .generate import KernelText
+from .scoring import PLAIN, Scoring
+from .stage_text import StageText
+
+Text = KernelText | StageText
+Launch = Callable[..., Sequence[mx.array]]
+Factory = Callable[..., Any]  # mx.fast.metal_kernel, or what stands in for it
+
+
+class Variant(NamedTuple):
+    """What else, beside the mods, makes two Metal kernels differ.
+
+    async_copy: tiles are copied by the intrinsic.
+    by_blocks: the slots of captured arrays that tile_state reads by blocks; None: all that it looks up.
+    scoring: how scores are computed.
+    kinds: how MLX declares captured arrays, which belongs to a kernel's name.
+    """
+
+    async_copy: bool = False
+    by_blocks: tuple[int, ...] | None = None
+    scoring: Scoring = PLAIN
+    kinds: str = ""
+
+
+@dataclass(frozen=True)
+class Launchable:
+    """A kernel text and MLX's callable for it."""
+
+    text: Text
+    launch: Launch
+
+
+def launchable(metal_kernel: Factory, text: Text, kinds: str) -> Launch:
+    """MLX's callable for a kernel text. `kinds` sets apart kernels whose captures are declared otherwise."""
+    kernel: Launch = metal_kernel(
+        name=text.name + kinds,
+        input_names=list(text.inputs),
+        output_names=list(text.outputs),
+        source=text.body,
+        header=text.header,
+        ensure_row_contiguous=False,
+    )
+    return kernel
