@@ -56,7 +56,7 @@ class Trace:
 
     arrays, numbers: the captures by slot, as `load` and `param` nodes number them.
     volatile: the mod calls Python code whose result may change, so it is traced anew at every call.
-    code_ref: to the code of the function, which a trace does not keep alive: a cell that is run again makes another.
+    code_ref: refers to the code of the function, without keeping it alive: a cell that is run again makes another.
     """
 
     kind: Kind
@@ -257,7 +257,7 @@ class Traces:
         return Bound(found, found.reads.arrays(objects), found.reads.numbers(objects, found.name))
 
     def _forget(self, key: Any) -> Callable[[Any], None]:
-        """What ends the traces of a code with it. It takes no lock: any line of a thread may be where a code dies."""
+        """A callback that ends the traces of a code with it. It takes no lock: a code may die at any line."""
         by_code = self._by_code
 
         def forget(_: Any) -> None:

@@ -25,8 +25,8 @@ from .semantics.values import NUMBERS, PYTHON_TYPES, REMEDIES
 from .source.signature import name_of
 
 SPECIAL_FUNCTIONS = (len, isinstance, type, getattr, hasattr, filter, functools.partial)
-OPERATOR_NODES = frozenset({"BinOp", "UnaryOp", "BoolOp", "Compare"})  # shown as operators
-FORMS: dict[str, tuple[str, str]] = {  # what the reader dispatches on -> how it is written, what to know
+OPERATOR_NODES = frozenset({"BinOp", "UnaryOp", "BoolOp", "Compare"})  # these are shown as operators
+FORMS: dict[str, tuple[str, str]] = {  # a kind of node that the reader knows -> how it is written, what to know
     "Assign": ("x, *rest = xs", "also `xs[1] = x` on lists and dicts that the mod made"),
     "AnnAssign": ("x: float = score", ""),
     "AugAssign": ("score += 1", ""),

@@ -24,7 +24,7 @@ Sizes = tuple[int, int, int, int]  # batch, query heads, q_len, kv_len
 Numbers = Sequence[bool | int | float]
 Guards = frozenset[Expr]  # conditions over indices and numbers, all of which hold
 FREE: Guards = frozenset()
-MOST_WAYS, MOST_GUARDS = 8, 64  # to one node, and conditions on one
+MOST_WAYS, MOST_GUARDS = 8, 64  # the ways to one node that are told apart, and the conditions on one way
 LOOKS = 12  # positions of a long axis that are looked at
 MOST_KNOWN = 256
 
@@ -187,7 +187,7 @@ class _Uses:
                 yield arg, TRUE
 
     def _surely(self, condition: Expr, wanted: bool) -> Expr:
-        """Where indices and numbers alone make a condition what is wanted."""
+        """A condition over indices and numbers alone that makes `condition` what is wanted."""
         key = condition, wanted
         if key not in self._sure:
             self._sure[key] = simplify(self._sufficient(condition, wanted))
@@ -205,7 +205,7 @@ class _Uses:
 
 
 def _add(ways: list[Guards], way: Guards) -> None:
-    """Of what is too much to tell apart, the rest is taken for excused."""
+    """Add a way to those of a node; ways beyond MOST_WAYS, or with too many conditions, count as excused."""
     if len(ways) >= MOST_WAYS or len(way) > MOST_GUARDS or any(known <= way for known in ways):
         return
     ways[:] = [known for known in ways if not way <= known]

@@ -16,7 +16,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 BLOCK = 32
-UNBLOCKED_ENTRIES = 2**18  # of a table that has every element by itself
+UNBLOCKED_ENTRIES = 2**18  # a table with at most so many entries has every element by itself
 MAX_ENTRIES = 2**22
 _READ_AS = {"b": np.bool_, "f": np.float32}
 
@@ -26,7 +26,7 @@ class _Table(NamedTuple):
 
     least: Array
     most: Array
-    blocks: tuple[int, ...]  # of the ranged axes
+    blocks: tuple[int, ...]  # the block size of each ranged axis
 
 
 class Extremes:

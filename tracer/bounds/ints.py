@@ -44,7 +44,7 @@ def between(lo: Any, hi: Any) -> Range:
 
 
 def _int32(lo: Any, hi: Any, least: int, most: int) -> Range:
-    """All of int32 where a bound lies outside it."""
+    """`a`, or all of int32 where a bound lies outside it."""
     if least >= INT_MIN and most <= INT_MAX:
         return Range(lo, hi, least, most)
     if isinstance(lo, int) and isinstance(hi, int):
@@ -171,7 +171,7 @@ def _mod(a: Range, b: Range) -> Range:
 
 
 def _mod_constant(a: Range, divisor: int) -> Range:
-    """Exact where the range lies in one period."""
+    """`a % n` for a constant n, exact where the range lies in one period."""
     if a.least // divisor == a.most // divisor:
         start = a.least // divisor * divisor
         return Range(a.lo - start, a.hi - start, a.least - start, a.most - start)
@@ -238,7 +238,7 @@ def _bit_not(a: Range) -> Range:
 
 
 def _amounts(b: Range, most: int) -> Range:
-    """How far a shift by `b` goes: a negative count goes as far as any."""
+    """The range of how far a shift by `b` goes: a negative count goes as far as the largest."""
     if b.constant():
         return exactly(min(b.least, most) if b.least >= 0 else most)
     lo, hi = np.minimum(b.lo, most), np.minimum(b.hi, most)

@@ -63,7 +63,7 @@ def _opposite(compare: Callable[..., Truth]) -> Callable[..., Truth]:
 
 
 def _by_difference(compare: Callable[[Range, Range], Truth]) -> Callable[[Range, Range, Range], Truth]:
-    """a compared with b, and also a - b with 0 where neither has wrapped."""
+    """`a` is compared with `b`, and also `a - b` with 0 where neither has wrapped."""
 
     def both(a: Range, b: Range, difference: Range) -> Truth:
         (must, may), (must_too, may_too) = compare(a, b), compare(difference, exactly(0))

@@ -40,7 +40,7 @@ def tile_bounds(expr: Expr, ranges: IndexRanges, numbers: Numbers = (), arrays: 
 
     Returns:
         (lo, hi), arrays that broadcast over the axes on which the expression depends, so that lo <= value <= hi
-        everywhere in the tile: int64, or bool for a bool expression. Of a mask, `lo` says which tiles are full,
+        everywhere in the tile: int64, or bool for a bool expression. For a mask, `lo` says which tiles are full,
         `~hi` which are empty. Index ranges must not be empty.
 
     Example:
@@ -72,7 +72,7 @@ class Bounds:
 
     Attributes:
         expr: the expression.
-        related: the same with what its operands share, which `range_rules.py` and the kernels' `bounds.h` work on.
+        related: the same with what its operands share, which `rules.py` and the kernels' `bounds.h` work on.
     """
 
     def __init__(self, expr: Expr) -> None:

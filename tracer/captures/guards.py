@@ -141,7 +141,7 @@ def has_int32_axes(value: Any) -> bool:
 
 
 def is_array(element: str, ndim: int) -> Check:
-    """Same element type and rank; a kernel can read an element, and every one."""
+    """Checks the element type and the rank, that there is an element, and that int32 can index every one."""
     dtype = getattr(mx, "bool_" if element == "bool" else element)
     numpy_dtype = None if element == "bfloat16" else np.dtype(element)
 
@@ -156,7 +156,7 @@ def is_array(element: str, ndim: int) -> Check:
 
 
 def is_same(expected: Any, answer: bool = True) -> Check:
-    """Whether it is this very object, which the check does not keep alive."""
+    """Checks that it is this very object, which the check does not keep alive."""
     try:
         ref = weakref.ref(expected)
     except TypeError:  # None, and other values that nothing refers to weakly
@@ -170,7 +170,7 @@ def is_same(expected: Any, answer: bool = True) -> Check:
 
 
 def equals(expected: bool | int | float) -> Check:
-    """Equal and of the same sign, nan equal to nan."""
+    """Checks that a number is equal and has the same sign; nan is equal to nan."""
     if not isinstance(expected, float):
         return lambda value: bool(value == expected)
     text = repr(expected)

@@ -59,7 +59,7 @@ class Path:
         return f"{self.base}.{self.key}" if self.kind == "attr" else f"{self.base}[{self.key!r}]"
 
     def getter(self) -> Callable[[Any], Any]:
-        """From the object at `base` to the object here."""
+        """A function from the object at `base` to the object here."""
         key = self.key
         readers: dict[str, Callable[[], Callable[[Any], Any]]] = {
             "global": lambda: lambda function: function.__globals__[key],
@@ -97,7 +97,7 @@ class Result:
         return f"{getattr(self.function, '__name__', 'f')}({', '.join(map(str, self.operands))})"
 
     def computer(self, index: Mapping[Path, int]) -> Callable[[list[Any]], Any]:
-        """From all objects read before it to the number; `index` says where a path is among them."""
+        """A function from all objects read before to the number; `index` says where a path is among them."""
         function, text = self.function, str(self)
         sources = tuple((index[x], None) if isinstance(x, Path) else (None, x) for x in self.operands)
 

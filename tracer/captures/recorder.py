@@ -100,7 +100,7 @@ class Recorder:
     def reads(
         self, arrays: Sequence[int], numbers: Sequence[int], divisors: Sequence[int], counts: Sequence[int]
     ) -> Reads:
-        """How to read again the inputs in these slots and all that was checked.
+        """The way to read again the inputs in these slots and all that was checked.
 
         divisors, counts: the places in `numbers` of those that must not be 0, and not be negative.
         """

@@ -86,7 +86,7 @@ def _spell(node: Expr, args: list[str], language: Language) -> str:
 
 
 def _bare(text: str) -> str:
-    """Without the one pair of parentheses around the whole, if there is one."""
+    """The text without the one pair of parentheses around the whole, if there is one."""
     if not text.startswith("("):
         return text
     level = 0

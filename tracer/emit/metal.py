@@ -23,7 +23,7 @@ METAL = Language(
         **{name: f"metal::precise::{name}({{0}})" for name in FUNCTIONS},
         **{name: f"fx::{name}({{0}})" for name in ("expm1", "log1p", "erf", "sigmoid")},
         **{name: "fx::" + spelt_call(name, 2) for name in ("floor_div", "mod", "pow")},
-        **{name: f"metal::{name}({{0}})" for name in ("floor", "ceil", "trunc")},  # exact in any mathematics
+        **{name: f"metal::{name}({{0}})" for name in ("floor", "ceil", "trunc")},  # exact in fast mathematics too
         "round": "metal::rint({0})",
         "atan2": "metal::precise::atan2({0}, {1})",
         **{f"{name}.int": f"fx::{name}({{0}}, {{1}})" for name in ("add", "sub", "mul")},

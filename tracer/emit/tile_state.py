@@ -21,7 +21,7 @@ from .metal import METAL
 
 _PRIVATE_ARITY = {"square": 1, "meet": 2, "wide_add": 2, "wide_sub": 2, "wide_mul": 2}
 _PRIVATE_ARITY |= {f"{op}_by_difference": 3 for op in ("lt", "le", "eq", "ne")}
-_WORDS = ("and", "or", "xor", "not")  # that C++ reserves
+_WORDS = ("and", "or", "xor", "not")  # C++ reserves these words
 _LEAF = {
     "b": "bounds::exactly(batch)",
     "h": "bounds::exactly(head)",

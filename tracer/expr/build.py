@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import Untraceable, with_article
 from .node import FALSE, TRUE, DType, Expr, apply, const
 
-INT32 = range(-(2**31), 2**31)  # ask it of an int itself: it looks through all its numbers for a subclass
+INT32 = range(-(2**31), 2**31)  # only an int itself is looked up: for a subclass a range compares all its numbers
 ZERO = const(0)
 
 
@@ -54,7 +54,7 @@ def _as_float(value: bool | int | float) -> float:
 
 
 def promote(a: Any, b: Any, *, least: DType = "int") -> tuple[Expr, Expr]:
-    """Both at the wider of their dtypes, at least `least`."""
+    """Both operands at the wider of their dtypes, at least `least`."""
     order: list[DType] = ["bool", "int", "float"]
     rank = max(order.index(least), order.index(_dtype(a)), order.index(_dtype(b)))
     return cast(a, order[rank]), cast(b, order[rank])

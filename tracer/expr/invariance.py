@@ -51,7 +51,7 @@ def _shift(node: Expr, shifts: list[Shift], values: dict[Expr, float | None]) ->
     number = values[node]
     if number is not None and math.isinf(number):
         return ANY
-    if all(shift == 0 for shift in shifts):  # also a leaf, and what the score has cancelled out of
+    if all(shift == 0 for shift in shifts):  # this holds for leaves too, and where the score has cancelled out
         return Fraction(0)
     if node.op in ("add", "sub"):
         return _sum(shifts[0], shifts[1], 1 if node.op == "add" else -1)
@@ -94,7 +94,7 @@ def _divided(shift: Shift, divisor: float) -> Shift:
 
 
 def _same(a: Shift, b: Shift) -> Shift:
-    """The shift of both; an infinite value moves along with the other."""
+    """The shift that both have; an infinite value moves along with the other."""
     if isinstance(a, str):
         return b
     return a if isinstance(b, str) or a == b else None
@@ -162,5 +162,5 @@ def _since_start(node: Expr, conjuncts: list[Expr]) -> DocumentIds | None:
 
 
 def _depends(expr: Expr, index: str) -> bool:
-    """Whether it varies with this index, and besides with the batch at most."""
+    """Whether a node varies with this index, and besides with the batch at most."""
     return index in expr.varies and expr.varies <= {index, "b"}

@@ -151,7 +151,7 @@ def const(value: bool | int | float) -> Expr:
     if isinstance(value, int):
         if not -(2**31) <= value < 2**31:
             raise OverflowError(f"{value} does not fit int32, the integer type of kernels; write {value}.0")
-        return Expr("const", "int", value=int(value))  # of an enum its number
+        return Expr("const", "int", value=int(value))  # an enum gives its number
     return Expr("const", "float", value=round_to_float32(value))
 
 

@@ -37,7 +37,7 @@ BITWISE = (ast.BitAnd, ast.BitOr, ast.BitXor)
 class WrittenCall(NamedTuple):
     """A call as its author wrote it: the texts of what is called and of its arguments.
 
-    args: with `*` before what is spread; of a method also the object, first.
+    args: with `*` before what is spread; a call of a method has its object first.
     keywords: (name, text), the name None for `**text`.
     alone: no operator stands beside the call, so that what replaces it needs no parentheses.
     """
@@ -129,7 +129,7 @@ def is_foreign(function: Any, args: Sequence[Any] = ()) -> bool:
     if functions.package_of(function) not in FOREIGN:
         return False
     name = _name(function)
-    if name in ("finfo", "iinfo"):  # of its own types plain Python, of `score.dtype` none
+    if name in ("finfo", "iinfo"):  # plain Python answers for its own types, and nothing for `score.dtype`
         return any(isinstance(arg, mx.Dtype) for arg in args)
     return bool(_rows_of(function)) or name in functions.REDUCTIONS or _sentence(name) is not None
 
@@ -182,7 +182,7 @@ def method_advice(name: str) -> Untraceable:
 def refuse_array(value: Any, path: Path) -> None:
     """Raises Untraceable for an array of another library, which a kernel cannot read."""
     kind = type(value)
-    library = str(kind.__module__).split(".")[0]  # of compiled types it may be no text
+    library = str(kind.__module__).split(".")[0]  # compiled types may have no text there
     if library not in FOREIGN or isinstance(value, (type, types.ModuleType)):  # torch.ops is said to have everything
         return
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):

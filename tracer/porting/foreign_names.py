@@ -155,7 +155,7 @@ TORCH = {
     **_by_dtype("zeros", "*shape", "0", "0.0"),
     **_by_dtype("ones", "*shape", "1", "1.0"),
 }
-SYNONYMS: dict[str, tuple[str, ...]] = {  # parameters of torch's functions -> of the rows
+SYNONYMS: dict[str, tuple[str, ...]] = {  # parameters of torch's functions -> those of the rows
     "input": ("x", "i"),
     "other": ("y", "j"),
     "exponent": ("y",),
@@ -203,7 +203,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
         ELEMENTWISE,
     ),
 }
-METHODS: dict[str, str] = _with(  # of tensors, with the number itself as the first argument
+METHODS: dict[str, str] = _with(  # methods of tensors, with the number itself as the first argument
     {
         **TORCH,
         **{f"{name}(x)": "float(x)" for name in "float double half bfloat16".split()},
@@ -223,7 +223,7 @@ METHODS: dict[str, str] = _with(  # of tensors, with the number itself as the fi
         **_by_dtype("new_ones", "x, *shape", "1", "mx.ones_like(x)"),
     }
 )
-ATTRIBUTES: dict[str, str] = {  # of tensors -> what to do without them
+ATTRIBUTES: dict[str, str] = {  # attributes of tensors -> what to do without them
     **dict.fromkeys("device is_cuda is_cpu is_mps".split(), "leave device= out: a number is on no device"),
     **dict.fromkeys("data T mT H mH real grad requires_grad".split(), "use the number itself"),
 }
@@ -231,7 +231,7 @@ _POSITIONS = "a mod is called for one pair: use b, h, q_idx and kv_idx"
 _ELEMENT = "index the captured array with numbers: array[h, q_idx]"
 _LOOP = "write a Python `for` over a fixed range, and `if` for what stops it"
 _CHOICE = "write `x if condition else y`, or mx.where(condition, x, y)"
-ADVICE: dict[str, str] = {  # of any library: what no expression replaces
+ADVICE: dict[str, str] = {  # functions of any library that no expression replaces -> what to do
     **dict.fromkeys("arange linspace program_id iota broadcasted_iota meshgrid".split(), _POSITIONS),
     **dict.fromkeys("load gather index_select dynamic_slice dynamic_index_in_dim take_along_axis".split(), _ELEMENT),
     **dict.fromkeys("fori_loop while_loop scan".split(), _LOOP),

@@ -17,7 +17,7 @@ from ..source.signature import name_of
 
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
 RANDOM_MODULES = ("mlx.core.random", "numpy.random", "random", "secrets", "jax.random", "jax._src.random")
-RANDOM_NAMES: dict[str, frozenset[str]] = {  # of modules that have others too
+RANDOM_NAMES: dict[str, frozenset[str]] = {  # their modules have functions that are not random too
     "posix": frozenset({"urandom", "getrandom"}),
     "nt": frozenset({"urandom"}),
     "uuid": frozenset({"uuid1", "uuid4", "uuid6", "uuid7", "uuid8"}),

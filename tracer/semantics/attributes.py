@@ -18,7 +18,7 @@ from .outside import capture, is_container, is_trusted
 from .tracing import Tracing
 from .values import MLX_DTYPES, PYTHON_TYPES, ArrayView, Callback, UnknownSet, UnknownText, is_symbolic, number, run
 
-_METHODS = (types.MethodDescriptorType, types.ClassMethodDescriptorType)  # of classes of another language
+_METHODS = (types.MethodDescriptorType, types.ClassMethodDescriptorType)  # their classes are not written in Python
 
 
 def attribute(t: Tracing, value: Any, name: str) -> Any:

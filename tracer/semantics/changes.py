@@ -23,9 +23,10 @@ def tick(t: Tracing) -> int:
 
 @contextlib.contextmanager
 def for_some(t: Tracing) -> Iterator[Callable[[], None]]:
-    """Elements are asked for until one decides; what this gives is called where only the kernel knows whether.
+    """Around a loop that asks for elements until one decides, as any() does; call what it gives after an element of
+    which only the kernel knows whether it decides.
 
-    Names that were assigned from there on, and iterators that were read, have no known state afterwards.
+    Names that are assigned from there on, and iterators that are read, have no known state afterwards.
     """
     since, unmerged, settled = t.since, t.unmerged, t.settled_since
     if not unmerged:
@@ -47,9 +48,9 @@ def for_some(t: Tracing) -> Iterator[Callable[[], None]]:
 
 
 def check_read(t: Tracing, iterator: Any) -> None:
-    """An iterator is about to be read on."""
+    """Raises Untraceable unless an iterator may be read on now."""
     is_own = not t.recorder.is_captured(iterator) and why_kept(t, iterator) is None
-    going_on = t.unmerged > 0 and t.since == t.unmerged  # all that still ask have read as far
+    going_on = t.unmerged > 0 and t.since == t.unmerged  # all lanes that still ask have read as far
     if is_own and going_on and birth(t, iterator) >= t.settled_since:
         t.half_read.append(iterator)
     else:
@@ -90,7 +91,7 @@ def why_kept(t: Tracing, container: Any) -> str | None:
 
 
 def check_change(t: Tracing, container: Any, what: str) -> None:
-    """A container must not change from outside, nor where only some lanes go."""
+    """Raises Untraceable where `what` changes a container that is not the mod's own, or that only some lanes change."""
     kind = type(container).__name__
     if t.recorder.is_captured(container):
         raise Untraceable(
@@ -126,7 +127,7 @@ def _add_state(value: Any, found: dict[int, tuple[Any, Any]]) -> None:
 
 
 def check_unchanged(t: Tracing, before: dict[int, tuple[Any, Any]], what: str) -> None:
-    """What Python changed since its state was `before` must be the mod's own, and be allowed to change."""
+    """Raises Untraceable unless what Python changed since `before` is the mod's own, and may change."""
     for value, held in before.values():
         now = held_by(value)
         assert now is not None

@@ -29,7 +29,7 @@ CHOSEN = "that a condition known only inside the kernel chose"
 
 
 def choose(t: Tracing, condition: Expr, a: Any, b: Any, name: str) -> Any:
-    """What `name` holds after `if condition: a else: b`. What can change in it, and in a and b, no longer may."""
+    """What `name` holds after `if condition: a else: b`; nothing in it, nor in a and b, may change any more."""
     pairs: Pairs = {}
     value = merge(t, condition, a, b, name, pairs)
     settle_pairs(t, pairs)
@@ -37,7 +37,7 @@ def choose(t: Tracing, condition: Expr, a: Any, b: Any, name: str) -> Any:
 
 
 def merge(t: Tracing, condition: Expr, a: Any, b: Any, name: str, pairs: Pairs) -> Any:
-    """As `choose`; `pairs` collects the containers that were chosen, for `settle_pairs`."""
+    """What `choose` gives; `pairs` collects the containers that were chosen, for `settle_pairs`."""
     if a is b:
         return a
     if isinstance(a, Conflict) or isinstance(b, Conflict):

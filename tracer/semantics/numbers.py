@@ -45,7 +45,7 @@ def kinds(t: Tracing, value: Expr) -> frozenset[type]:
 
 
 def computed(t: Tracing, make: Callable[[], Any], function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
-    """What `make` makes, of which Python gives the exact value as `function(*operands)` when these are known.
+    """What `make` makes; where all operands are captured numbers, Python has its exact value, `function(*operands)`.
 
     A kernel computes float from float and int from int. A comparison, or an int from floats, would hang on the
     last bits of float32, so Python computes it and it becomes a number of the call itself.
@@ -55,7 +55,7 @@ def computed(t: Tracing, make: Callable[[], Any], function: Callable[..., Any], 
         return make()
     try:
         result = make()
-    except Untraceable:  # integers beyond int32 are no matter for Python
+    except Untraceable:  # Python has no bounds for integers
         exact = _by_python(t, function, operands)
         if exact is None:
             raise
@@ -80,7 +80,7 @@ def by_python(t: Tracing, node: Expr) -> Expr | None:
 
 
 def _by_python(t: Tracing, function: Callable[..., Any], operands: tuple[Any, ...]) -> Expr | None:
-    sources: list[Any] = []  # Python numbers, and paths of captured ones
+    sources: list[Any] = []  # Python numbers, and the paths of captured ones
     values: list[Any] = []
     for operand in operands:
         known = by_python(t, operand) if isinstance(operand, Expr) and operand.op != "const" else operand

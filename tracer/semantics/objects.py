@@ -66,7 +66,7 @@ def concrete(t: Tracing, value: Any, why: str) -> Any:
         return slice(*(concrete(t, part, why) for part in (value.start, value.stop, value.step)))
     if is_container(value):
         if isinstance(value, (set, frozenset)):
-            list(iterate(t, value))  # binds the trace to its elements
+            list(iterate(t, value))  # this binds the trace to its elements
             return value
         keys = list(iterate(t, value)) if isinstance(value, dict) else []
         items = [item(t, value, key) for key in keys] if isinstance(value, dict) else list(iterate(t, value))
@@ -125,7 +125,7 @@ def _elements(t: Tracing, value: Any) -> Iterator[Any]:
 
 
 def _steps(t: Tracing, value: Any) -> Iterator[Any]:
-    """What Python's iter() gives; where that is an iterator of the mod, at every step it may be read on."""
+    """What Python's iter() gives; an iterator of the mod is checked at every step, whether it may be read on."""
     done = object()
     iterator = run(iter, value)
     while True:
@@ -268,7 +268,7 @@ def _choose(t: Tracing, items: Any, key: Expr) -> Any:
 
 
 def stored(t: Tracing, value: Any, name: str) -> Any:
-    """What Python finds as an attribute of an object; that of a captured one through its path."""
+    """What Python finds as an attribute of an object; a captured object has it through its path."""
     result = run(getattr, value, name)
     if isinstance(result, types.MethodWrapperType):
         raise Untraceable(f"{name} is what an operator does", "write the operator itself")

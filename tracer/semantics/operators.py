@@ -93,7 +93,7 @@ def binary(t: Tracing, symbol: str, a: Any, b: Any) -> Any:
             times = objects.concrete(t, other, "a repeat count")
             return changes.made(t, run(operator.mul, objects.known(t, sequence), times))
         if symbol == "**" and isinstance(b, Expr) and b.stage < IN_KERNEL and _is_int(a) and _is_int(b):
-            b = objects.concrete(t, b, "an argument")  # its sign decides between an int and a float
+            b = objects.concrete(t, b, "an argument")  # the sign of the exponent decides between an int and a float
         result = numbers.computed(t, lambda: symbolic(a, b), python, (a, b))
         if symbol == "**" and isinstance(result, Expr) and result.op == "pow" and _is_int(a) and _is_int(b):
             return numbers.one_of(t, result, 1, 1.0)
@@ -110,7 +110,7 @@ def binary(t: Tracing, symbol: str, a: Any, b: Any) -> Any:
 
 
 def augmented(t: Tracing, symbol: str, old: Any, operand: Any) -> Any:
-    """`old symbol= operand`; what can change changes in place."""
+    """`old symbol= operand`; a container changes in place."""
     if isinstance(old, MUTABLE):
         changes.check_change(t, old, f"{symbol}=")
     if symbol not in IN_PLACE or isinstance(number(old), (Expr, *NUMBERS, str, bytes, tuple, UnknownText)):
@@ -288,5 +288,5 @@ _UNEQUAL = vars(object)["__eq__"]
 
 
 def _contains_in_c(container: Any) -> bool:
-    """Whether a class of another language says what it contains."""
+    """Whether a class that is not written in Python says what it contains."""
     return hasattr(type(container), "__contains__")

@@ -86,7 +86,7 @@ def is_settled(value: Any) -> bool:
 
 
 def is_container(value: Any) -> bool:
-    """Whether a value is one of Python's containers, or of a class that means the same by every operation."""
+    """Whether a value is one of Python's containers, or its class means the same by every operation."""
     return isinstance(value, CONTAINERS) and _is_plain(type(value))
 
 
@@ -101,7 +101,7 @@ def _is_plain(kind: type) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _has_operators(kind: type) -> bool:
-    """Whether a kind of number says itself what operators do."""
+    """Whether a subclass of a number gives operators another meaning."""
     own = {name for owner in kind.__mro__ if owner not in (*NUMBERS, object) for name in vars(owner)}
     return any(name in own for base in (int, float) for name in vars(base) if name not in _OF_EVERY_CLASS)
 

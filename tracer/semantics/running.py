@@ -55,7 +55,7 @@ CARRIERS: frozenset[Any] = frozenset(
     | {itertools.repeat, itertools.cycle, itertools.count, itertools.zip_longest, itertools.starmap}
     | {itertools.combinations_with_replacement, functools.reduce}
 )
-WRITERS = (print, repr, str)  # what they write of a symbol is its expression
+WRITERS = (print, repr, str)  # they write a symbol as its expression
 CHANGES = frozenset(
     "append extend insert pop popitem remove clear update add discard sort reverse setdefault difference_update "
     "intersection_update symmetric_difference_update".split()
@@ -83,7 +83,7 @@ PLAIN_MODULES = frozenset({"builtins", "collections", "itertools", "functools"})
 
 
 def run_now(t: Tracing, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """A call that plain Python runs while tracing: of what carries values, of what looks at known ones."""
+    """A call that plain Python runs while tracing: its function only carries values, or looks at known ones."""
     hashable = isinstance(function, (type, types.BuiltinFunctionType)) or id(function) in functions.TABLE
     if (function is str or function is repr) and len(args) == 1 and not kwargs:
         known = text(t, args[0])
@@ -118,7 +118,7 @@ def run_now(t: Tracing, function: Any, args: list[Any], kwargs: dict[str, Any]) 
 
 
 def _method_of_made(t: Tracing, function: Any, owner: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """A method, of another language, of a value made in the mod: of a text, a deque, an iterator."""
+    """A method of a value made in the mod whose class is not written in Python: a text, a deque, an iterator."""
     name = function.__name__
     if isinstance(owner, (str, bytes)):
         if is_in_kernel([args, list(kwargs.values())]):
@@ -153,7 +153,7 @@ def run_on_known(t: Tracing, function: Callable[..., Any], args: list[Any], kwar
     result = run(function, *args, **kwargs)
     try:
         changes.check_unchanged(t, before, what)
-    except Changed:  # unless it notes what it has found, and gives it again: a cache
+    except Changed:  # a cache may: it notes what it has found, and gives it again
         before = changes.state(*watched)
         again = run(function, *args, **kwargs)
         changes.check_unchanged(t, before, what)
@@ -169,7 +169,7 @@ def _reached(function: Any) -> list[Any]:
         return []
     reached = [function.__globals__.get(name) for name in function.__code__.co_names]
     for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # an empty one
+        with contextlib.suppress(ValueError):  # the cell is empty
             reached.append(cell.cell_contents)
     return reached
 
@@ -191,7 +191,7 @@ def _argument(t: Tracing, function: Any, value: Any) -> Any:
 
 
 def _asked(t: Tracing, function: Any, value: Any) -> Any:
-    """A function as an argument of one that looks at what it gives."""
+    """An argument of a function that looks at it: what a function among them gives is made known."""
     if not callable(value) or (isinstance(value, type) and rule_for(value) is None):
         return value
 
@@ -215,21 +215,21 @@ def _carried(t: Tracing, value: Any) -> Any:
 
 
 def _callback(t: Tracing, value: Any) -> Any:
-    """A function as an argument of one that carries what it gives."""
+    """An argument of a function that carries it: a function among them is called on values of the trace."""
     if callable(value) and not isinstance(value, (Callback, type)):
         return lambda *args, **kwargs: t.call(t, value, list(args), kwargs)
     return value
 
 
 def _check_read(t: Tracing, values: list[Any]) -> None:
-    """An iterator is read on by whoever gets it."""
+    """Raises Untraceable unless the iterators among the arguments, which the function reads, may be read on now."""
     for value in values:
         if isinstance(value, Iterator):
             changes.check_read(t, value)
 
 
 def _with_known_keys(t: Tracing, given: dict[Any, Any]) -> dict[Any, Any]:
-    """A dict whose keys Python has compared as objects, compared as the numbers that they are."""
+    """A dict that Python has made of symbols as keys: their numbers are its keys instead."""
     if not any(map(is_symbolic, given)):
         return given
     return {objects.concrete(t, key, "a dictionary key"): value for key, value in given.items()}
@@ -251,7 +251,7 @@ def container_method(t: Tracing, owner: Any, name: str, /, *args: Any, **kwargs:
             )
         known = objects.concrete(t, owner, "an argument")
         if known is not owner and name in CHANGES:
-            owner[:] = known  # of a list: its captured numbers as they are now, so that Python can compare them
+            owner[:] = known  # a list has its captured numbers as they are now, so that Python can compare them
         method = getattr(owner if name in CHANGES else known, name)
         return changes.made(t, run_on_known(t, method, list(args), kwargs, name))
     _check_read(t, list(args))
@@ -288,7 +288,7 @@ def _kept(t: Tracing, test: Any, items: Iterator[Any]) -> Iterator[Any]:
 
 
 def text(t: Tracing, value: Any) -> Any:
-    """`value` to be written as text: what only the kernel knows is written as its expression."""
+    """A value to be written as text: what only the kernel knows is written as its expression."""
     return UnknownText(shown(t, value)) if is_in_kernel(value) else objects.concrete(t, value, "an argument")
 
 
@@ -326,7 +326,7 @@ def imported(t: Tracing, name: str) -> Any:
 
 
 def check_raise(t: Tracing) -> None:
-    """A `raise` is reached: a kernel cannot, where only some lanes go."""
+    """Raises Untraceable where a `raise` is reached by some lanes only: a kernel raises nothing."""
     if t.since:
         raise Untraceable(
             "`raise` under a condition known only inside the kernel",

@@ -25,7 +25,7 @@ class Tracing:
     unmerged: since then, what is evaluated counts for some lanes only, and nothing is merged (`changes.for_some`).
     settled_since: `since` as it was when the outermost `for_some` began.
     half_assigned, half_read: (frame, name), and iterators, that have no known state after `for_some`.
-    births: when the mod made a container; with the container, so that its id stays its own.
+    births: when the mod made a container, by its id; the container stands beside it, so that the id stays its own.
     kept: containers that must not change any more, and what they are.
     choices: numbers that are one of several, which may be of several Python types.
     recipes: how Python computes a number from captured ones, `function(*operands)`.

@@ -111,7 +111,7 @@ class UnknownSet:
         )
 
 
-# Containers that change in place, and views that show how: what the trace keeps watch on.
+# The trace keeps watch on containers that change in place, and on views that show how.
 MUTABLE = (list, dict, set, collections.deque, bytearray, Iterator)
 VIEWS = (KeysView, ValuesView, ItemsView)
 MAX_WATCHED = 10_000
@@ -163,7 +163,7 @@ def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def is_record(kind: type) -> bool:
-    """Whether objects of this class only keep what they are given: symbols may be in them."""
+    """Whether objects of this class only keep what they are given, so that symbols may be in them."""
     return hasattr(kind, "__dataclass_fields__") or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
 
 

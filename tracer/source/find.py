@@ -30,7 +30,7 @@ _HELP = (
 class Source:
     """A function's node at its place in the whole file or cell, so that line numbers are the user's own.
 
-    lines: of the file, from line `first` on, as they were read: the file may change.
+    lines: the lines of the file from line `first` on, as they were read: the file may change.
     """
 
     filename: str
@@ -91,7 +91,7 @@ def _source_of(code: types.CodeType, filename: str) -> Source:
         if node is not None:
             first = _first_line(node)
             return Source(filename, name, node, first, tuple(text[first - 1 : node.end_lineno]))
-    if not lines or filename == "<string>":  # of an exec; "<string>" is also the program of `python -c`
+    if not lines or filename == "<string>":  # an exec made it; "<string>" is also the program of `python -c`
         raise Untraceable(f'the source of {name} is not available (file "{filename}")', _HELP)
     file = shown_file(filename).removeprefix("File ")
     raise Untraceable(
@@ -101,7 +101,7 @@ def _source_of(code: types.CodeType, filename: str) -> Source:
 
 
 def _module_of(filename: str) -> dict[str, Any] | None:
-    """The globals of the module of this file that is no file: those in a zip have a loader that knows the text."""
+    """The globals of the module of a name that is no file, as in a zip: a loader there knows the text."""
     if os.path.exists(filename) or filename[:1] == "<":
         return None
     modules = [vars(module) for module in list(sys.modules.values()) if isinstance(module, types.ModuleType)]

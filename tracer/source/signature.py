@@ -16,7 +16,7 @@ ARGUMENTS: dict[Kind, tuple[str, ...]] = {
     "mask_mod": ("b", "h", "q_idx", "kv_idx"),
 }
 ScoreFunction = Callable[[Any, Any, Any, Any, Any], Any]
-MaskFunction = Callable[[Any, Any, Any, Any], Any]  # so that one in the other's place is an error of types
+MaskFunction = Callable[[Any, Any, Any, Any], Any]  # two types, so that one in the other's place is an error of types
 NOT_PLAIN = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 WRAPPED = "__flextrace_function__"  # the attribute in which a mod has the user's function
 PASSED_AS: dict[Kind, str] = {"score_mod": "score_mod", "mask_mod": "block_mask"}
