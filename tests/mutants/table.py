@@ -119,7 +119,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("return _int32(size.lo, size.hi, size.least", "return Range(size.lo, size.hi, size.least"),
         ("return Range(np.minimum(a.lo, b.lo),", "return Range(np.maximum(a.lo, b.lo),"),
         ("np.maximum(a.hi, b.hi), max(a.least", "np.minimum(a.hi, b.hi), max(a.least"),
-        ("size, most = np.maximum(size, -size),", "size, most = size,"),
+        ("size, most = np.maximum(-a.lo, a.hi),", "size, most = np.maximum(a.lo, a.hi),"),
         ("return _int32(a.hi // divisor, a.lo // divisor,", "return Range(a.hi // divisor, a.lo // divisor,"),
         ("np.minimum(b.lo + 1, 0), np.maximum(b.hi - 1, 0)", "np.minimum(b.lo + 1, 0), np.maximum(b.hi - 2, 0)"),
         ("below = a.hi < b.lo", "below = a.hi <= b.lo"),
@@ -204,9 +204,13 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         (
             'RANGES.get(f"{node.op}.{node.args[-1].dtype}") or RANGES.get(node.op)',
             'RANGES.get(f"{node.op}.{node.args[0].dtype}") or RANGES.get(node.op)',
-            "tests/tracer/bounds/test_bounds.py::test_every_op_has_a_rule",
+            "tests/tracer/bounds/test_bounds.py::test_random_masks_are_bounded",
         ),
-        ("in RANGES or node.op in RANGES", "in RANGES", "tests/tracer/bounds/test_bounds.py::test_floats_at_the_edges"),
+        (
+            "in RANGES or node.op in RANGES",
+            "in RANGES or True",
+            "tests/tracer/bounds/test_bounds.py::test_floats_at_the_edges",
+        ),
     ],
     ("tracer/bounds/relations.py", "tests/tracer/bounds/test_relations.py"): [
         ("factors.get(term, 0) + sign * factor", "factors.get(term, 0) + factor"),
@@ -407,7 +411,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("bool same = (a.must && b.must) ||", "bool same = (a.may && b.may) ||"),
         ("return truth(a.hi < b.lo, a.lo < b.hi);", "return truth(a.lo < b.lo, a.lo < b.hi);"),
         ("return truth(a.hi <= b.lo, a.lo <= b.hi);", "return truth(a.hi <= b.lo, a.lo < b.hi);"),
-        ("a.hi == b.lo && is_constant(a), a.lo", "a.hi == b.lo, a.lo"),
+        ("a.hi == b.lo && is_constant(a), a.lo", "a.lo <= b.lo, a.lo"),
         (
             "inline Truth ne(Range a, Range b) { return not_(eq(a, b)); }",
             "inline Truth ne(Range a, Range b) { return eq(a, b); }",

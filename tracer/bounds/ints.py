@@ -147,8 +147,7 @@ def _floor_div(a: Range, b: Range) -> Range:
         return _int32(a.hi // divisor, a.lo // divisor, a.most // divisor, a.least // divisor)
     if b.least > 0:
         return _corners(lambda x, y: x // y, a, b)
-    size = np.maximum(-a.lo, a.hi)  # no quotient is larger, and x // 0 is 0
-    size, most = np.maximum(size, -size), max(abs(a.least), abs(a.most))
+    size, most = np.maximum(-a.lo, a.hi), max(-a.least, a.most)  # no quotient is larger, and x // 0 is 0
     return _int32(-size, size, -most, most)
 
 

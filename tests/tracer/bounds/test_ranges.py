@@ -20,7 +20,7 @@ from flextrace.tracer.bounds.rules import RANGES
 from flextrace.tracer.expr.node import OPS
 
 EDGES = (INT_MIN, INT_MIN + 1, -(2**30) - 1, -65536, -33, -9, -8, -7, -4, -3, -2, -1)
-EDGES += (0, 1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 46341, 65535, 2**30, INT_MAX - 1, INT_MAX)
+EDGES += (0, 1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 46341, 65535, 2**30 - 1, 2**30, INT_MAX - 1, INT_MAX)
 FEW = (INT_MIN, -9, -8, -2, -1, 0, 1, 2, 3, 8, 32, 65536, INT_MAX)
 
 

@@ -34,6 +34,7 @@ FORMS = {
     "-q": apply("neg", Q_IDX),
     "-(q + kv)": apply("neg", SUM),
     "3 q": times(Q_IDX, 3),
+    "3 (q - 5)": times(apply("sub", Q_IDX, const(5)), 3),
     "-2 * q": apply("mul", const(-2), Q_IDX),
     "2 (q - kv) + 5": apply("add", times(GAP, 2), const(5)),
     "q - 3": apply("sub", Q_IDX, const(3)),
