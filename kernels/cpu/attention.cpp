@@ -170,6 +170,7 @@ static void run_job(Jobs& jobs, int64_t job, int thread, void* state) {
   }
 }
 
+TAKES(Params)
 extern "C" __attribute__((visibility("default"))) int flextrace_attention(const Params* params) {
   Unlocked python(params->caller.host);
   Attention attention(*params);

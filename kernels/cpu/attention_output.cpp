@@ -8,6 +8,7 @@ struct AttentionOutput {
   Caller caller;
 };
 
+TAKES(AttentionOutput)
 extern "C" __attribute__((visibility("default"))) int flextrace_stage(const AttentionOutput* call) {
   const AttentionOutput& s = *call;
   int64_t columns = s.product.shape[3];

@@ -14,7 +14,8 @@ from ..call import AttentionCall
 from ..loading import Kernels
 from ..spec import ATTENTION, KernelSpec
 from .generate import kernel_text
-from .launch import MAX_NDIM, Kernel, load, spec_of
+from .launch import Kernel, load, spec_of
+from .params import MAX_NDIM
 from .stages import CpuStages
 from .toolchain import Compiler, find_compiler, no_compiler
 
@@ -83,5 +84,5 @@ class CpuBackend:
 
         function = "flextrace_attention" if spec.kernel == ATTENTION else "flextrace_stage"
         key = key_of(text, compiler.fingerprint)
-        _, entry = Store().load_or_build(key, build, LIBRARY, lambda path: load(path, function), [SOURCE])
+        _, entry = Store().load_or_build(key, build, LIBRARY, lambda path: load(path, function, spec.kernel), [SOURCE])
         return Kernel(entry, key)

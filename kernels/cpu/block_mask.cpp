@@ -36,6 +36,7 @@ static Kept evaluate_block(const Inputs& in, int b, int h, int64_t first_row, in
   return {any_lane(any), !any_lane(~all)};
 }
 
+TAKES(BlockMask)
 extern "C" __attribute__((visibility("default"))) int flextrace_stage(const BlockMask* call) {
   const BlockMask& s = *call;
   int64_t q_blocks = (s.q_len + s.q_block - 1) / s.q_block, kv_blocks = (s.kv_len + s.kv_block - 1) / s.kv_block;

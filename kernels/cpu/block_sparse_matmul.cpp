@@ -64,6 +64,7 @@ static void sum_up(const BlockSparseMatmul& s, const Rows& rows, const uint8_t* 
   }
 }
 
+TAKES(BlockSparseMatmul)
 extern "C" __attribute__((visibility("default"))) int flextrace_stage(const BlockSparseMatmul* call) {
   const BlockSparseMatmul& s = *call;
   int64_t q_len = s.out.shape[2], kv_len = s.sampled ? s.out.shape[3] : s.a.shape[3], q_block = s.blocks.q_block;

@@ -22,26 +22,11 @@ from ..call import AttentionCall, Mods, Result
 from ..quant_types import QKQuant, Smoothing
 from ..spec import ATTENTION, KernelSpec
 from .buffers import copied, locate, locate_aligned, new_array
+from .params import MAX_NDIM, Array, Host, Params, check_size, packed
 
 DTYPES = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2}
-MAX_NDIM = 8
 MOST_THREADS = 2**31 - 1  # that may be asked for; far fewer ever start
-# The structs of params.h, field by field.
-PARAMS = struct.Struct(
-    "=3Q"  # q, k, v
-    "12q"  # q_strides, k_strides, v_strides
-    "3Q"  # out, lse, max_scores
-    "7q"  # batch, query_heads, kv_heads, q_len, kv_len, head_dim, value_dim
-    "f i"  # scale, dtype
-    "q 4Q"  # has_block_mask; run_offsets, run_first, run_end, run_state
-    "5q"  # mask_batch, mask_heads, mask_rows, q_block, kv_block
-    "2Q q 2Q"  # arrays, numbers, max_threads, host, tile_counts
-    "3Q"  # means, key_groups, row_groups
-    "4q"  # groups, means_batch, key_groups_batch, row_groups_batch
-    "5q"  # average_keys, add_back, q_mean_rows, q_scale_rows, k_scale_rows
-    "3Q 3q 3q 4q"  # k_scales, v_scales, v_means, and the strides of each
-)
-ARRAY = struct.Struct(f"=Q {MAX_NDIM}q {MAX_NDIM}q q")  # data, shape, strides, ndim
+PARAMS, ARRAY = packed(Params), packed(Array)
 NUMBER = {"float": struct.Struct("=f"), "int": struct.Struct("=i"), "bool": struct.Struct("=i")}
 NO_BLOCKS = (0,) * 10
 NO_SMOOTHING = (0, 0, 0, 1, 1, 1, 1, 0, 0)
@@ -67,18 +52,21 @@ def thread_count() -> int:
     return os.cpu_count() or 1
 
 
-def load(library: Path, name: str) -> Callable[[bytes], int]:
-    """The function of that name: takes a packed struct, gives a status; or raises what a signal raises meanwhile.
+def load(library: Path, name: str, kernel: str) -> Callable[[bytes], int]:
+    """The function of that name: takes the packed struct of that kernel, gives a status; or raises what a signal raises
+    meanwhile.
 
     It is called with Python's lock and releases it (threads.h). The library stays for good, as a thread of an earlier
     call may still have its last instructions before it.
 
     Raises:
-        LoadError: the system refuses the library, or it has no such function.
+        LoadError: the system refuses the library, or it has no such function, or one that takes another struct.
     """
     try:
-        entry = getattr(ctypes.PyDLL(str(library), mode=os.RTLD_NODELETE), name)
-    except (OSError, AttributeError) as error:
+        loaded = ctypes.PyDLL(str(library), mode=os.RTLD_NODELETE)
+        entry = getattr(loaded, name)
+        check_size(loaded, kernel)
+    except (OSError, AttributeError, ValueError) as error:
         raise LoadError(
             f"the compiled kernel cannot be loaded: {error}; if its folder is mounted noexec, point TMPDIR or "
             "FLEXTRACE_CACHE_DIR at another one, else name another C++ compiler in CXX"
@@ -123,7 +111,7 @@ class Kernel:
         arrays, numbers, kept = captured(call.mods)
         smoothing = None if call.smoothing is None else contiguous(call.smoothing)
         # `arrays`, `numbers`, `kept` and `smoothing` live until the call returns.
-        params = PARAMS.pack(
+        params = PARAMS.pack(  # by position: tests/kernels/test_params.py looks up each value by its name
             *(q_at, k_at, v_at, *q_strides, *k_strides, *v_strides, out_at, lse_at, max_at),
             *(batch, query_heads, kv_heads, q_len, kv_len, head_dim, value_dim, call.scale, DTYPES[q.dtype]),
             *(NO_BLOCKS if call.blocks is None else _block_mask(call.blocks)),
@@ -191,10 +179,9 @@ def address_of(data: bytes) -> int:
 
 
 def _host() -> bytes:
-    """The struct Host."""
-    needed = ("PyEval_SaveThread", "PyEval_RestoreThread", "PyErr_CheckSignals")
-    addresses = (ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value for name in needed)
-    return struct.pack("=3Q", *addresses)
+    needed = {"release": "PyEval_SaveThread", "take": "PyEval_RestoreThread", "check_signals": "PyErr_CheckSignals"}
+    functions = {field: getattr(ctypes.pythonapi, name) for field, name in needed.items()}
+    return bytes(Host(**{field: ctypes.cast(function, ctypes.c_void_p) for field, function in functions.items()}))
 
 
 HOST = _host()

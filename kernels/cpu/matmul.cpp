@@ -8,6 +8,7 @@ struct Matmul {
   Caller caller;
 };
 
+TAKES(Matmul)
 extern "C" __attribute__((visibility("default"))) int flextrace_stage(const Matmul* call) {
   const Matmul& s = *call;
   int64_t m = s.out.shape[2], n = s.out.shape[3], k = s.a.shape[3];

@@ -1,7 +1,14 @@
-// params.h: what the launcher hands to one call of the kernel. Mirrored field by field by a ctypes.Structure,
-// so every field is 8 bytes, or 4 bytes in pairs, and nothing depends on the compiler's padding.
+// params.h: what the launcher hands to one call of the kernel. params.py mirrors it field by field; every field is 8
+// bytes, or 4 bytes in pairs, so that nothing depends on the compiler's padding.
 #pragma once
 #include <stdint.h>
+
+// A kernel's file says which struct its function takes; the loader compares the size.
+#define TAKES(STRUCT)                                                                       \
+  extern "C" {                                                                              \
+  extern __attribute__((visibility("default"))) const int64_t flextrace_struct_bytes;       \
+  const int64_t flextrace_struct_bytes = sizeof(STRUCT);                                    \
+  }
 
 // A captured array, read in place through its strides.
 struct Array {

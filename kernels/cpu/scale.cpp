@@ -7,6 +7,7 @@ struct Scale {
   Caller caller;
 };
 
+TAKES(Scale)
 extern "C" __attribute__((visibility("default"))) int flextrace_stage(const Scale* call) {
   const Scale& s = *call;
   int64_t columns = s.x.shape[3];

@@ -27,6 +27,7 @@ static void modify(const Inputs& in, const Matrix& scores, int b, int h, int q_i
   }
 }
 
+TAKES(ScoreMod)
 extern "C" __attribute__((visibility("default"))) int flextrace_stage(const ScoreMod* call) {
   const ScoreMod& s = *call;
   int64_t columns = s.scores.shape[3], q_len = s.scores.shape[2];

@@ -51,6 +51,7 @@ static void softmax_row(const Softmax& s, int64_t i, float* row) {
   s.sums[i] = total;
 }
 
+TAKES(Softmax)
 extern "C" __attribute__((visibility("default"))) int flextrace_stage(const Softmax* call) {
   const Softmax& s = *call;
   int64_t columns = s.x.shape[3];

@@ -1,9 +1,8 @@
-"""Stage calls -> results on the CPU: fills the struct of each stage's .cpp file and runs it on MLX's own buffers."""
+"""Stage calls -> results on the CPU: fills the struct of each stage's file and runs it on MLX's own buffers."""
 
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +16,20 @@ from ..spec import KernelSpec
 from ..stage_types import BlockLists, OutputParts, SoftmaxParts
 from .buffers import locate, locate_aligned, new_array
 from .launch import DTYPES, HOST_AT, Kernel, address_of, captured, overflow_message, thread_count
+from .params import (
+    AttentionOutput,
+    BlockMask,
+    BlockSparseMatmul,
+    Caller,
+    Matmul,
+    Scale,
+    ScoreMod,
+    Softmax,
+    Stage,
+    Tensor,
+)
+from .params import BlockLists as Lists
 
-TENSOR = struct.Struct("=Q 4q 4q q")  # data, shape, strides, dtype
-LISTS = struct.Struct("=4Q 3q 2q 2q")  # the lists; batch, heads, q_blocks; columns of both; q_block, kv_block
-NO_LISTS = LISTS.pack(*[0] * 9, 1, 1)
 # A tile of the result and the blocks of a and b that are added to it: 270 kB, which a second-level cache holds.
 TILES = (96, 128, 256)
 
@@ -47,22 +56,23 @@ class CpuStages:
         a, b = _evaluated(a), _evaluated(b)
         out, target = _result((*a.shape[:3], b.shape[3]), dtype)
         rows, columns, *steps = TILES if tiles is None else tiles
-        sizes = struct.pack("=3q", rows, columns, steps[0] if steps else max(1, a.shape[3]))
-        self._run("matmul", _tensor(a) + _tensor(b) + target + sizes)
+        depth = steps[0] if steps else max(1, a.shape[3])
+        tile = {"tile_rows": rows, "tile_columns": columns, "tile_steps": depth}
+        self._run("matmul", Matmul(a=_tensor(a), b=_tensor(b), out=target, **tile))
         return out
 
     def scale(self, x: mx.array, factor: float) -> mx.array:
         out, target = _result(x.shape, x.dtype)
         x = _evaluated(x)
-        self._run("scale", _tensor(x) + target + struct.pack("=d", factor))
+        self._run("scale", Scale(x=_tensor(x), out=target, factor=factor))
         return out
 
     def score_mod(self, scores: mx.array, mods: Mods, blocks: BlockLists | None) -> mx.array:
         scores = _evaluated(scores)
         out, target = _result(scores.shape, mx.float32)
-        lists, kept = (NO_LISTS, []) if blocks is None else _lists(blocks)
-        has_blocks = struct.pack("=q", blocks is not None)
-        self._run("score_mod", _tensor(scores) + target + has_blocks + lists, mods, captures=True)
+        lists, kept = (Lists(q_block=1, kv_block=1), []) if blocks is None else _lists(blocks)
+        stage = ScoreMod(scores=_tensor(scores), out=target, has_blocks=blocks is not None, blocks=lists)
+        self._run("score_mod", stage, mods)
         del kept
         return out
 
@@ -71,7 +81,8 @@ class CpuStages:
         max_scores, max_at = new_array(x.shape[:-1], mx.float32)
         sums, sums_at = new_array(x.shape[:-1], mx.float32)
         x = _evaluated(x)
-        self._run("softmax", _tensor(x) + target + struct.pack("=2Q q", max_at, sums_at, normalise))
+        statistics = {"max_scores": max_at, "sums": sums_at}
+        self._run("softmax", Softmax(x=_tensor(x), weights=target, **statistics, normalise=normalise))
         return SoftmaxParts(weights, max_scores, sums)
 
     def block_mask(
@@ -80,8 +91,11 @@ class CpuStages:
         rows = (batch, heads, -(-q_len // block_size[0]))
         columns = -(-kv_len // block_size[1])
         made = [new_array(shape, mx.int32) for shape in (rows, (*rows, columns)) * 2]
-        sizes = struct.pack("=4Q 6q", *(at for _, at in made), batch, heads, q_len, kv_len, *block_size)
-        self._run("block_mask", sizes, Mods(mask=mask_mod), captures=True)
+        sizes = {"batch": batch, "heads": heads, "q_len": q_len, "kv_len": kv_len}
+        blocks = {"q_block": block_size[0], "kv_block": block_size[1]}
+        names = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
+        lists = {name: at for name, (_, at) in zip(names, made, strict=True)}
+        self._run("block_mask", BlockMask(**lists, **sizes, **blocks), Mods(mask=mask_mod))
         partial, indices, full, full_indices = (array for array, _ in made)
         return BlockLists(partial, indices, full, full_indices, *block_size)
 
@@ -92,19 +106,22 @@ class CpuStages:
         a, b = _evaluated(a), _evaluated(b)
         out, target = _result((*a.shape[:3], b.shape[3]), dtype)
         lists, kept = _lists(blocks)
-        self._run("block_sparse_matmul", _tensor(a) + _tensor(b) + target + lists + struct.pack("=q", transpose_b))
+        stage = BlockSparseMatmul(a=_tensor(a), b=_tensor(b), out=target, blocks=lists, sampled=transpose_b)
+        self._run("block_sparse_matmul", stage)
         del kept
         return out
 
     def attention_output(self, product: mx.array, max_scores: mx.array, sums: mx.array, dtype: mx.Dtype) -> OutputParts:
-        inputs = [_evaluated(x) for x in (product, max_scores[..., None], sums[..., None])]
+        given = {"product": product, "max_scores": max_scores[..., None], "sums": sums[..., None]}
+        inputs = {name: _evaluated(x) for name, x in given.items()}
         out, target = _result(product.shape, dtype)
         lse, lse_at = new_array(product.shape[:-1], mx.float32)
-        self._run("attention_output", b"".join(_tensor(x) for x in inputs) + target + struct.pack("=Q", lse_at))
+        tensors = {name: _tensor(x) for name, x in inputs.items()}
+        self._run("attention_output", AttentionOutput(**tensors, out=target, lse=lse_at))
         return OutputParts(out, lse, max_scores)
 
-    def _run(self, name: str, packed: bytes, mods: Mods = NO_MODS, *, captures: bool = False) -> None:
-        """Run a stage; `captures`: its struct ends with what the mods capture.
+    def _run(self, name: str, call: Stage, mods: Mods = NO_MODS) -> None:
+        """Run a stage.
 
         Raises:
             MemoryError: no room for the working memory of its threads.
@@ -112,10 +129,11 @@ class CpuStages:
         """
         mx.eval(*mods.mlx_arrays)
         arrays, numbers, kept = captured(mods)
-        if captures:
-            packed += struct.pack("=2Q", address_of(arrays), address_of(numbers))
+        if isinstance(call, ScoreMod | BlockMask):
+            call.arrays, call.numbers = address_of(arrays), address_of(numbers)
+        call.caller = Caller(max_threads=self._threads or thread_count(), host=HOST_AT)
         kernel = self._load(KernelSpec(name, mods.formulas))
-        status = kernel.entry(packed + struct.pack("=qQ", self._threads or thread_count(), HOST_AT))
+        status = kernel.entry(bytes(call))
         del kept
         if status == 1:
             raise MemoryError(f"no working memory for {name}; give it smaller tiles or fewer threads")
@@ -132,25 +150,25 @@ def _evaluated(x: mx.array) -> mx.array:
     return aligned
 
 
-def _tensor(x: mx.array) -> bytes:
-    """The struct Tensor of an evaluated array of four axes at most."""
+def _tensor(x: mx.array) -> Tensor:
+    """An evaluated array of four axes at most, as a stage reads it."""
     address, strides = locate(x)
     missing = 4 - x.ndim
-    return TENSOR.pack(address, *[1] * missing, *x.shape, *[0] * missing, *strides, DTYPES[x.dtype])
+    return Tensor(address, (*[1] * missing, *x.shape), (*[0] * missing, *strides), DTYPES[x.dtype])
 
 
-def _result(shape: tuple[int, ...], dtype: mx.Dtype) -> tuple[mx.array, bytes]:
+def _result(shape: tuple[int, ...], dtype: mx.Dtype) -> tuple[mx.array, Tensor]:
     """A contiguous array for a stage to fill, and its Tensor."""
     out, address = new_array(shape, dtype)
     four = (*[1] * (4 - len(shape)), *shape) if len(shape) <= 4 else (math.prod(shape[:-3]), *shape[-3:])
-    strides = [math.prod(four[axis + 1 :]) for axis in range(4)]
-    return out, TENSOR.pack(address, *four, *strides, DTYPES[dtype])
+    strides = (math.prod(four[axis + 1 :]) for axis in range(4))
+    return out, Tensor(address, four, tuple(strides), DTYPES[dtype])
 
 
-def _lists(blocks: BlockLists) -> tuple[bytes, list[np.ndarray[Any, Any]]]:
+def _lists(blocks: BlockLists) -> tuple[Lists, list[np.ndarray[Any, Any]]]:
     """The struct BlockLists, and the arrays that it points to."""
     mx.eval(*blocks[:4])
     kept = [np.ascontiguousarray(np.asarray(array)) for array in blocks[:4]]
     partial, indices, _, full_indices = kept
     sizes = (*partial.shape, indices.shape[-1], full_indices.shape[-1], blocks.q_block, blocks.kv_block)
-    return LISTS.pack(*(array.ctypes.data for array in kept), *sizes), kept
+    return Lists(*(array.ctypes.data for array in kept), *sizes), kept

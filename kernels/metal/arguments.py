@@ -32,6 +32,6 @@ def words_of_captures(mods: Mods) -> list[int]:
 
 
 def bits(number: float) -> int:
-    """Of a float32, as an int32."""
+    """The bits of a float32, as an int32."""
     with np.errstate(over="ignore"):  # beyond float32: infinite
         return int(np.float32(number).view(np.int32))

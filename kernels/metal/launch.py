@@ -9,9 +9,10 @@ import mlx.core as mx
 import numpy as np
 
 from ..call import AttentionCall, Result
-from .arguments import bits, captured_arrays, flat, in_device_memory, words_of_captures
+from .arguments import captured_arrays, flat, in_device_memory, words_of_captures
 from .generate import KernelText, looked_up
 from .kernel import Launch
+from .params import AttentionParams, words
 from .plan import plan_for
 from .quantise import Operands
 from .scoring import Scoring
@@ -39,7 +40,16 @@ def run(kernel: Launch, call: AttentionCall, made: Operands, text: KernelText) -
     plan = plan_for(max(1, head_dim), max(1, value_dim), dtype, text.scoring)
     tiles = tiles_for(call.blocks, plan, q_len, kv_len)
     kv_batches = made.k.shape[0]  # of one batch of k there may be several, each less means of its own
-    sizes = (query_heads, kv_heads, kv_batches, q_len, kv_len)
+    params = AttentionParams(
+        query_heads=query_heads,
+        kv_heads=kv_heads,
+        kv_batches=kv_batches,
+        q_len=q_len,
+        kv_len=kv_len,
+        scale=call.scale,
+        **tiles.params,
+        first_tile=0,
+    )
     arrays = captured_arrays(call.mods, text.packed)
     before = [in_device_memory(x) for x in (made.q, made.k, _of_batches(call.v, kv_batches))]
     behind = [
@@ -50,10 +60,10 @@ def run(kernel: Launch, call: AttentionCall, made: Operands, text: KernelText) -
 
     def launched(first_tile: int, count: int) -> Sequence[mx.array]:
         """Of so many tiles of query rows."""
-        words = [*sizes, bits(call.scale), *tiles.words, first_tile, *words_of_captures(call.mods)]
+        numbers = [*words(params._replace(first_tile=first_tile)), *words_of_captures(call.mods)]
         some = (batch, query_heads, min(q_len - first_tile * plan.bq, count * plan.bq))
         return kernel(
-            inputs=[*before, mx.array(np.array(words, np.int32)), *behind],
+            inputs=[*before, mx.array(np.array(numbers, np.int32)), *behind],
             template=[("T", call.q.dtype), *plan.template(), ("BLOCKS", tiles.mode)],
             grid=(count * plan.value_slices * plan.threads, query_heads, batch),
             threadgroup=(plan.threads, 1, 1),

@@ -17,6 +17,7 @@ from ..quant_types import Smoothing
 from ..spec import KernelSpec
 from .arguments import in_device_memory
 from .kernel import Launchable
+from .params import QuantiseParams, words
 from .plan import LANES
 from .stage_text import StageText
 from .tiles import SMALLEST
@@ -151,24 +152,32 @@ class Rounding:
         of_row = mx.zeros((1, SMALLEST), mx.int32) if groups is None else groups
         runs = own.of_row if own is not None else of_row
         batch = max(x.shape[0], means.shape[0], of_row.shape[0])
-        mean_heads = heads if smoothing is None else means.shape[1]
-        sizes = (heads, rows, columns, plan.block, mean_heads, x.shape[0], means.shape[0], of_row.shape[0])
-        most = 0 if own is None else own.most
-        params = np.array([*sizes, most, np.float32(scale).view(np.int32)], np.int32)
+        params = QuantiseParams(
+            heads=heads,
+            rows=rows,
+            columns=columns,
+            block=plan.block,
+            mean_heads=heads if smoothing is None else means.shape[1],
+            batches=x.shape[0],
+            mean_batches=means.shape[0],
+            group_batches=of_row.shape[0],
+            most_runs=0 if own is None else own.most,
+            scale=scale,
+        )
         writes = scales != NOTHING or group_mean == SUBTRACTED
         asked = (writes, scales != NOTHING, group_mean == AS_TERM, own is not None)
         shapes = [
             (batch, heads, rows, columns),
             (batch, heads, rows),
             (batch, heads, rows),
-            (batch, heads, most, columns),
+            (batch, heads, params.most_runs, columns),
         ]
         result = self._load(KernelSpec(KERNEL)).launch(
             inputs=[
                 in_device_memory(x),
                 in_device_memory(means),
                 *(in_device_memory(of[:, None, :, None]) for of in (of_row, runs)),
-                mx.array(params),
+                mx.array(np.array(words(params), np.int32)),
             ],
             template=[
                 *(("T", x.dtype), ("O", out), ("WIDTH", plan.width), ("COUNT", plan.held), ("TEAM", plan.team)),

@@ -14,9 +14,10 @@ from flextrace.tracer import Bound
 from ..call import NO_MODS, Mods
 from ..spec import KernelSpec
 from ..stage_types import BlockLists, OutputParts, SoftmaxParts
-from .arguments import bits, captured_arrays, in_device_memory, words_of_captures
+from .arguments import captured_arrays, in_device_memory, words_of_captures
 from .kernel import Launchable, Variant
 from .launch import capture_kinds
+from .params import BlockMaskParams, ListParams, Params, ProductParams, ScaleParams, ShapeParams, words
 from .plan import LANES
 from .product_plan import Operands, choose, plan_of
 from .tiles import SMALLEST
@@ -60,7 +61,7 @@ class MetalStages:
         template += [("TRANSPOSE_A", transpose_a), ("TRANSPOSE_B", transpose_b), ("WHOLE", plan.whole)]
         (out,) = self._run(
             "matmul",
-            [in_device_memory(a), in_device_memory(b), _params(heads, *b.shape[:2], m, n, k)],
+            [in_device_memory(a), in_device_memory(b), _params(_product(heads, b, m, n, k))],
             template=template,
             groups=(-(-n // plan.bn), -(-m // plan.bm), batch * heads),
             threadgroup=(plan.threads, 1, 1),
@@ -75,7 +76,7 @@ class MetalStages:
         groups, threadgroup = _elementwise(rows.shape)
         (out,) = self._run(
             "scale",
-            [in_device_memory(rows), _params(*rows.shape[1:], bits(factor))],
+            [in_device_memory(rows), _params(ScaleParams(*_shape(rows), factor))],
             template=[("T", x.dtype)],
             groups=groups,
             threadgroup=threadgroup,
@@ -88,14 +89,15 @@ class MetalStages:
             return scores
         batch, heads, q_len, kv_len = scores.shape
         groups, threadgroup = _elementwise(scores.shape)
-        lists, words = _lists(blocks, q_len, kv_len)
+        lists, of_lists = _lists(blocks, q_len, kv_len)
+        params = _params(ShapeParams(heads, q_len, kv_len), of_lists, captures=mods)
         if blocks is not None:
             slabs = -(-min(q_len, blocks.q_block) // SLAB)
             groups = (_most_entries(blocks, kv_len), -(-q_len // blocks.q_block) * slabs, batch * heads)
             threadgroup = (ELEMENTWISE_THREADS, 1, 1)
         (out,) = self._run(
             "score_mod",
-            [in_device_memory(scores), _params(heads, q_len, kv_len, *words, *words_of_captures(mods)), *lists],
+            [in_device_memory(scores), params, *lists],
             mods,
             template=[("LISTED", blocks is not None)],
             groups=groups,
@@ -115,7 +117,7 @@ class MetalStages:
         row_groups = SIMDGROUPS if columns >= LONG_ROW else 1
         weights, largest, sums = self._run(
             "softmax",
-            [in_device_memory(rows), _params(heads, count, columns)],
+            [in_device_memory(rows), _params(ShapeParams(heads, count, columns))],
             template=[("O", dtype), ("ROW_GROUPS", row_groups), ("NORMALISE", normalise)],
             groups=(-(-count * row_groups // SIMDGROUPS), heads, batch),
             threadgroup=(SIMDGROUPS * LANES, 1, 1),
@@ -135,7 +137,7 @@ class MetalStages:
         mods = Mods(mask=mask_mod)
         lists = self._run(
             "block_mask",
-            [_params(q_len, kv_len, q_block, kv_block, kv_blocks, *words_of_captures(mods))],
+            [_params(BlockMaskParams(q_len, kv_len, q_block, kv_block, kv_blocks), captures=mods)],
             mods,
             template=[],
             groups=(rows[2], heads, batch),
@@ -158,11 +160,12 @@ class MetalStages:
         columns, depth = (keys, k) if transpose_b else (n, keys)
         plan = choose(_operands(a, b, False, transpose_b), rows, columns, max(1, depth))
         across = -(-columns // plan.bn) * (_most_entries(blocks, n) if transpose_b else 1)
-        lists, words = _lists(blocks, m, kv_len)
+        lists, of_lists = _lists(blocks, m, kv_len)
+        params = _params(_product(heads, b, m, n, k), of_lists)
         template = [("A", a.dtype), ("B", b.dtype), ("O", dtype), *plan.template(), ("SAMPLED", transpose_b)]
         (out,) = self._run(
             "block_sparse_matmul",
-            [in_device_memory(a), in_device_memory(b), _params(heads, *b.shape[:2], m, n, k, *words), *lists],
+            [in_device_memory(a), in_device_memory(b), params, *lists],
             template=template,
             groups=(across, -(-m // blocks.q_block) * -(-rows // plan.bm), batch * heads),
             threadgroup=(plan.threads, 1, 1),
@@ -182,7 +185,7 @@ class MetalStages:
             [
                 in_device_memory(rows),
                 *(in_device_memory(_four_axes(mx.expand_dims(x, -1))) for x in (max_scores, sums)),
-                _params(*rows.shape[1:]),
+                _params(_shape(rows)),
             ],
             template=[("O", dtype)],
             groups=groups,
@@ -239,18 +242,31 @@ def _four_axes(x: mx.array) -> mx.array:
     return mx.expand_dims(x, tuple(range(4 - x.ndim)))
 
 
-def _params(*words: int) -> mx.array:
-    return mx.array(np.array([*words, *[0] * SMALLEST], np.int64).astype(np.int32))
+def _shape(x: mx.array) -> ShapeParams:
+    _, heads, rows, columns = x.shape
+    return ShapeParams(heads, rows, columns)
 
 
-def _lists(blocks: BlockLists | None, q_len: int, kv_len: int) -> tuple[list[mx.array], tuple[int, ...]]:
-    """The four lists, flat, and the words of ListParams in stages/lists.h. No block is larger than the scores."""
+def _product(heads: int, b: mx.array, m: int, n: int, k: int) -> ProductParams:
+    return ProductParams(heads, b_batches=b.shape[0], b_heads=b.shape[1], m=m, n=n, k=k)
+
+
+def _params(*params: Params, captures: Mods = NO_MODS) -> mx.array:
+    """The words of these structs and of what the mods capture, in device memory."""
+    numbers = [*words(*params), *words_of_captures(captures), *[0] * SMALLEST]
+    return mx.array(np.array(numbers, np.int64).astype(np.int32))
+
+
+def _lists(blocks: BlockLists | None, q_len: int, kv_len: int) -> tuple[list[mx.array], ListParams]:
+    """The four lists, flat, and what the kernel must know of them. No block is larger than the scores."""
     if blocks is None:
-        return [mx.zeros(SMALLEST, mx.int32)] * 4, (1, 1, 0, 0, 0, 1, 1)
+        return [mx.zeros(SMALLEST, mx.int32)] * 4, ListParams(1, 1, 0, 0, 0, q_block=1, kv_block=1)
     lists = (blocks.kv_num_blocks, blocks.kv_indices, blocks.full_kv_num_blocks, blocks.full_kv_indices)
     sizes = (min(q_len, blocks.q_block), min(kv_len, blocks.kv_block))
-    words = (*lists[0].shape, lists[1].shape[3], lists[3].shape[3], *sizes)
-    return [in_device_memory(mx.contiguous(x).reshape(-1)) for x in lists], words
+    batch, heads, q_blocks = blocks.kv_num_blocks.shape
+    columns, full_columns = blocks.kv_indices.shape[3], blocks.full_kv_indices.shape[3]
+    params = ListParams(batch, heads, q_blocks, columns, full_columns, *sizes)
+    return [in_device_memory(mx.contiguous(x).reshape(-1)) for x in lists], params
 
 
 def _most_entries(blocks: BlockLists, kv_len: int) -> int:

@@ -15,6 +15,7 @@ from .plan import Plan
 NO_BLOCKS, WHOLE_TILES, CUT_TILES = 0, 1, 2  # enum Blocks of walk.h
 NO_MASK, ASK, LOOK_UP = 0, 1, 2  # enum TileState of walk.h
 SMALLEST = 8  # MLX passes smaller arrays in the constant address space, where the kernel does not expect these
+PARAMS = ("mask_batches", "mask_heads", "q_blocks", "kv_blocks", "q_block", "kv_block")
 Array = np.ndarray[Any, Any]
 
 
@@ -26,12 +27,12 @@ class Tiles:
         last one ends (lines + 1); then, per run, the number of tiles in it and the runs before it of its line; then,
         per run, 4 * (its first tile - the number of tiles in the runs before) + state. Then, where blocks cut tiles,
         [mask_batches, mask_heads, q_blocks, kv_blocks] states, four bytes a word.
-    words: fields of AttentionParams, from mask_batches on.
+    params: those of AttentionParams that say what `lists` is of, by their names.
     """
 
     mode: int
     lists: mx.array
-    words: tuple[int, ...]
+    params: dict[str, int]
 
 
 _known: weakref.WeakKeyDictionary[Blocks, dict[tuple[int, ...], Tiles]] = weakref.WeakKeyDictionary()
@@ -40,7 +41,7 @@ _known: weakref.WeakKeyDictionary[Blocks, dict[tuple[int, ...], Tiles]] = weakre
 def tiles_for(blocks: Blocks | None, plan: Plan, q_len: int, kv_len: int) -> Tiles:
     """Remembered as long as the BlockMask lives."""
     if blocks is None:
-        return Tiles(NO_BLOCKS, mx.zeros(SMALLEST, mx.int32), (1, 1, 0, 0, 1, 1))
+        return Tiles(NO_BLOCKS, mx.zeros(SMALLEST, mx.int32), dict(zip(PARAMS, (1, 1, 0, 0, 1, 1), strict=True)))
     key = (plan.bq, plan.bk, q_len, kv_len)
     known = _known.setdefault(blocks, {})
     if key not in known:
@@ -71,8 +72,8 @@ def _cut(blocks: Blocks, bq: int, bk: int, q_len: int, kv_len: int) -> Tiles:
     if mode == CUT_TILES:
         states = blocks.states().astype(np.uint8).reshape(-1)
         lists = np.concatenate([lists, np.pad(states, (0, -states.size % 4)).view(np.int32)])
-    words = (*blocks.shape, blocks.q_block, blocks.kv_block)
-    return Tiles(mode, _flat(lists), words)
+    sizes = (*blocks.shape, blocks.q_block, blocks.kv_block)
+    return Tiles(mode, _flat(lists), dict(zip(PARAMS, sizes, strict=True)))
 
 
 def _runs_of_tiles(blocks: Blocks, bq: int, bk: int, q_len: int, kv_len: int) -> _Runs:
