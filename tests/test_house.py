@@ -74,6 +74,7 @@ CROWDED = {
     "flextrace/",
     "kernels/",
     "kernels/cpu/",
+    "kernels/metal/",
     "kernels/simulator/",
 }  # their rooms are on their way
 
