@@ -468,6 +468,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("if high >= -size and low < size:", "if high >= -size or low < size:"),
         ("key = (id(gather), size, sizes, *numbers)", "key = (id(gather), size, sizes)"),
     ],
+    ("tracer/locks.py", "tests/tracer/test_locks.py"): [("    _owners.add(owner)\n", "    pass\n")],
     ("tracer/porting/once.py", "tests/tracer/porting/test_once.py"): [
         ("isinstance(owner, GENERATORS) or _is_within(module)", "_is_within(module)"),
         ("module == known or ", ""),
