@@ -10,14 +10,13 @@ from . import mlx_build  # noqa: F401  # first: it says what to install where ML
 
 # isort: split
 from flextrace.cache import CacheError, CacheWarning
-from flextrace.kernels import BackendUnavailable, Int8Rows, QKQuant, notebooks
+from flextrace.kernels import BackendUnavailable, GradientError, Int8Rows, QKQuant, notebooks
 from flextrace.tracer import Expr, TraceError
 
 from .advice import mods as wrong_mods
 from .attention import AuxOutput, AuxRequest, flex_attention
 from .block_mask import BlockMask, BlockRanges, and_masks, create_block_mask, create_mask, noop_mask, or_masks
 from .decorators import MaskMod, ScoreMod, mask_mod, score_mod
-from .gradient import GradientError
 from .int8 import Int8KV
 from .merge import merge_attention
 from .notices import FlextraceWarning

@@ -14,18 +14,17 @@ from typing import Any, Literal, overload
 
 import mlx.core as mx
 
-from flextrace.kernels import AttentionCall, Int8Rows
+from flextrace.kernels import AttentionCall, Blocks, Int8Rows
 from flextrace.kernels.call import Mods
-from flextrace.kernels.registry import chosen_name
 from flextrace.tracer.errors import with_article
 from flextrace.tracer.source.signature import MaskFunction, ScoreFunction
 
 from .advice.keywords import OF_ATTENTION, knows
 from .block_mask import BlockMask
-from .checks import check_options, check_tensors, checked_scale
+from .checks import check_tensors, checked_scale
 from .decorators import MaskMod, ScoreMod, as_mod
 from .notices import FlextraceWarning
-from .quantise import add_scales, elements, quant_of_int8_keys, quant_options
+from .options import NO_OPTIONS, Options, options_of
 from .run import run
 
 
@@ -70,7 +69,7 @@ class AuxOutput:
 
 
 Aux = tuple[mx.array, AuxOutput]
-Options = Mapping[str, Any] | None
+KernelOptions = Mapping[str, Any] | None
 Score = ScoreMod | ScoreFunction | None
 Mask = BlockMask | MaskMod | MaskFunction | None
 
@@ -85,7 +84,7 @@ def flex_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     return_lse: Literal[False] = False,
-    kernel_options: Options = None,
+    kernel_options: KernelOptions = None,
     *,
     return_aux: None = None,
 ) -> mx.array: ...
@@ -100,7 +99,7 @@ def flex_attention(
     enable_gqa: bool = False,
     *,
     return_lse: Literal[True],
-    kernel_options: Options = None,
+    kernel_options: KernelOptions = None,
     return_aux: None = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
@@ -113,7 +112,7 @@ def flex_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     return_lse: Literal[False] = False,
-    kernel_options: Options = None,
+    kernel_options: KernelOptions = None,
     *,
     return_aux: AuxRequest,
 ) -> tuple[mx.array, AuxOutput]: ...
@@ -127,7 +126,7 @@ def flex_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     return_lse: bool = False,
-    kernel_options: Options = None,
+    kernel_options: KernelOptions = None,
     *,
     return_aux: None = None,
 ) -> mx.array | tuple[mx.array, mx.array]: ...
@@ -141,7 +140,7 @@ def flex_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     return_lse: bool = False,
-    kernel_options: Options = None,
+    kernel_options: KernelOptions = None,
     *,
     return_aux: AuxRequest | None,
 ) -> mx.array | tuple[mx.array, mx.array] | tuple[mx.array, AuxOutput]: ...
@@ -155,7 +154,7 @@ def flex_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     return_lse: bool = False,
-    kernel_options: Options = None,
+    kernel_options: KernelOptions = None,
     *,
     return_aux: AuxRequest | None = None,
 ) -> mx.array | tuple[mx.array, mx.array] | tuple[mx.array, AuxOutput]:
@@ -171,14 +170,17 @@ def flex_attention(
         scale: factor of the dot products; None is 1 / sqrt(head_dim).
         enable_gqa: allow query_heads to be a multiple of kv_heads (grouped-query attention).
         return_lse: also return the log-sum-exp.
-        kernel_options: "BACKEND" ("metal", "simulator", "cpu" or "ops"), "NUM_THREADS" (cpu backend) and "ASYNC_COPY":
-            "intrinsic" copies tiles of key and value by simdgroup_async_copy (metal and simulator; experimental: the
-            intrinsic is undocumented; macOS 15 and earlier on M1 and M2; elsewhere a notice, and the default,
-            "pipelined"). A backend ignores what is not its.
+        kernel_options: a dict, of which a backend ignores what is not its.
+            "BACKEND": "metal", "simulator", "cpu" or "ops".
+            "NUM_THREADS": how many threads the cpu backend takes.
+            "ASYNC_COPY": "intrinsic" copies tiles of key and value by simdgroup_async_copy (metal and simulator;
+            experimental: the intrinsic is undocumented; macOS 15 and earlier on M1 and M2; elsewhere a notice, and the
+            default, "pipelined").
             "PIPELINE": "staged" runs the stage kernels one after the other instead of the fused one, in quadratic
-            memory (cpu, metal, simulator). "QK_QUANT": "int8" or a `QKQuant` multiplies query and key as int8, with
-            key smoothed ("SMOOTH_K": False leaves that out, "SMOOTH_Q": True smooths query too); "SMOOTH_K": True by
-            itself smooths and does not quantise. See `QKQuant`.
+            memory (cpu, metal, simulator).
+            "QK_QUANT": "int8" or a `QKQuant` multiplies query and key as int8, with key smoothed. See `QKQuant`.
+            "SMOOTH_K": False, beside QK_QUANT, leaves key as it is; True by itself smooths and does not quantise.
+            "SMOOTH_Q": True, beside QK_QUANT, smooths query too.
         return_aux: which by-products to return as an `AuxOutput`.
 
     Returns:
@@ -207,18 +209,41 @@ def flex_attention(
     """
     check_tensors(query, key, value, enable_gqa)
     factor = checked_scale(scale, query.shape[-1])
+    aux = _by_products(return_lse, return_aux)
+    options = NO_OPTIONS if kernel_options is None else options_of(kernel_options, key)
+    _check_intermediates(aux, options)
+    mods, blocks = _mods(score_mod, block_mask, query, key)
+    asked = {"want_lse": aux.lse, "want_max": aux.max_scores, **options.asked}
+    result = run(AttentionCall.of(query, key, value, factor, mods, blocks, **asked), options.backend)
+    if return_aux is not None:
+        return result.out, AuxOutput(result.lse, result.max_scores, result.intermediates if aux.intermediates else None)
+    return result.out if result.lse is None else (result.out, result.lse)
+
+
+def _by_products(return_lse: bool, return_aux: AuxRequest | None) -> AuxRequest:
+    """Raises TypeError, ValueError."""
     if return_lse and return_aux is not None:
         raise ValueError("return_lse and return_aux exclude each other; write return_aux=AuxRequest(lse=True)")
     if return_aux is not None and not isinstance(return_aux, AuxRequest):
         raise TypeError(f"return_aux takes an AuxRequest, not {with_article(type(return_aux).__name__)}")
-    options = check_options(kernel_options)
-    quant, smooth_k = (quant_of_int8_keys if isinstance(key, Int8Rows) else quant_options)(options)
-    aux = return_aux or AuxRequest(lse=return_lse)
-    staged = options.get("PIPELINE") == "staged"
-    if aux.intermediates and not staged:
+    return return_aux or AuxRequest(lse=return_lse)
+
+
+def _check_intermediates(aux: AuxRequest, options: Options) -> None:
+    """Raises ValueError where they are wanted, and no stages run that have them."""
+    if aux.intermediates and not options.asked.get("staged"):
         raise ValueError(
             'AuxRequest(intermediates=True) needs kernel_options={"PIPELINE": "staged"}; the fused kernel has none'
         )
+
+
+def _mods(score_mod: Score, block_mask: Mask, query: mx.array, key: mx.array | Int8Rows) -> tuple[Mods, Blocks | None]:
+    """The mods of a call with what they capture now, which is long enough for it; a BlockMask is a mask_mod and its
+    blocks.
+
+    Raises:
+        TypeError, ValueError, TraceError, OverflowError, ZeroDivisionError: as flex_attention says.
+    """
     score = None if score_mod is None else as_mod(score_mod, ScoreMod, "score_mod").bind()
     mask, blocks = None, None
     if isinstance(block_mask, BlockMask):
@@ -227,28 +252,7 @@ def flex_attention(
         mask = as_mod(block_mask, MaskMod, "block_mask").bind()
     mods = Mods(score, mask)
     mods.check_sizes((query.shape[0], query.shape[1], query.shape[2], key.shape[2]))
-    call = AttentionCall(
-        query,
-        elements(key),
-        elements(value),
-        factor,
-        mods,
-        blocks,
-        want_lse=aux.lse,
-        want_max=aux.max_scores,
-        threads=options.get("NUM_THREADS", 0),
-        async_copy=options.get("ASYNC_COPY") == "intrinsic",
-        staged=staged,
-        quant=quant,
-    )
-    add_scales(call, key, value)
-    result = run(call, chosen_name(options.get("BACKEND")), smooth_k)
-    if return_aux is not None:
-        return result.out, AuxOutput(result.lse, result.max_scores, result.intermediates if aux.intermediates else None)
-    if return_lse:
-        assert result.lse is not None
-        return result.out, result.lse
-    return result.out
+    return mods, blocks
 
 
 __all__ = ["AuxOutput", "AuxRequest", "FlextraceWarning", "flex_attention"]

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-from flextrace.kernels import AttentionCall, Backend, BackendUnavailable, Result, backend_for
+import os
+
+import mlx.core as mx
+
+from flextrace.kernels import BACKENDS, AttentionCall, Backend, BackendUnavailable, Result, backend_for, registry
 from flextrace.kernels.backend import needs_values
-from flextrace.kernels.registry import default_name
-from flextrace.kernels.smoothing import smoothing
-from flextrace.kernels.staged import attend
+from flextrace.kernels.gradients import refuse_gradient
+from flextrace.kernels.smoothing import smoothed
+from flextrace.kernels.staged import run_staged
 
-from .gradient import forward_only
 from .notices import notice
-from .quantise import refuse_unless_quantising
 
 
-def run(call: AttentionCall, wanted: str | None, smooth_k: bool = False) -> Result:
+def run(call: AttentionCall, asked: str | None = None) -> Result:
     """Run on the backend asked for, or on the default one; on ops where that one cannot run (said once). Stages and
     quantisation are asked for, and not replaced by ops, which has none."""
-    backend: Backend
-    special = call.staged or call.quant is not None or smooth_k
-    if wanted is None and special:
-        wanted = default_name()
+    special = call.staged or call.quant is not None or call.smooth_k
+    wanted = registry.asked_name(asked, os.environ.get(registry.VARIABLE))
+    name = wanted or registry.owner_of(mx.default_device().type)
+    if special:
+        wanted = name
     try:
-        backend = backend_for(wanted or default_name())
+        backend = registry.made.get(name) or backend_for(name)
     except BackendUnavailable as reason:
         if wanted is not None:
             raise
         notice("no compiler", f"flextrace runs on MLX operations, which is slower: {reason}")
         backend = backend_for("ops")
-    refuse_unless_quantising(backend, call, smooth_k)
+    if special:
+        refuse_what_is_not_followed(backend, call)
     if backend.name == "ops":
         return attend(backend, call)
     try:
-        if smooth_k:
-            call.smoothing = smoothing(call)
-        result = forward_only(backend, call)
-        if result.notice is not None:
-            notice("kernel option", result.notice)
-        return result
+        result = _forward_only(backend, smoothed(call) if call.smooth_k else call)
     except (ValueError, RuntimeError) as error:
         if not needs_values(error):
             raise
@@ -52,3 +51,61 @@ def run(call: AttentionCall, wanted: str | None, smooth_k: bool = False) -> Resu
             'outside them for the compiled kernel, or ask for it with kernel_options={"BACKEND": "ops"}',
         )
         return attend(backend_for("ops"), call)
+    if result.notice is not None:
+        notice("kernel option", result.notice)
+    return result
+
+
+def attend(backend: Backend, call: AttentionCall) -> Result:
+    """The fused kernel, or its stages where the call asks for them. A backend that is not lazy gets evaluated arrays.
+
+    Raises:
+        ValueError, RuntimeError: MLX forbids to evaluate, inside mx.compile and mx.vmap.
+    """
+    if call.staged:
+        return run_staged(backend.stages(call.threads), call)
+    if not backend.lazy:
+        mx.eval(*call.arrays)
+    return backend.load(backend.spec(call)).run(call)
+
+
+def _forward_only(backend: Backend, call: AttentionCall) -> Result:
+    """Run `call` so that differentiating its result by q, k, v or a captured mlx array raises GradientError: never a
+    silent zero gradient."""
+    result = attend(backend, call)
+    statistics = [part for part in (result.lse, result.max_scores) if part is not None]
+    outputs = [result.out, *statistics, *result.intermediates.values()]
+    message = (
+        f"the {backend.name} backend has no backward pass; differentiate with "
+        'kernel_options={"BACKEND": "ops"} (or FLEXTRACE_BACKEND=ops)'
+    )
+    tied = refuse_gradient(call.arrays, outputs, backend.lazy, message)
+    if tied is outputs:
+        return result
+    parts = iter(tied)
+    return Result(
+        next(parts),
+        None if result.lse is None else next(parts),
+        None if result.max_scores is None else next(parts),
+        result.notice,
+        dict(zip(result.intermediates, parts, strict=True)),
+    )
+
+
+def refuse_what_is_not_followed(backend: Backend, call: AttentionCall) -> None:
+    """Raises ValueError where the call wants q and k quantised or smoothed, and this backend or pipeline does not."""
+    if call.quant is None and not call.smooth_k:
+        return
+    asked = "QK_QUANT" if call.quant is not None else "SMOOTH_K"
+    if call.staged:
+        raise ValueError(f'{asked} and "PIPELINE": "staged" exclude each other: stages neither quantise nor smooth')
+    if not backend.quantises:
+        able = [name for name in BACKENDS if backend_for(name, to_run=False).quantises]
+        choice = f"choose BACKEND {', '.join(able)}, or " if able else "no backend of this version does; "
+        if call.k_scales is not None:
+            raise ValueError(
+                f"the {backend.name} backend does not read int8 keys; {choice}pass *cache.dequantised() of the Int8KV"
+            )
+        raise ValueError(
+            f"the {backend.name} backend neither quantises nor smooths query and key; {choice}leave {asked} out"
+        )

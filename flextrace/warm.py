@@ -17,13 +17,13 @@ import mlx.core as mx
 
 from flextrace.cache import Store
 from flextrace.kernels import AttentionCall, Backend, backend_for
-from flextrace.kernels.smoothing import smoothing
+from flextrace.kernels.smoothing import smoothed
 from flextrace.kernels.staged import mask_shape
 
 from .block_mask import create_block_mask
-from .checks import check_options
 from .decorators import MaskMod, ScoreMod, bound, title_of
-from .quantise import quant_options, refuse_unless_quantising
+from .options import options_of
+from .run import refuse_what_is_not_followed
 
 Shape = tuple[int, int, int, int]
 Pair = tuple[ScoreMod | None, MaskMod | None]
@@ -118,16 +118,14 @@ def _call(
     block_mask: bool,
 ) -> AttentionCall:
     """The call as flex_attention makes it, on zeros that need no memory."""
-    quant, smooth_k = quant_options(check_options(options))
     zero = mx.zeros((), getattr(mx, dtype))
     q, k, v = (mx.broadcast_to(zero, shape) for shape in shapes)
+    asked = options_of(options, k).asked
     score, mask = pair
-    mods = bound(score, mask)
-    call = AttentionCall(q, k, v, 1.0 / math.sqrt(q.shape[-1]), mods, quant=quant)
+    mods, blocks = bound(score, mask), None
     if block_mask and mask is not None and mods.mask is not None:
         batch, heads = mask_shape(mods.mask, q.shape[0], q.shape[1])
-        call.blocks = create_block_mask(mask, batch, heads, q.shape[2], k.shape[2]).blocks
-    refuse_unless_quantising(backend, call, smooth_k)
-    if smooth_k:
-        call.smoothing = smoothing(call)
-    return call
+        blocks = create_block_mask(mask, batch, heads, q.shape[2], k.shape[2]).blocks
+    call = AttentionCall.of(q, k, v, 1.0 / math.sqrt(q.shape[-1]), mods, blocks, **asked)
+    refuse_what_is_not_followed(backend, call)
+    return smoothed(call)

@@ -10,9 +10,10 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.tracer import Bound
+from flextrace.tracer.expr.invariance import shifts_with_score
 
 from .blocks import Blocks
-from .quant_types import QKQuant, Smoothing
+from .quant_types import Int8Rows, QKQuant, Smoothing
 from .spec import Formulas
 
 Sizes = tuple[int, int, int, int]  # batch, query heads, q_len, kv_len
@@ -67,6 +68,12 @@ class Mods:
         """
         return [_readable(mod, array) for mod in self.present for array in mod.arrays]
 
+    @property
+    def needs_row_term(self) -> bool:
+        """Whether the score_mod must see scores with what the mean of the keys took from them; else a row's weights do
+        not need it."""
+        return self.score is not None and not shifts_with_score(self.score.trace.expr, self.score.numbers)
+
     def check_sizes(self, sizes: Sizes) -> None:
         """Raises ValueError where a captured array is too short for (batch, query heads, q_len, kv_len)."""
         for mod in self.present:
@@ -92,7 +99,10 @@ def _readable(mod: Bound, array: mx.array | np.ndarray[Any, Any]) -> mx.array:
 NO_MODS = Mods()
 
 
-@dataclass(slots=True, eq=False)
+INT8_KEYS = QKQuant("row", smooth_k=False)  # how q is rounded beside keys that are in int8 already
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class AttentionCall:
     """One checked call.
 
@@ -113,12 +123,35 @@ class AttentionCall:
     async_copy: bool = False  # metal, simulator: copy tiles of k and v by simdgroup_async_copy
     staged: bool = False  # one kernel after the other instead of the fused one
     quant: QKQuant | None = None  # q and k become int8
+    smooth_k: bool = False  # k is to be smoothed: whoever runs the call adds `smoothing`
     smoothing: Smoothing | None = None  # of k; that of q is quant.smooth_q
     # k that is int8 already, less the means of `smoothing`: float32 [as k without head_dim], nan for a special row
     k_scales: mx.array | None = None
     # v that is int8 already: v = v * v_scales + v_means, [as v without value_dim] and [as v with length 1] or None
     v_scales: mx.array | None = None
     v_means: mx.array | None = None
+
+    @classmethod
+    def of(
+        cls,
+        query: mx.array,
+        key: mx.array | Int8Rows,
+        value: mx.array | Int8Rows,
+        scale: float,
+        mods: Mods = NO_MODS,
+        blocks: Blocks | None = None,
+        **asked: Any,
+    ) -> AttentionCall:
+        """The call on keys and values as a caller has them, in int8 or not; asked: the fields from want_lse on."""
+        if isinstance(key, Int8Rows):
+            asked |= {"quant": INT8_KEYS, "k_scales": key.scales}
+            if key.means is not None:
+                asked["smoothing"] = Smoothing(key.means, add_back=mods.needs_row_term)
+            key = key.values
+        if isinstance(value, Int8Rows):
+            asked |= {"v_scales": value.scales, "v_means": value.means}
+            value = value.values
+        return cls(query, key, value, scale, mods, blocks, **asked)
 
     @property
     def arrays(self) -> list[mx.array]:

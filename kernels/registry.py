@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 
@@ -37,7 +38,8 @@ def _simulator() -> Backend:
 
 
 BACKENDS: dict[str, Callable[[], Backend]] = {"metal": _metal, "simulator": _simulator, "cpu": _cpu, "ops": _ops}
-_made: dict[str, Backend] = {}
+made: dict[str, Backend] = {}  # those that can run here and were asked for
+VARIABLE = "FLEXTRACE_BACKEND"
 
 
 def backend_for(name: str, *, to_run: bool = True) -> Backend:
@@ -51,7 +53,7 @@ def backend_for(name: str, *, to_run: bool = True) -> Backend:
         >>> backend_for("ops").unavailable() is None
         True
     """
-    backend = _made.get(name)
+    backend = made.get(name)
     if backend is None:
         if name not in BACKENDS:
             near = nearest(name, BACKENDS)
@@ -60,7 +62,7 @@ def backend_for(name: str, *, to_run: bool = True) -> Backend:
         backend = BACKENDS[name]()
         reason = backend.unavailable()
         if reason is None:
-            _made[name] = backend
+            made[name] = backend
         elif to_run:
             raise BackendUnavailable(reason)
     return backend
@@ -68,8 +70,7 @@ def backend_for(name: str, *, to_run: bool = True) -> Backend:
 
 def default_name() -> str:
     """The backend that owns MLX's default device."""
-    on_metal = mx.metal.is_available() and mx.default_device().type == mx.DeviceType.gpu
-    return "metal" if on_metal else "cpu"
+    return owner_of(mx.default_device().type)
 
 
 def chosen_name(option: str | None) -> str | None:
@@ -78,7 +79,18 @@ def chosen_name(option: str | None) -> str | None:
     Raises:
         ValueError: FLEXTRACE_BACKEND names none.
     """
-    wanted = os.environ.get("FLEXTRACE_BACKEND")
-    if not option and wanted and wanted not in BACKENDS:
-        raise ValueError(f"FLEXTRACE_BACKEND is {wanted!r}; unset it, or choose one of {', '.join(BACKENDS)}")
-    return option or wanted or None
+    return asked_name(option, os.environ.get(VARIABLE))
+
+
+@functools.cache
+def owner_of(device: mx.DeviceType) -> str:
+    """The backend that owns MLX's devices of a type."""
+    return "metal" if mx.metal.is_available() and device == mx.DeviceType.gpu else "cpu"
+
+
+@functools.cache
+def asked_name(option: str | None, variable: str | None) -> str | None:
+    """As `chosen_name`, of the value of FLEXTRACE_BACKEND."""
+    if not option and variable and variable not in BACKENDS:
+        raise ValueError(f"{VARIABLE} is {variable!r}; unset it, or choose one of {', '.join(BACKENDS)}")
+    return option or variable or None

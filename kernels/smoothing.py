@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from flextrace.tracer import Bound, evaluate
-from flextrace.tracer.expr.invariance import DocumentIds, document_ids, shifts_with_score
+from flextrace.tracer.expr.invariance import DocumentIds, document_ids
 from flextrace.tracer.expr.node import Expr, leaves
 
 from .blocks import FULL, Array, Blocks
@@ -35,15 +36,15 @@ def smoothing(call: AttentionCall) -> Smoothing:
     groups = _groups_of(call)
     k, count = call.k, 1 if groups is None else groups.number
     segments = None if groups is None else groups.segments
-    means, add_back = _means(k, segments, count), needs_row_term(call.mods.score)
+    means, add_back = _means(k, segments, count), call.mods.needs_row_term
     if groups is None:
         return Smoothing(means, add_back=add_back, averages=True)
     return Smoothing(means, groups.keys, groups.rows, add_back, averages=True)
 
 
-def needs_row_term(mod: Bound | None) -> bool:
-    """Whether a mod must see scores with what the mean of the keys took from them; else a row's weights do not."""
-    return mod is not None and not shifts_with_score(mod.trace.expr, mod.numbers)
+def smoothed(call: AttentionCall) -> AttentionCall:
+    """The call, its smoothing added where it asks for it."""
+    return replace(call, smoothing=smoothing(call)) if call.smooth_k else call
 
 
 # -- documents ---------------------------------------------------------------------------------------------------

@@ -13,26 +13,12 @@ import mlx.core as mx
 from flextrace.tracer import Bound
 from flextrace.tracer.expr.node import B, H, leaves
 
-from .backend import Backend
 from .blocks import FULL, PARTIAL
 from .call import AttentionCall, Result
 from .stage_types import BlockLists, Stages
 
 BLOCK_SIZE = (128, 128)  # of the BlockMask made for a bare mask_mod
 LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
-
-
-def attend(backend: Backend, call: AttentionCall) -> Result:
-    """The fused kernel, or its stages where the call asks for them. A backend that is not lazy gets evaluated arrays.
-
-    Raises:
-        ValueError, RuntimeError: MLX forbids to evaluate, inside mx.compile and mx.vmap.
-    """
-    if call.staged:
-        return run_staged(backend.stages(call.threads), call)
-    if not backend.lazy:
-        mx.eval(*call.arrays)
-    return backend.load(backend.spec(call)).run(call)
 
 
 def run_staged(stages: Stages, call: AttentionCall) -> Result:

@@ -9,7 +9,7 @@ import mlx.core as mx
 from flextrace.kernels import AttentionCall, Backend, Blocks, Result
 from flextrace.kernels.call import Mods
 from flextrace.kernels.spec import ATTENTION, Formulas, KernelSpec
-from flextrace.kernels.staged import attend
+from flextrace.run import attend
 from flextrace.tracer import Bound, Trace
 
 
@@ -24,7 +24,7 @@ def attention_call(
     **options: Any,
 ) -> AttentionCall:
     """A call; options: the other fields of AttentionCall."""
-    return AttentionCall(q, k, v, scale, Mods(score_mod, mask_mod), blocks, **options)
+    return AttentionCall.of(q, k, v, scale, Mods(score_mod, mask_mod), blocks, **options)
 
 
 def run_on(backend: Any, call: AttentionCall) -> Result:

@@ -71,7 +71,7 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from flextrace.kernels import registry
 
     monkeypatch.setenv("FLEXTRACE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(registry, "_made", {})
+    monkeypatch.setattr(registry, "made", {})
     return tmp_path / "cache"
 
 

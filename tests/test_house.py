@@ -51,7 +51,7 @@ flextrace/decorators
 flextrace/block_mask/
 flextrace/stages/
 flextrace/int8/
-flextrace/checks flextrace/quantise flextrace/gradient flextrace/run flextrace/attention
+flextrace/checks flextrace/options flextrace/run flextrace/attention
 flextrace/merge flextrace/mods/
 flextrace/simulator
 flextrace/show/

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -23,7 +23,7 @@ from flextrace import MaskMod, QKQuant, ScoreMod, mods
 from flextrace.decorators import bound
 from flextrace.exact import exact_attention, quantised_attention
 from flextrace.kernels import BACKENDS, AttentionCall
-from flextrace.kernels.smoothing import smoothing
+from flextrace.kernels.smoothing import smoothed
 from flextrace.show.terminal import output, print_table, working
 
 from .errors import BenchError
@@ -119,15 +119,13 @@ def measure(inputs: str, mod: str, shape: Sequence[int], dtype: str, backend: st
     """
     score, mask = zoo(shape[1], shape[2])[mod]
     q, k, v = tensors(inputs, shape, dtype)
-    call = AttentionCall(q, k, v, shape[3] ** -0.5, bound(score, mask))
+    call = AttentionCall.of(q, k, v, shape[3] ** -0.5, bound(score, mask))
     exact = exact_attention(call).out
-    added = smoothing(call).add_back
+    added = call.mods.needs_row_term
     rows = []
     for name, quant in QUANTS.items():
-        call.quant, call.smoothing = quant, None
         if backend == "reference":
-            call.smoothing = smoothing(call) if quant.smooth_k else None
-            out = quantised_attention(call).out
+            out = quantised_attention(smoothed(replace(call, quant=quant, smooth_k=quant.smooth_k))).out
         else:
             options = {"BACKEND": backend, "QK_QUANT": quant}
             got = flex.flex_attention(q, k, v, score, mask, kernel_options=options)

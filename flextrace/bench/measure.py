@@ -189,7 +189,7 @@ def overhead_us() -> tuple[float, float]:
     q = k = v = mx.ones((1, 1, 1, 64))
     mx.eval(q, slopes)
     backend = backend_for("cpu")
-    kernel: Any = backend.load(backend.spec(AttentionCall(q, k, v, 1.0, bound(alibi, causal))))
+    kernel: Any = backend.load(backend.spec(AttentionCall.of(q, k, v, 1.0, bound(alibi, causal))))
     whole = _per_call(lambda: flex.flex_attention(q, k, v, alibi, causal))
     entry, inside = kernel.entry, []
 

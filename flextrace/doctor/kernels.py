@@ -19,8 +19,8 @@ import numpy as np
 from flextrace.block_mask import create_block_mask
 from flextrace.decorators import MaskMod, ScoreMod, bound
 from flextrace.kernels import BACKENDS, AttentionCall, Backend, QKQuant
-from flextrace.kernels.smoothing import smoothing
-from flextrace.kernels.staged import attend
+from flextrace.kernels.smoothing import smoothed
+from flextrace.run import attend
 
 from .exactness import after_mods, alibi, causal, compare, exact, same_document, softcap, softmax, tensors
 from .stages import STAGES
@@ -147,11 +147,10 @@ def _attend(backend: Backend, case: Case, dtype: str) -> str | None:
     if case.block_size is not None and mask is not None:
         blocks = create_block_mask(mask, None, None, Q_LEN, KV_LEN, BLOCK_SIZE=case.block_size).blocks
     scale = case.head_dim**-0.5
-    call = AttentionCall(q, k, v, scale, bound(score, mask), blocks, want_lse=True, want_max=True)
-    call.async_copy, call.staged, call.quant = case.async_copy, case.staged, case.quant
-    if case.smooth_k or (case.quant is not None and case.quant.smooth_k):
-        call.smoothing = smoothing(call)
-    result = attend(backend, call)
+    asked = {"async_copy": case.async_copy, "staged": case.staged, "quant": case.quant}
+    asked["smooth_k"] = case.smooth_k or (case.quant is not None and case.quant.smooth_k)
+    call = AttentionCall.of(q, k, v, scale, bound(score, mask), blocks, want_lse=True, want_max=True, **asked)
+    result = attend(backend, smoothed(call))
     scores = scale * (exact(q) @ exact(k).swapaxes(-1, -2))
     weights, highest, total = softmax(after_mods(scores, case.score, case.mask))
     seen = np.maximum(total, np.finfo(np.float64).tiny)  # a row without keys gives 0

@@ -80,7 +80,7 @@ def simulate(
             )
         except SimulationError:
             return Simulation(tuple(reports), ())
-    exact = exact_attention(AttentionCall(q, k, v, 1 / math.sqrt(q.shape[-1]), mods))
+    exact = exact_attention(AttentionCall.of(q, k, v, 1 / math.sqrt(q.shape[-1]), mods))
     errors = (_error("out", out, exact.out, TOLERANCE[dtype]), _error("lse", lse, exact.lse, TOLERANCE[dtype]))
     return Simulation(tuple(reports), errors)
 

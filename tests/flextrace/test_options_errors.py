@@ -10,8 +10,8 @@ import mlx.core as mx
 import pytest
 
 import flextrace as flex
-from flextrace import checks
-from flextrace.checks import check_options
+from flextrace import options as options_table
+from flextrace.options import check_options
 
 TORCH = "is torch's and has no meaning here"
 
@@ -24,7 +24,7 @@ TORCH = "is torch's and has no meaning here"
         ({"SMOOTHK": True}, "did you mean 'SMOOTH_K'\\?$"),
         ({"QUANT_QK": "int8"}, "did you mean 'QK_QUANT'\\?$"),
         ({"pipelines": "fused"}, "did you mean 'PIPELINE'\\?$"),
-        ({"zzz": 1}, f"^unknown kernel option 'zzz'; known: {', '.join(checks.OPTIONS)}$"),
+        ({"zzz": 1}, f"^unknown kernel option 'zzz'; known: {', '.join(options_table.OPTIONS)}$"),
         ({3: 1}, "unknown kernel option 3"),
         ({"fwd_NUM_THREADS": 2}, "unknown kernel option 'fwd_NUM_THREADS': there is one 'NUM_THREADS' for both"),
         ({"BLOCK_M": 64}, f"'BLOCK_M' {TORCH} \\(flextrace chooses tile sizes for each call\\); leave it out"),
@@ -61,12 +61,20 @@ def test_known_options_pass() -> None:
 
 
 def test_no_option_of_ours_is_called_torchs() -> None:
-    assert not checks.OPTIONS.keys() & checks.TORCH_OPTIONS.keys()
+    assert not options_table.OPTIONS.keys() & options_table.TORCH_OPTIONS.keys()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 def test_all_of_torchs_options_are_known() -> None:
     torch_flex: Any = importlib.import_module("torch.nn.attention.flex_attention")
     hints = typing.get_type_hints(torch_flex.FlexKernelOptions)
-    assert set(hints) - {"BACKEND"} <= set(checks.TORCH_OPTIONS)
-    assert typing.get_args(torch_flex._Backend) == checks.TORCH_BACKENDS
+    assert set(hints) - {"BACKEND"} <= set(options_table.TORCH_OPTIONS)
+    assert typing.get_args(torch_flex._Backend) == options_table.TORCH_BACKENDS
+
+
+def test_the_docstring_says_of_each_option_what_its_row_does() -> None:
+    said = " ".join((flex.flex_attention.__doc__ or "").split())
+    for name, option in options_table.OPTIONS.items():
+        assert f'"{name}": {option.sentence}' in said
+        assert set(option.backends) <= set(options_table.ALL) and option.backends
+        assert option.choices == () or str in option.takes

@@ -11,9 +11,8 @@ import quant_reference
 
 import flextrace as flex
 from flextrace import QKQuant, mods
-from flextrace.checks import check_options
 from flextrace.kernels import BACKENDS, backend_for
-from flextrace.quantise import quant_options
+from flextrace.options import check_options, quant_options
 
 QUANTISING = [
     name
@@ -106,6 +105,7 @@ def test_when_no_backend_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_compiler_it_is_not_run_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     from flextrace import run
+    from flextrace.kernels import registry
 
     def missing(name: str) -> Any:
         if name == "cpu":
@@ -113,7 +113,8 @@ def test_without_a_compiler_it_is_not_run_in_full_precision(monkeypatch: pytest.
         return backend_for(name)
 
     monkeypatch.setattr(run, "backend_for", missing)
-    monkeypatch.setattr(run, "default_name", lambda: "cpu")
+    monkeypatch.setattr(registry, "made", {})
+    monkeypatch.setattr(registry, "owner_of", lambda device: "cpu")
     with pytest.raises(flex.BackendUnavailable, match="no C"):
         attend(QK_QUANT="int8")
 

@@ -240,7 +240,7 @@ def run(
     sizes = (*inputs.q.shape[:3], inputs.k.shape[2])
     blocks = flex.create_block_mask(mask, *sizes, BLOCK_SIZE=32).blocks if block_mask and mask is not None else None
     call = attention_call(*inputs, inputs.q.shape[-1] ** -0.5, score, None if mask is None else mask.bind(), blocks)
-    call.want_lse, call.want_max, call.threads, call.quant, call.smoothing = True, True, threads, quant, smooth
+    call = replace(call, want_lse=True, want_max=True, threads=threads, quant=quant, smoothing=smooth)
     return run_on(backend_for("cpu"), call)
 
 
@@ -526,7 +526,7 @@ def test_the_portable_path_gives_the_same_numbers(fresh_cache: Path, monkeypatch
     for flags in ((), PORTABLE):
         monkeypatch.setattr(toolchain, "FLAGS", (*toolchain.FLAGS, *flags))
         toolchain.find_compiler.cache_clear()
-        monkeypatch.setattr("flextrace.kernels.registry._made", {})
+        monkeypatch.setattr("flextrace.kernels.registry.made", {})
         results.append(run(inputs, quant, smooth, lambda score, b, h, q_idx, kv_idx: 5 * mx.tanh(score / 5)))
     toolchain.find_compiler.cache_clear()
     for name in ("out", "lse", "max_scores"):

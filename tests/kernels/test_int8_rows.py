@@ -408,7 +408,7 @@ def test_other_instructions_give_the_same_numbers(
     inputs.append(inputs[0]._replace(k=with_scale(inputs[0].k, 3, math.nan)))
     native = [run(one) for one in inputs]
     monkeypatch.setattr(toolchain, "native_flags", lambda: flags)
-    monkeypatch.setattr("flextrace.kernels.registry._made", {})
+    monkeypatch.setattr("flextrace.kernels.registry.made", {})
     toolchain.find_compiler.cache_clear()
     others = [run(one) for one in inputs]
     toolchain.find_compiler.cache_clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -173,19 +174,19 @@ def test_what_is_not_finite_counts_as_zero(bad: float, mask: Any) -> None:
     call = make_call(mask)
     k = np.array(call.k)
     k[0, 1, 5] = bad
-    call.k = mx.array(k)
+    call = replace(call, k=mx.array(k))
     check_means(call, None if mask is None else DOCUMENTS)
 
 
 def test_sums_beyond_float32() -> None:
     call = make_call()
-    call.k = mx.full(call.k.shape, 3e38)
+    call = replace(call, k=mx.full(call.k.shape, 3e38))
     np.testing.assert_allclose(np.array(smoothing(call).means), 3e38, rtol=1e-5)
 
 
 def test_nothing_to_smooth() -> None:
     call = make_call(mods.document(offsets=OFFSETS))
-    call.k, call.v = call.k[:, :, :0], call.v[:, :, :0]
+    call = replace(call, k=call.k[:, :, :0], v=call.v[:, :, :0])
     assert smoothing(call).means.tolist() == np.zeros((2, 2, 1, 8)).tolist()
 
 
@@ -249,8 +250,8 @@ def test_smoothing_is_exact(name: str | None, score: Any, backend: str) -> None:
 @pytest.mark.parametrize("mask", [None, mods.causal, mask_of(DOCUMENTS), mask_of(BY_BATCH), mask_of(SCATTERED)])
 def test_smoothing_leaves_less_to_round(mask: Any, score: Any) -> None:
     call = make_call(mask, score, quant=QKQuant("row"))
-    call.smoothing = smoothing(call)
+    call = replace(call, smoothing=smoothing(call))
     exact, got = exact_attention(call), quantised_attention(call)
     plain = make_call(mask, score, quant=QKQuant("row", smooth_k=False))
-    plain.q, plain.k, plain.v = call.q, call.k, call.v
+    plain = replace(plain, q=call.q, k=call.k, v=call.v)
     assert abs(got.out - exact.out).mean() < 0.7 * abs(quantised_attention(plain).out - exact.out).mean()

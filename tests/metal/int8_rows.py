@@ -5,7 +5,7 @@ Rows of q are whole numbers times a power of two, which rounding leaves as they 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -17,8 +17,8 @@ from metal.simulated import Shape, backend
 from reference import Array
 
 import flextrace as flex
+from flextrace.decorators import bound
 from flextrace.kernels import AttentionCall, QKQuant, Result, Smoothing
-from flextrace.kernels.call import Mods
 from flextrace.kernels.simulator import SimulatorBackend, recording
 
 SCALE = 0.3
@@ -87,14 +87,13 @@ def call_of(given: Tensors, add_back: bool = False, sliced: bool = True) -> Atte
 
     q, k, v = mx.array(given.q).astype(getattr(mx, given.dtype)), given.k, given.v
     values = laid(v.values, 99) if isinstance(v, Rows) else mx.array(v).astype(q.dtype)
-    call = attention_call(q, laid(k.values, 99), values, SCALE, want_lse=True, want_max=True)
-    call.k_scales, call.quant = laid(k.scales, np.nan), QKQuant("row", smooth_k=False)
+    asked: dict[str, Any] = {"want_lse": True, "want_max": True}
+    asked |= {"k_scales": laid(k.scales, np.nan), "quant": QKQuant("row", smooth_k=False)}
     if k.means.any() or add_back:
-        call.smoothing = Smoothing(mx.array(k.means), add_back=add_back)
+        asked["smoothing"] = Smoothing(mx.array(k.means), add_back=add_back)
     if isinstance(v, Rows):
-        call.v_scales = laid(v.scales, np.nan)
-        call.v_means = mx.array(v.means) if v.means.any() else None
-    return call
+        asked |= {"v_scales": laid(v.scales, np.nan), "v_means": mx.array(v.means) if v.means.any() else None}
+    return attention_call(q, laid(k.values, 99), values, SCALE, **asked)
 
 
 def run(
@@ -108,10 +107,8 @@ def run(
     mask = None if mask_mod is None else flex.mask_mod(mask_mod)
     sizes = (*call.q.shape[:3], call.k.shape[2])
     if block_size is not None:
-        call.blocks = flex.create_block_mask(mask, *sizes, BLOCK_SIZE=block_size).blocks
-    call.mods = Mods(
-        None if score_mod is None else flex.score_mod(score_mod).bind(), None if mask is None else mask.bind()
-    )
+        call = replace(call, blocks=flex.create_block_mask(mask, *sizes, BLOCK_SIZE=block_size).blocks)
+    call = replace(call, mods=bound(None if score_mod is None else flex.score_mod(score_mod), mask))
     with recording() as reports:
         result = run_on((kernels or backend(order)), call)
     assert all(reports[-1].buffers[name].unwritten == 0 for name in ("out", "lse", "max_scores"))

@@ -59,9 +59,8 @@ def run(
     mask = None if mask_mod is None else flex.mask_mod(mask_mod)
     sizes = (*tensors[0].shape[:3], tensors[1].shape[2])
     blocks = None if block_size is None else flex.create_block_mask(mask, *sizes, BLOCK_SIZE=block_size).blocks
-    call = attention_call(*tensors, SCALE, score, None if mask is None else mask.bind(), blocks)
-    call.async_copy = async_copy
-    call.want_lse, call.want_max, call.quant, call.smoothing = True, True, quant, smooth
+    asked = {"quant": quant, "smoothing": smooth, "async_copy": async_copy, "want_lse": True, "want_max": True}
+    call = attention_call(*tensors, SCALE, score, None if mask is None else mask.bind(), blocks, **asked)
     with recording() as reports:
         result = run_on(backend(order), call)
     assert all(reports[-1].buffers[name].unwritten == 0 for name in ("out", "lse", "max_scores"))

@@ -102,7 +102,7 @@ def test_without_the_intrinsic_one_notice_and_the_default(
     probe: Callable[[mx.array], Any], message: str, monkeypatch: pytest.MonkeyPatch, fresh_notices: None
 ) -> None:
     machine = Machine(probe)
-    monkeypatch.setitem(registry._made, "metal", MetalBackend(machine))
+    monkeypatch.setitem(registry.made, "metal", MetalBackend(machine))
     with pytest.warns(flex.FlextraceWarning, match=message) as caught:
         first = attend("metal")
     assert len(caught) == 1 and 'leave out kernel_options={"ASYNC_COPY": "intrinsic"}' in str(caught[0].message)

@@ -33,7 +33,7 @@ def test_names_and_availability() -> None:
 
 def test_the_simulator_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(registry, "_made", {})
+    monkeypatch.setattr(registry, "made", {})
     reason = SimulatorBackend().unavailable()
     assert reason is not None and "install g++ 12 or later (Debian/Ubuntu: apt install g++)" in reason
     q = mx.ones((1, 1, 4, 8))

@@ -718,14 +718,19 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("if now - entry.used > TOUCH_SECONDS:", "if True:"),
     ],
     # ---- the face ----------------------------------------------------------------------------------------------
-    ("flextrace/quantise.py", "tests/flextrace/test_quant_options.py"): [
+    ("flextrace/options.py", "tests/flextrace/test_quant_options.py"): [
         (
             'and asked.granularity == "row" and not asked.smooth_q',
             'and asked.granularity == "row"',
             "tests/flextrace/int8/test_kv_cache.py",
         ),
         ("return quant, quant.smooth_k", "return quant, True"),
-        ("if call.staged:", "if False:"),
+    ],
+    ("flextrace/run.py", "tests/flextrace/test_quant_options.py"): [
+        (
+            "    if call.staged:\n        raise ValueError(f'{asked} and",
+            "    if False:\n        raise ValueError(f'{asked} and",
+        ),
     ],
     ("flextrace/block_mask/refine.py", "tests/flextrace/block_mask/test_refine.py"): [
         ('distinct = (shape[0] if "b" in used else 1, shape[1] if "h" in used else 1)', "distinct = shape[:2]"),

@@ -240,7 +240,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
         made: Callable[..., Any] = metal_kernel(**definition | {"header": definition["header"].replace(old, new)})
         return made
 
-    monkeypatch.setattr(registry, "_made", {"simulator": SimulatorBackend(factory)})
+    monkeypatch.setattr(registry, "made", {"simulator": SimulatorBackend(factory)})
 
 
 def test_findings_give_exit_code_1(notes: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +290,7 @@ def test_a_shape_beyond_the_memory(notes: str, monkeypatch: pytest.MonkeyPatch) 
 def test_simulate_without_a_compiler_names_the_remedy(notes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from flextrace.kernels import registry
 
-    monkeypatch.setattr(registry, "_made", {})
+    monkeypatch.setattr(registry, "made", {})
     monkeypatch.setenv("CXX", "no-such-compiler")
     result = run("simulate", f"{notes}:alibi")
     assert result.exit_code == 2 and "apt install g++" in result.stderr

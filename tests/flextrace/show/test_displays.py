@@ -274,7 +274,7 @@ def test_the_state_of_the_kernel_is_looked_up_and_nothing_is_made(
     assert not fresh_cache.exists()
     backend_for(backend).load(attention_spec(None, near.trace()))
     assert f"on {backend}: in memory" in page(near).text
-    monkeypatch.setattr(registry, "_made", {})  # as after a restart
+    monkeypatch.setattr(registry, "made", {})  # as after a restart
     (entry,) = Store().entries()
     os.utime(entry.folder / "manifest.json", (1e9, 1e9))
     assert f"on {backend}: on disk" in page(near).text
