@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from flextrace.kernels import backend_for
 from flextrace.kernels.call import Mods
 from flextrace.kernels.cpu.generate import tile_lines
+from flextrace.kernels.hole import written_by
 from flextrace.kernels.loading import state
 from flextrace.kernels.notebooks import html_of
 from flextrace.kernels.registry import chosen_name, default_name
@@ -20,7 +21,6 @@ from flextrace.tracer.expr.invariance import shifts_with_score
 from flextrace.tracer.source.signature import PASSED_AS, WRAPPED, wrapped
 
 from .advice.mods import wrong_mod
-from .hole import written_by
 from .pickling import function_of, global_name, rendered
 
 AnyMod = TypeVar("AnyMod", bound="Mod")

@@ -1,6 +1,6 @@
 // ranges.h: what a value can be in a tile, given ranges of its indices: one function of namespace bounds per op of an
-// expression, each as tracer/bounds/ints.py and tracer/bounds/rules.py have it. tile_state is made of them. Bounds may be
-// coarse, but are never wrong.
+// expression, each as ints.py and rules.py of tracer/bounds have it. tile_state is made of them. Bounds may be coarse,
+// but are never wrong.
 //
 // C++ and Metal share this text. The bounds.h of either includes it, after what they say differently: LEAST and MOST,
 // is_known of a float, and floor_of, ceil_of, trunc_of, round_of.

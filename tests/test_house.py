@@ -44,7 +44,7 @@ kernels/simulator/
 kernels/ops/
 kernels/registry kernels/__init__
 
-flextrace/mlx_build flextrace/notices flextrace/hole
+flextrace/mlx_build flextrace/notices
 flextrace/advice/
 flextrace/pickling
 flextrace/decorators

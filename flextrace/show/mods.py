@@ -11,10 +11,10 @@ import numpy as np
 from flextrace.block_mask import BlockMask
 from flextrace.cache import CacheError
 from flextrace.decorators import MaskMod, Mod
-from flextrace.hole import written_by
 from flextrace.kernels import Backend, BackendUnavailable, backend_for
 from flextrace.kernels.assemble import parts
 from flextrace.kernels.blocks import FULL, PARTIAL
+from flextrace.kernels.hole import written_by
 from flextrace.kernels.loading import state as kernel_state
 from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.kernels.simulator import Report, SimulationError

@@ -34,8 +34,8 @@ static void softmax_rows(const Attention& a, Scratch& s, const QueryTile& q, int
     float* row = s.scores + r * KV_TILE;
     vfloat largest = splat(max[r]);
     int q_idx = q.first + group * ROWS + r;
-    auto mod = score_mod(q.b, q.h, q_idx, in);
-    auto mask = mask_mod(q.b, q.h, q_idx, in);
+    auto mod = Mods::score_mod(q.b, q.h, q_idx, in);
+    auto mask = Mods::mask_mod(q.b, q.h, q_idx, in);
     for (int i = state.begin; i < state.end; i++) {
       vfloat x = load_vector<vfloat>(row + i * VL);
       if constexpr (HAS_SCORE_MOD || MASK) {

@@ -23,7 +23,7 @@ static Kept evaluate_block(const Inputs& in, int b, int h, int64_t first_row, in
                            int64_t end) {
   vint any = {}, all = ~vint{};
   for (int64_t q_idx = first_row; q_idx < end_row; q_idx++) {
-    auto mask = mask_mod(b, h, q_idx, in);
+    auto mask = Mods::mask_mod(b, h, q_idx, in);
     for (int64_t c = first; c < end; c += VL) {
       vint kv_idx = lane_index() + (int32_t)c;
       kv_idx = select(kv_idx < (int32_t)end, kv_idx, splat((int32_t)end - 1));  // the last key once more

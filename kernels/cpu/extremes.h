@@ -23,7 +23,7 @@ class ArrayExtremes {
 
   // Arrays of more elements than `most` are left alone: making extremes takes as long as reading them all.
   void plan(const Array* arrays, int64_t most) {
-    ranged_arrays([&](auto, int slot, int axis) {
+    Mods::ranged_arrays([&](auto, int slot, int axis) {
       const Array& array = arrays[slot];
       int64_t elements = 1;
       for (int i = 0; i < array.ndim; i++) elements *= array.shape[i];
@@ -50,7 +50,7 @@ class ArrayExtremes {
   }
 
   NOINLINE void run_job(const Inputs& in, int64_t job) const {
-    ranged_arrays([&](auto type, int slot, int) {
+    Mods::ranged_arrays([&](auto type, int slot, int) {
       const Table& table = tables[slot];
       if (job < table.first_job || job >= table.first_job + table.jobs) return;
       const Array& array = in.arrays[slot];

@@ -52,7 +52,7 @@ def thread_count() -> int:
     return os.cpu_count() or 1
 
 
-def load(library: Path, name: str, kernel: str) -> Callable[[bytes], int]:
+def load(library: Path, name: str, kernel: str = ATTENTION) -> Callable[[bytes], int]:
     """The function of that name: takes the packed struct of that kernel, gives a status; or raises what a signal raises
     meanwhile.
 

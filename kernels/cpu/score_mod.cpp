@@ -16,8 +16,8 @@ struct ScoreMod {
 template <bool MASK>
 static void modify(const Inputs& in, const Matrix& scores, int b, int h, int q_idx, int64_t first, int64_t end,
                    float* row) {
-  auto mod = score_mod(b, h, q_idx, in);
-  auto mask = mask_mod(b, h, q_idx, in);
+  auto mod = Mods::score_mod(b, h, q_idx, in);
+  auto mask = Mods::mask_mod(b, h, q_idx, in);
   for (int64_t c = first; c < end; c += VL) {
     vint kv_idx = lane_index() + (int32_t)c;
     kv_idx = select(kv_idx < (int32_t)end, kv_idx, splat((int32_t)end - 1));  // a mod sees no key that is not there

@@ -62,7 +62,7 @@ static Kept evaluate_mask(const Attention& a, const QueryTile& q, int first_row,
   vint kv_idx = key_indices<!WHOLE>(first_key, a.p.kv_len);
   Kept kept = {vint{}, ~vint{}};
   for (int r = 0; r < rows; r++) {
-    auto mask = mask_mod(q.b, q.h, first_row + r, in);
+    auto mask = Mods::mask_mod(q.b, q.h, first_row + r, in);
     vint lanes = WHOLE ? mask(kv_idx).lanes : keep(allow, kv_idx, mask).lanes;
     kept.any |= lanes;
     kept.all &= lanes;
@@ -93,9 +93,9 @@ static TileState evaluate_tile(const Attention& a, const QueryTile& q, int first
 
 // What the mask leaves of some rows of a query tile.
 NOINLINE static auto bounds_of_rows(const Attention& a, const QueryTile& q, int first, int rows) {
-  return tile_state(q.b, q.h, first, first + rows - 1, a.in);
+  return Mods::tile_state(q.b, q.h, first, first + rows - 1, a.in);
 }
-typedef decltype(tile_state(0, 0, 0, 0, Inputs())) RowBounds;
+typedef decltype(Mods::tile_state(0, 0, 0, 0, Inputs())) RowBounds;
 
 // The tiles of one row of the block mask, each once and in order.
 struct Finder {

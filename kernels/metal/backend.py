@@ -17,8 +17,8 @@ from ..call import AttentionCall, Result
 from ..loading import Kernels
 from ..spec import ATTENTION, KernelSpec
 from ..stage_types import Stages
-from .generate import KernelText, kernel_text
-from .kernel import Factory, Launchable, Text, Variant, launchable
+from .generate import complete, kernel_text
+from .kernel import Factory, Launchable, Variant, launchable
 from .launch import capture_kinds, run, slots_by_blocks
 from .probe import why_no_async_copy
 from .quantise import operands
@@ -27,6 +27,7 @@ from .rounding import Rounding, quantise_text
 from .scoring import scoring_of
 from .stage_text import stage_text
 from .stages import MetalStages
+from .text import KernelText
 
 SOURCE = "kernel.metal"
 
@@ -64,7 +65,7 @@ class MetalBackend:
 
     def text(self, spec: KernelSpec) -> str:
         text = _text(spec)
-        return text.complete() if isinstance(text, KernelText) else text.header + text.body
+        return complete(text) if spec.kernel == ATTENTION else text.header + text.body
 
     def key(self, spec: KernelSpec) -> str | None:
         return key_of(self.text(spec), self.name)
@@ -86,21 +87,21 @@ class MetalBackend:
 
     def _made(self, spec: KernelSpec) -> MetalKernel:
         text = _text(spec)
-        if isinstance(text, KernelText):
+        if spec.kernel == ATTENTION:
             self._keep(text, spec)
         kinds = spec.variant.kinds if isinstance(spec.variant, Variant) else ""
         return MetalKernel(text, launchable(self.metal_kernel, text, kinds), self)
 
     def _keep(self, text: KernelText, spec: KernelSpec) -> None:
-        complete = text.complete()
+        whole = complete(text)
 
         def build(folder: Path) -> dict[str, Any]:
-            (folder / SOURCE).write_text(complete, encoding="ascii")
+            (folder / SOURCE).write_text(whole, encoding="ascii")
             self.built += 1
             mlx = importlib.metadata.version("mlx")
             return {"backend": self.name, **spec.mods.described(), "kernel": text.name, "mlx": mlx}
 
-        Store().get_or_build(key_of(complete, self.name), build, [SOURCE])
+        Store().get_or_build(key_of(whole, self.name), build, [SOURCE])
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,8 @@ class MetalKernel(Launchable):
     backend: MetalBackend
 
     def run(self, call: AttentionCall) -> Result:
-        text = self.text
-        assert isinstance(text, KernelText)
         made = operands(call, self.backend.rounding, self.backend.stages())
-        result = run(self.launch, call, made, text)
+        result = run(self.launch, call, made, self.text)
         refusal = self.backend.no_async_copy() if call.async_copy else None
         if refusal is not None:
             result.notice = (
@@ -123,7 +122,7 @@ class MetalKernel(Launchable):
         return result
 
 
-def _text(spec: KernelSpec) -> Text:
+def _text(spec: KernelSpec) -> KernelText:
     if spec.kernel == QUANTISE:
         return quantise_text()
     if spec.kernel != ATTENTION:

@@ -52,9 +52,24 @@ def passed_on(arrays: Sequence[ArrayCapture], packed: bool) -> list[str]:
 class Declared:
     """Parts of mod.h: members of Mods; parameters of captured_by_mods; what it assigns beside its parameters."""
 
+    pointers: list[str] = field(default_factory=list)
     fields: list[str] = field(default_factory=list)
     parameters: list[str] = field(default_factory=list)
     assignments: list[str] = field(default_factory=list)
+
+    def struct(self) -> str:
+        """The head of Mods, and what it holds."""
+        return "\n".join([*self._template(), "struct Mods {", *self.fields])
+
+    def function(self) -> str:
+        parameters = ", ".join(["const device int* numbers", *self.parameters])
+        kind = f"Mods<{', '.join(self.pointers)}>" if self.pointers else "Mods"
+        head = f"inline {kind} captured_by_mods({parameters}) {{"
+        return "\n".join([*self._template(), head, f"  {kind} mods;", *self.assignments, "  return mods;", "}"])
+
+    def _template(self) -> list[str]:
+        names = ", ".join(f"typename {name}" for name in self.pointers)
+        return [f"template <{names}>"] if names else []
 
     def passed(self, kind: str, name: str) -> None:
         """A member that is a parameter of its name."""
@@ -68,7 +83,7 @@ def declared(
 ) -> Declared:
     """MLX passes small arrays in the constant address space and others in device: the type of a pointer is a template
     argument, Array0 for array0. `extremes`: the slots of arrays whose blocks tile_state reads."""
-    made = Declared()
+    made = Declared([f"Array{slot}" for slot, array in enumerate(arrays) if array.ndim])
     shape_at = len(numbers)  # word of `numbers` behind all numbers
     for slot, array in enumerate(arrays):
         name = f"array{slot}"

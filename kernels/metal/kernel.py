@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .generate import KernelText
 from .scoring import PLAIN, Scoring
-from .stage_text import StageText
+from .text import KernelText
 
-Text = KernelText | StageText
 Launch = Callable[..., Sequence[mx.array]]
 Factory = Callable[..., Any]  # mx.fast.metal_kernel, or what stands in for it
 
@@ -36,11 +34,11 @@ class Variant(NamedTuple):
 class Launchable:
     """A kernel text and MLX's callable for it."""
 
-    text: Text
+    text: KernelText
     launch: Launch
 
 
-def launchable(metal_kernel: Factory, text: Text, kinds: str) -> Launch:
+def launchable(metal_kernel: Factory, text: KernelText, kinds: str) -> Launch:
     """MLX's callable for a kernel text. `kinds` sets apart kernels whose captures are declared otherwise."""
     kernel: Launch = metal_kernel(
         name=text.name + kinds,

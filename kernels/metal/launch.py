@@ -10,12 +10,13 @@ import numpy as np
 
 from ..call import AttentionCall, Result
 from .arguments import captured_arrays, flat, in_device_memory, words_of_captures
-from .generate import KernelText, looked_up
+from .generate import looked_up
 from .kernel import Launch
 from .params import AttentionParams, words
 from .plan import plan_for
 from .quantise import Operands
 from .scoring import Scoring
+from .text import KernelText
 from .tiles import SMALLEST, tiles_for
 
 BLOCK = 32  # of extremes.h

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import mlx.core as mx
 
-from ..assemble import assemble, header_and_body
+from .kernel import Factory, launchable
+from .text import KernelText, texts_of
 
-FOLDER = Path(__file__).parent
-KERNEL = "async_copy/probe.metal"
-NAME = "flextrace_async_probe"
+NAME = "async_probe"
 ROWS, COLUMNS = 6, 8  # copied into a tile of 8 rows
 
 
-def why_no_async_copy(metal_kernel: Callable[..., Any]) -> str | None:
+def why_no_async_copy(metal_kernel: Factory) -> str | None:
     """None where the copy works. Evaluates arrays of its own, which MLX allows inside its transformations too."""
-    header, source = header_and_body(assemble(FOLDER, KERNEL, {}))
+    text = KernelText(NAME, *texts_of("async_copy/probe.metal"), inputs=("from",), outputs=("out",))
     given = [float(i) for i in range(ROWS * COLUMNS)]
     try:
-        kernel = metal_kernel(
-            name=f"{NAME}_{hashlib.sha256((header + source).encode()).hexdigest()[:16]}",
-            input_names=["from"],
-            output_names=["out"],
-            source=source,
-            header=header,
-        )
-        (out,) = kernel(
+        (out,) = launchable(metal_kernel, text, kinds="")(
             inputs=[mx.array(given)],
             grid=(32, 1, 1),
             threadgroup=(32, 1, 1),

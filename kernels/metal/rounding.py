@@ -6,23 +6,20 @@ A launch is a node of MLX's lazy graph. It reads the rows once, where they lie, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from ..assemble import assemble, header_and_body
 from ..quant_types import Smoothing
 from ..spec import KernelSpec
 from .arguments import in_device_memory
 from .kernel import Launchable
 from .params import QuantiseParams, words
 from .plan import LANES
-from .stage_text import StageText
+from .text import KernelText, texts_of
 from .tiles import SMALLEST
 
-FOLDER = Path(__file__).parent
 KERNEL = "quantise"
 INPUTS = ("x", "means", "groups", "runs", "params")
 OUTPUTS = ("out", "scales", "terms", "own_means")
@@ -192,7 +189,6 @@ class Rounding:
         return Rounded(*result)
 
 
-def quantise_text() -> StageText:
+def quantise_text() -> KernelText:
     """The text of quantise.metal."""
-    header, body = header_and_body(assemble(FOLDER, "int8/quantise.metal", {}))
-    return StageText(KERNEL, header, body, INPUTS, OUTPUTS, (), False)
+    return KernelText(KERNEL, *texts_of("int8/quantise.metal"), INPUTS, OUTPUTS)

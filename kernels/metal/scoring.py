@@ -6,23 +6,6 @@ from dataclasses import dataclass
 
 from ..call import AttentionCall
 
-_CONSTANTS = """\
-constexpr constant bool QUANTISED = {quantised};
-constexpr constant bool SMOOTHED_Q = {smoothed_q};
-constexpr constant bool ADD_BACK = {add_back};
-constexpr constant bool INT8_VALUES = {int8_values};
-constexpr constant bool VALUE_MEANS = {value_means};"""
-_METHODS = """\
-  // Of a key, and of its value, of one batch and head of k and v.
-  float key_scale(int batch, int head, int key) const thread {{ return {key_scale}; }}
-  float value_scale(int batch, int head, int key) const thread {{ return {value_scale}; }}
-
-  // Of rows, and of columns of v, by their number among those of all batches and heads.
-  float row_scale(int64_t row) const thread {{ return {row_scale}; }}
-  float row_term(int64_t row) const thread {{ return {row_term}; }}
-  int mean_of_row(int64_t row) const thread {{ return {mean_of_row}; }}
-  float mean_score(int64_t at) const thread {{ return {mean_score}; }}
-  float value_mean(int64_t column) const thread {{ return {value_mean}; }}"""
 _OF_KEY = "{0}[batch * {0}_strides[0] + head * {0}_strides[1] + key * {0}_strides[2]]"
 
 
@@ -61,21 +44,19 @@ class Scoring:
             found += [f"const constant int64_t* {name}_strides"] if name in self.strided else []
         return found
 
-    def hole(self) -> dict[str, str]:
-        """Its parts of the generated mod.h."""
-        flags = {"quantised": self.quantised, "smoothed_q": self.smoothed_q, "add_back": self.add_back}
-        flags |= {"int8_values": self.int8_values, "value_means": self.value_means}
-        bodies = {
-            "key_scale": _OF_KEY.format("key_scales") if self.quantised else "1.0f",
-            "value_scale": _OF_KEY.format("value_scales") if self.int8_values else "1.0f",
-            "row_scale": "row_scales[row]" if self.quantised else "1.0f",
-            "row_term": "row_terms[row]" if self.add_back else "0.0f",
-            "mean_of_row": "mean_rows[row]" if self.smoothed_q else "0",
-            "mean_score": "mean_scores[at]" if self.smoothed_q else "0.0f",
-            "value_mean": "value_means[column]" if self.value_means else "0.0f",
-        }
-        written = {name: "true" if flag else "false" for name, flag in flags.items()}
-        return {"scoring_constants": _CONSTANTS.format(**written), "scoring_methods": _METHODS.format(**bodies)}
+    @property
+    def values(self) -> dict[str, str]:
+        """Its parts of the hole, where they are not as mod.h lies: constants, and what functions of one line return."""
+        quantised = {"QUANTISED": "true", "key_scale": _OF_KEY.format("key_scales"), "row_scale": "row_scales[row]"}
+        smoothed = {"SMOOTHED_Q": "true", "mean_of_row": "mean_rows[row]", "mean_score": "mean_scores[at]"}
+        parts = (
+            (self.quantised, quantised),
+            (self.smoothed_q, smoothed),
+            (self.add_back, {"ADD_BACK": "true", "row_term": "row_terms[row]"}),
+            (self.int8_values, {"INT8_VALUES": "true", "value_scale": _OF_KEY.format("value_scales")}),
+            (self.value_means, {"VALUE_MEANS": "true", "value_mean": "value_means[column]"}),
+        )
+        return {name: value for wanted, values in parts if wanted for name, value in values.items()}
 
 
 PLAIN = Scoring()

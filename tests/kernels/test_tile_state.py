@@ -261,7 +261,7 @@ extern "C" __attribute__((visibility("default"))) int flextrace_stage(const Call
   char* memory = (char*)malloc(extremes.bytes);
   in.extremes = extremes.in(memory);
   for (int64_t job = 0; job < extremes.jobs; job++) extremes.run_job(in, job);
-  ranged_arrays([&](auto type, int slot, int) {
+  Mods::ranged_arrays([&](auto type, int slot, int) {
     using T = typename decltype(type)::T;
     for (int64_t i = 0; i < call->count; i++) {
       const int64_t* r = call->ranges + 3 * i;

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flextrace.kernels.metal.generate import KernelText
+from flextrace.kernels.metal.generate import complete
 from flextrace.kernels.metal.plan import Plan
+from flextrace.kernels.metal.text import KernelText
 
 CLANG = shutil.which("clang-19") or shutil.which("clang")
 OPTIONS = ("-x", "clcpp", "-cl-std=clc++2021", "-fsyntax-only")
@@ -24,7 +25,7 @@ def instance(text: KernelText, plan: Plan, blocks: int) -> str:
     """The kernel with its template arguments written in: OpenCL has no kernel templates."""
     values = [f"constexpr {'bool' if isinstance(v, bool) else 'int'} {n} = {int(v)};" for n, v in plan.template()]
     values += [f"constexpr int BLOCKS = {blocks};", f"typedef {ELEMENTS[plan.dtype]} T;"]
-    source = re.sub(r"#include <[^>]*>", "", text.complete(plan))
+    source = re.sub(r"#include <[^>]*>", "", complete(text, plan))
     source = re.sub(r"\ntemplate <typename T, int HEAD_DIM, [^\n]*>\n", "\n" + "\n".join(values) + "\n", source)
     source = source.replace("[[kernel]]", "__kernel").replace("\n    uint3 ", "\n    metal::uint3 ")
     source = source.replace("static constexpr constant ", "static constexpr ")  # a member lies nowhere

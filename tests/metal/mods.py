@@ -8,7 +8,8 @@ import numpy as np
 import zoo
 from calls import formulas
 
-from flextrace.kernels.metal.generate import KernelText, kernel_text
+from flextrace.kernels.metal.generate import kernel_text
+from flextrace.kernels.metal.text import KernelText
 from flextrace.tracer import Trace, trace
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from flextrace import tracer
-from flextrace.kernels.metal.generate import FOLDER
+from flextrace.kernels.metal.text import FOLDER
 from flextrace.kernels.simulator import build, metal_kernel
 from flextrace.tracer.emit.c_family import c_const
 from flextrace.tracer.expr.node import OPS, Q_IDX, Expr, apply, const

@@ -24,7 +24,8 @@ from flextrace.kernels.assemble import assemble
 from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.metal.plan import OTHER_REGISTERS, registers_of
 from flextrace.kernels.metal.quantise import Operands, operands
-from flextrace.kernels.metal.rounding import FOLDER, HELD, SHARED, Rounding, Runs, row_plan
+from flextrace.kernels.metal.rounding import HELD, SHARED, Rounding, Runs, row_plan
+from flextrace.kernels.metal.text import FOLDER
 from flextrace.kernels.simulator import SimulationError, metal_kernel, recording
 
 Array = np.ndarray[Any, Any]

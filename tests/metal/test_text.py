@@ -16,10 +16,11 @@ from metal.mods import text_of, traces
 
 from flextrace.kernels.assemble import assemble, header_and_body
 from flextrace.kernels.metal import generate
-from flextrace.kernels.metal.generate import INPUTS, KERNEL, KernelText, kernel_text, mod_header
+from flextrace.kernels.metal.generate import INPUTS, KERNEL, OUTPUTS, complete, kernel_text, mod_header
 from flextrace.kernels.metal.kernel import launchable
 from flextrace.kernels.metal.plan import plan_for
 from flextrace.kernels.metal.probe import why_no_async_copy
+from flextrace.kernels.metal.text import KernelText
 from flextrace.kernels.metal.tiles import CUT_TILES, NO_BLOCKS, WHOLE_TILES
 
 FOLDER = Path(generate.__file__).parent
@@ -94,7 +95,7 @@ def test_captures_become_fields_and_arguments() -> None:
     text = text_of("alibi", "sliding_window")
     assert text.inputs[-1] == "array0"
     assert "captured_by_mods(params + PARAM_WORDS, array0, array0_shape, array0_strides)" in text.body
-    assert "const constant int64_t* array0_strides [[buffer(10)]]" in text.complete()
+    assert "const constant int64_t* array0_strides [[buffer(10)]]" in complete(text)
     header = mod_header(formulas(*traces("alibi", "sliding_window")))
     assert "template <typename Array0>\nstruct Mods {" in header
     assert "array0[fx::offset(array0_shape, array0_strides, h)]" in header
@@ -108,7 +109,7 @@ def test_the_mask_s_captures_come_after_the_score_s() -> None:
 
 
 def test_the_text_is_complete() -> None:
-    text = kernel_text().complete()
+    text = complete(kernel_text())
     assert '#include "' not in text and "[[kernel]] void flextrace_attention_" in text
     assert "CAPTURED_ARRAYS" not in text.split("[[kernel]]")[1]
 
@@ -134,7 +135,7 @@ def test_too_many_captured_arrays_name_the_remedy() -> None:
 def test_the_kernel_compiles_as_it_lies(tmp_path: Path) -> None:
     """With the checked-in mod.h, whose bodies leave the scores as they are."""
     text = kernel_text()
-    plain = KernelText(*header_and_body(assemble(FOLDER, KERNEL, {})), INPUTS, ())
+    plain = KernelText("attention", *header_and_body(assemble(FOLDER, KERNEL, {})), INPUTS, OUTPUTS)
     assert plain.header != text.header
     source = clang_check.instance(plain, plan_for(64, 64, "float32"), NO_BLOCKS)
     assert clang_check.complaints(source, tmp_path) == ""

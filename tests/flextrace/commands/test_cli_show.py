@@ -21,7 +21,7 @@ from flextrace.cli import app
 from flextrace.commands.resolve import find_mod
 from flextrace.doctor.exactness import exact, softmax, tensors
 from flextrace.doctor.simulate import simulate
-from flextrace.hole import written_by
+from flextrace.kernels.hole import written_by
 from flextrace.kernels.simulator import SimulatorBackend, metal_kernel
 from flextrace.show import terminal as printing
 
@@ -66,9 +66,9 @@ def test_the_line_numbers_are_those_of_the_whole_text(notes: str) -> None:
     text = find_mod(f"{notes}:banded").source("cpu")
     excerpts = written_by(["mask_mod"], text)
     assert [e.lines[0] for e in excerpts] == [text.splitlines()[e.first - 1] for e in excerpts]
-    assert [next(x for x in e.lines if x.startswith("inline")).split("(")[0] for e in excerpts] == [
-        "inline auto mask_mod",
-        "inline auto tile_state",
+    assert [next(x for x in e.lines if "static" in x).split("(")[0].strip() for e in excerpts] == [
+        "static auto mask_mod",
+        "static auto tile_state",
     ]
 
 

@@ -222,7 +222,7 @@ def test_the_kernel_is_folded_away_and_the_users_lines_are_marked() -> None:
     assert "its lines in the cpu kernel" in [data for place, data in folded if place[-1] == "summary"]
     marks = [data for place, data in shown.texts if place.count("span") and "details" in place]
     assert marks and not any("(void)" in data for data in marks)
-    inside = near.source("cpu").split("mask_mod(int b, int h, int q_idx, const Inputs& in) {")[1].split("\n}")[0]
+    inside = near.source("cpu").split("mask_mod(int b, int h, int q_idx, const Inputs& in) {")[1].split("\n  }\n")[0]
     assert inside.strip("\n") in "\n".join(shown.pres)
 
 
