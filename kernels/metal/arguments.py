@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..call import Mods
-from .tiles import SMALLEST
+from .device import SMALLEST
 
 
 def in_device_memory(x: mx.array) -> mx.array:

@@ -18,8 +18,8 @@ from ..loading import Kernels
 from ..spec import ATTENTION, KernelSpec
 from ..stage_types import Stages
 from .generate import complete, kernel_text
-from .kernel import Factory, Launchable, Variant, launchable
-from .launch import capture_kinds, run, slots_by_blocks
+from .kernel import Factory, Launchable, Variant, capture_kinds, launchable
+from .launch import run, slots_by_blocks
 from .probe import why_no_async_copy
 from .quantise import operands
 from .rounding import KERNEL as QUANTISE

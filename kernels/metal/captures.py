@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from flextrace.tracer import ArrayCapture, NumberCapture
 
-MAX_BUFFERS = 31
+from .device import MAX_BUFFERS
+
 MSL = {"float16": "half", "bfloat16": "bfloat16_t", "float32": "float", "float64": "float"}
 _READ_NUMBER = {
     "float": "as_type<float>(numbers[{}])",

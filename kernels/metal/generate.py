@@ -14,7 +14,8 @@ from flextrace.tracer.expr.node import leaves
 
 from ..hole import fill
 from ..spec import Formulas
-from .captures import MAX_BUFFERS, are_packed, ascii_text, declared, extremes_type, msl_type, passed_on
+from .captures import are_packed, ascii_text, declared, extremes_type, msl_type, passed_on
+from .device import MAX_BUFFERS
 from .plan import Plan, plan_for
 from .scoring import PLAIN, Scoring
 from .text import FOLDER, HOLE, KernelText, texts_of

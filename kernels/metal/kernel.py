@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
+from .device import SMALLEST
 from .scoring import PLAIN, Scoring
 from .text import KernelText
 
@@ -49,3 +51,13 @@ def launchable(metal_kernel: Factory, text: KernelText, kinds: str) -> Launch:
         ensure_row_contiguous=False,
     )
     return kernel
+
+
+def capture_kinds(arrays: Sequence[mx.array | np.ndarray[Any, Any]]) -> str:
+    """How MLX declares captured arrays: c where it passes one in the constant address space, d in device, and its type.
+
+    It belongs to a kernel's name: MLX up to 0.32.0 ran stale code under an equal one.
+    """
+    return "".join(
+        f"_{'c' if array.size < SMALLEST else 'd'}_{str(array.dtype).removeprefix('mlx.core.')}" for array in arrays
+    )

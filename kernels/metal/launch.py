@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -17,7 +16,7 @@ from .plan import plan_for
 from .quantise import Operands
 from .scoring import Scoring
 from .text import KernelText
-from .tiles import SMALLEST, tiles_for
+from .tiles import tiles_for
 
 BLOCK = 32  # of extremes.h
 SHORT = 2 * BLOCK  # an axis up to here is read as it is
@@ -102,16 +101,6 @@ def _begin(arrays: Sequence[mx.array]) -> None:
     except ValueError as error:
         if "transformation" not in str(error):
             raise  # inside one, they are begun when its results are
-
-
-def capture_kinds(arrays: Sequence[mx.array | np.ndarray[Any, Any]]) -> str:
-    """How MLX declares captured arrays: c where it passes one in the constant address space, d in device, and its type.
-
-    It belongs to a kernel's name: MLX up to 0.32.0 ran stale code under an equal one.
-    """
-    return "".join(
-        f"_{'c' if array.size < SMALLEST else 'd'}_{str(array.dtype).removeprefix('mlx.core.')}" for array in arrays
-    )
 
 
 def slots_by_blocks(call: AttentionCall) -> tuple[int, ...]:

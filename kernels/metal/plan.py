@@ -12,24 +12,11 @@ import math
 from dataclasses import dataclass
 from itertools import product
 
+from .device import FRAGMENT, LANES, THREADGROUP_BYTES, registers_of
 from .scoring import PLAIN, Scoring
 
-FRAGMENT, LANES = 8, 32
-REGISTERS = 128
-# Of the 208 KB of registers that a core of M1 or M2 has, what each thread of a threadgroup can have; a pipeline that
-# needs more takes fewer threads, and MLX refuses the launch. (Mesa's src/asahi has the same steps, in 16-bit halves.)
-REGISTERS_OF_THREADS = {384: 128, 512: 104, 768: 68, 1024: 52}
 OTHER_REGISTERS = 20  # addresses, row statistics, one fragment of each operand
-THREADGROUP_BYTES = 32 * 1024
 SIMDGROUPS = 4
-
-
-def registers_of(threads: int) -> int:
-    """What a thread of a threadgroup of so many may need. Raises ValueError for more threads than a threadgroup has."""
-    for most, registers in REGISTERS_OF_THREADS.items():
-        if threads <= most:
-            return registers
-    raise ValueError(f"a threadgroup has at most {most} threads, not {threads}")
 
 
 @dataclass(frozen=True)
@@ -62,7 +49,7 @@ class Plan:
 
     @property
     def product_bytes(self) -> int:
-        """Of one element of a product's operands: bfloat16 is multiplied as float32 (fragments.h)."""
+        """Bytes of one element of a product's operands: bfloat16 is multiplied as float32 (fragments.h)."""
         return 2 if self.dtype == "float16" else 4
 
     @property
@@ -96,15 +83,16 @@ class Plan:
         rows = 2 * self.row_fragments
         sums = rows * self.value_tiles * self.bv // FRAGMENT
         scores = rows * self.bk // FRAGMENT
-        queries = rows * _padded(self.head_dim) // FRAGMENT * self.product_bytes // 4 if self.q_in_registers else 0
+        queries = rows * padded(self.head_dim) // FRAGMENT * self.product_bytes // 4 if self.q_in_registers else 0
         row_bytes = max(self.bd * max(2, self.key_bytes), self.bv * max(2, self.value_bytes))
         ahead = _parts(self.bk * row_bytes, self.threads * 4)
         return sums + scores + queries + ahead + self._factors + OTHER_REGISTERS
 
     @property
     def _factors(self) -> int:
-        """Of smooth.h: a scale, a term, and where the scores of a mean begin (64 bits) for each row; a scale in each
-        lane for the keys and for the values of a tile, of which the next tile's on its way is no third."""
+        """What smooth.h holds: a scale, a term, and where the scores of a mean begin (64 bits) for each row; a scale in
+        each lane for the keys and for the values of a tile. While the next tile's scales are on their way they need no
+        register of their own."""
         s = self.scoring
         of_row = s.quantised + s.add_back + 2 * s.smoothed_q
         return self.row_fragments * of_row + s.quantised + s.int8_values
@@ -144,11 +132,11 @@ def plan_for(head_dim: int, value_dim: int, dtype: str, scoring: Scoring = PLAIN
     are more than twice the barriers of the plain kernel: rather fewer rows, or queries out of registers.
     """
     most = math.inf if scoring == PLAIN else 2 * plan_for(head_dim, value_dim, dtype).barriers_per_key()
-    for slices in range(1, _padded(value_dim) // FRAGMENT + 1):
-        columns = _padded(_parts(value_dim, slices))
+    for slices in range(1, padded(value_dim) // FRAGMENT + 1):
+        columns = padded(_parts(value_dim, slices))
         found = []
         for row_fragments, q_in_registers in product((2, 1), (True, False)):
-            wanted = product((32, 16, 8), _tilings(_padded(head_dim)), _tilings(columns))
+            wanted = product((32, 16, 8), _tilings(padded(head_dim)), _tilings(columns))
             tiles = ((row_fragments, SIMDGROUPS, bk, bd, bv, columns // bv) for bk, bd, bv in wanted)
             plans = (Plan(head_dim, value_dim, *cut, q_in_registers, dtype, scoring) for cut in tiles)
             fitting = (plan for plan in plans if plan.fits())
@@ -171,5 +159,6 @@ def _parts(size: int, part: int) -> int:
     return -(-size // part)
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """The next multiple of a fragment's side, at least one."""
     return max(1, _parts(size, FRAGMENT)) * FRAGMENT

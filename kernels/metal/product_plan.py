@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from .plan import FRAGMENT, LANES, OTHER_REGISTERS, REGISTERS_OF_THREADS, THREADGROUP_BYTES, registers_of
+from .device import FRAGMENT, LANES, REGISTERS_OF_THREADS, THREADGROUP_BYTES, registers_of
+from .plan import OTHER_REGISTERS, padded
 
 SIDES = (64, 32, 16, 8)  # of the tiles that are chosen here
 STEPS = (32, 16, 8)
@@ -160,8 +161,3 @@ def _shared_out(plan: ProductPlan) -> ProductPlan | None:
 
 def _divisors(number: int, most: int) -> Sequence[int]:
     return [d for d in range(1, most + 1) if number % d == 0]
-
-
-def padded(size: int) -> int:
-    """The next multiple of a fragment's side, at least one."""
-    return max(1, -(-size // FRAGMENT)) * FRAGMENT

@@ -14,11 +14,10 @@ import numpy as np
 from ..quant_types import Smoothing
 from ..spec import KernelSpec
 from .arguments import in_device_memory
+from .device import LANES, SMALLEST
 from .kernel import Launchable
 from .params import QuantiseParams, words
-from .plan import LANES
 from .text import KernelText, texts_of
-from .tiles import SMALLEST
 
 KERNEL = "quantise"
 INPUTS = ("x", "means", "groups", "runs", "params")

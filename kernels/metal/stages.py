@@ -15,12 +15,10 @@ from ..call import NO_MODS, Mods
 from ..spec import KernelSpec
 from ..stage_types import BlockLists, OutputParts, SoftmaxParts
 from .arguments import captured_arrays, in_device_memory, words_of_captures
-from .kernel import Launchable, Variant
-from .launch import capture_kinds
+from .device import LANES, SMALLEST
+from .kernel import Launchable, Variant, capture_kinds
 from .params import BlockMaskParams, ListParams, Params, ProductParams, ScaleParams, ShapeParams, words
-from .plan import LANES
 from .product_plan import Operands, choose, plan_of
-from .tiles import SMALLEST
 
 ITEMS, ELEMENTWISE_THREADS = 4, 256  # ITEMS of stages/tensor.h
 SLAB = 16  # of score_mod.metal

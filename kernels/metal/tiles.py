@@ -10,11 +10,11 @@ import mlx.core as mx
 import numpy as np
 
 from ..blocks import FULL, PARTIAL, Blocks
+from .device import SMALLEST
 from .plan import Plan
 
 NO_BLOCKS, WHOLE_TILES, CUT_TILES = 0, 1, 2  # enum Blocks of walk.h
 NO_MASK, ASK, LOOK_UP = 0, 1, 2  # enum TileState of walk.h
-SMALLEST = 8  # MLX passes smaller arrays in the constant address space, where the kernel does not expect these
 PARAMS = ("mask_batches", "mask_heads", "q_blocks", "kv_blocks", "q_block", "kv_block")
 Array = np.ndarray[Any, Any]
 

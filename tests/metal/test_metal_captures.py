@@ -17,7 +17,7 @@ from metal.stage_launches import every_launch
 import flextrace as flex
 from flextrace.kernels import AttentionCall, backend_for
 from flextrace.kernels.metal import generate, stage_text
-from flextrace.kernels.metal.captures import MAX_BUFFERS
+from flextrace.kernels.metal.device import MAX_BUFFERS
 from flextrace.kernels.metal.generate import kernel_text
 from flextrace.kernels.metal.plan import plan_for
 from flextrace.kernels.metal.scoring import Scoring

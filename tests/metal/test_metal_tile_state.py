@@ -15,9 +15,10 @@ from metal.test_counts import broken
 
 import flextrace as flex
 from flextrace.kernels.metal import MetalBackend
-from flextrace.kernels.metal.captures import MAX_BUFFERS
+from flextrace.kernels.metal.device import MAX_BUFFERS
 from flextrace.kernels.metal.generate import kernel_text
-from flextrace.kernels.metal.launch import BLOCK, capture_kinds, extremes_of_blocks
+from flextrace.kernels.metal.kernel import capture_kinds
+from flextrace.kernels.metal.launch import BLOCK, extremes_of_blocks
 from flextrace.kernels.metal.plan import plan_for
 from flextrace.kernels.simulator import SimulationError, recording
 

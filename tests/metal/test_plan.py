@@ -12,7 +12,8 @@ import pytest
 
 import flextrace as flex
 from flextrace.kernels.call import Blocks
-from flextrace.kernels.metal.plan import FRAGMENT, REGISTERS, THREADGROUP_BYTES, plan_for
+from flextrace.kernels.metal.device import FRAGMENT, REGISTERS, THREADGROUP_BYTES
+from flextrace.kernels.metal.plan import plan_for
 from flextrace.kernels.metal.scoring import Scoring
 from flextrace.kernels.metal.tiles import ASK, CUT_TILES, LOOK_UP, NO_MASK, WHOLE_TILES, tiles_for
 

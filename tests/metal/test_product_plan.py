@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from flextrace.kernels.metal.plan import FRAGMENT, THREADGROUP_BYTES
+from flextrace.kernels.metal.device import FRAGMENT, THREADGROUP_BYTES
 from flextrace.kernels.metal.product_plan import Operands, ProductPlan, choose, plan_of
 
 FLOAT, HALF, MIXED = Operands(4, 4, False), Operands(2, 2, True), Operands(2, 4, False, True, True)

@@ -22,7 +22,8 @@ from metal.stage_launches import Launched, Recorder
 from flextrace.kernels import AttentionCall, QKQuant, Smoothing
 from flextrace.kernels.assemble import assemble
 from flextrace.kernels.metal import MetalBackend
-from flextrace.kernels.metal.plan import OTHER_REGISTERS, registers_of
+from flextrace.kernels.metal.device import registers_of
+from flextrace.kernels.metal.plan import OTHER_REGISTERS
 from flextrace.kernels.metal.quantise import Operands, operands
 from flextrace.kernels.metal.rounding import HELD, SHARED, Rounding, Runs, row_plan
 from flextrace.kernels.metal.text import FOLDER

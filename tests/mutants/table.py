@@ -681,7 +681,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("kernels/metal/arguments.py", "tests/metal/test_metal_captures.py::test_twenty_arrays_in_the_fused_kernel"): [
         ("[mx.contiguous(x) for x in given] if packed else given", "given"),
     ],
-    ("kernels/metal/plan.py", "tests/metal/test_product_plan.py"): [("512: 104", "512: 128")],
+    ("kernels/metal/device.py", "tests/metal/test_product_plan.py"): [("512: 104", "512: 128")],
     ("kernels/metal/launch.py", "tests/metal/test_launches.py::test_launches_are_even_and_hold_to_the_limit"): [
         ("max(1, MOST_MULTIPLIES // multiplies)", "MOST_MULTIPLIES // multiplies + 1"),
     ],
