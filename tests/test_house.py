@@ -33,9 +33,11 @@ cache/
 
 kernels/
 kernels/cpu/
+kernels/metal/device kernels/metal/scoring
 kernels/metal/tile/
 kernels/metal/mod/
 kernels/metal/attention/
+kernels/metal/arguments kernels/metal/params kernels/metal/text kernels/metal/kernel kernels/metal/generate
 kernels/metal/async_copy/
 kernels/metal/int8/
 kernels/metal/stages/
@@ -71,10 +73,8 @@ IN_CIRCLES: set[str] = set()
 
 FLAT = 14  # files of one folder
 CROWDED = {
-    "flextrace/",
     "kernels/",
     "kernels/cpu/",
-    "kernels/metal/",
     "kernels/simulator/",
 }  # their rooms are on their way
 

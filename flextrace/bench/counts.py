@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 import flextrace as flex
-from flextrace.kernels.metal.plan import plan_for
+from flextrace.kernels.metal.attention.plan import plan_for
 from flextrace.kernels.simulator import CompileError, Report, SimulationError, SimulatorUnavailable, recording
 from flextrace.kernels.simulator.build import compiler
 from flextrace.kernels.simulator.mlx_attention import steel_attention

@@ -17,16 +17,16 @@ from ..call import AttentionCall, Result
 from ..loading import Kernels
 from ..spec import ATTENTION, KernelSpec
 from ..stage_types import Stages
+from .async_copy.probe import why_no_async_copy
 from .generate import complete, kernel_text
+from .int8.quantise import operands
+from .int8.rounding import KERNEL as QUANTISE
+from .int8.rounding import Rounding, quantise_text
 from .kernel import Factory, Launchable, Variant, capture_kinds, launchable
 from .launch import run, slots_by_blocks
-from .probe import why_no_async_copy
-from .quantise import operands
-from .rounding import KERNEL as QUANTISE
-from .rounding import Rounding, quantise_text
 from .scoring import scoring_of
-from .stage_text import stage_text
-from .stages import MetalStages
+from .stages.stages import MetalStages
+from .stages.text import stage_text
 from .text import KernelText
 
 SOURCE = "kernel.metal"

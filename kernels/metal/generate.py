@@ -14,9 +14,9 @@ from flextrace.tracer.expr.node import leaves
 
 from ..hole import fill
 from ..spec import Formulas
-from .captures import are_packed, ascii_text, declared, extremes_type, msl_type, passed_on
+from .attention.plan import Plan, plan_for
 from .device import MAX_BUFFERS
-from .plan import Plan, plan_for
+from .mod.captures import are_packed, ascii_text, declared, extremes_type, msl_type, passed_on
 from .scoring import PLAIN, Scoring
 from .text import FOLDER, HOLE, KernelText, texts_of
 
@@ -40,12 +40,13 @@ def complete(text: KernelText, plan: Plan | None = None) -> str:
     plan = plan or plan_for(64, 64, "float32")
     arguments = ", ".join(f"{'bool' if isinstance(v, bool) else 'int'} {name}" for name, v in plan.template())
     lines = [f"template <typename T, {arguments}, int BLOCKS>", f"[[kernel]] void {text.name}("]
-    lines += [f"    {parameter}," for parameter in _buffers(text)]
+    lines += [f"    {parameter}," for parameter in buffers(text)]
     attributes = [f"    {kind} {name} [[{name}]]" for name, kind in ATTRIBUTES.items()]
     return text.header + "\n".join([*lines, ",\n".join(attributes) + ") {", text.body + "}\n"])
 
 
-def _buffers(text: KernelText) -> list[str]:
+def buffers(text: KernelText) -> list[str]:
+    """The buffers of an attention kernel, as MLX declares them."""
     dims = {f"array{slot}": array.ndim for slot, array in enumerate(text.arrays)}
     types = {name: "T" for name in STRIDED} | {"params": "int", "tile_lists": "int"}
     types |= text.scoring.inputs | ({"k": "int8_t"} if text.scoring.quantised else {})
@@ -77,13 +78,13 @@ def kernel_text(
     Raises ValueError where the mods capture more arrays than a Metal kernel has buffers, be they packed.
     """
     arrays = mods.arrays
-    others = len(_buffers(replace(NO_TEXT, scoring=scoring))) + len(scoring.parameters)
+    others = len(buffers(replace(NO_TEXT, scoring=scoring))) + len(scoring.parameters)
     packed = are_packed(arrays, others)
     names = [f"array{slot}" for slot in range(len(arrays))]
     text = replace(NO_TEXT, inputs=(*INPUTS, *names), arrays=arrays, packed=packed, scoring=scoring)
-    buffers = len(_buffers(text)) + len(scoring.parameters)
+    taken = len(buffers(text)) + len(scoring.parameters)
     slots = [slot for slot in looked_up(mods) if extremes is None or slot in extremes]
-    slots = slots[: MAX_BUFFERS - buffers]
+    slots = slots[: MAX_BUFFERS - taken]
     of_blocks = [f"extremes{slot}" for slot in slots]
     passed = [*passed_on(arrays, packed), *of_blocks, *(name.rsplit(" ", 1)[1] for name in scoring.parameters)]
     hole = mod_header(mods, slots, scoring, packed)

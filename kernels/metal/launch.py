@@ -9,14 +9,14 @@ import numpy as np
 
 from ..call import AttentionCall, Result
 from .arguments import captured_arrays, flat, in_device_memory, words_of_captures
+from .attention.plan import plan_for
+from .attention.tile_lists import tiles_for
 from .generate import looked_up
+from .int8.quantise import Operands
 from .kernel import Launch
 from .params import AttentionParams, words
-from .plan import plan_for
-from .quantise import Operands
 from .scoring import Scoring
 from .text import KernelText
-from .tiles import tiles_for
 
 BLOCK = 32  # of extremes.h
 SHORT = 2 * BLOCK  # an axis up to here is read as it is

@@ -25,7 +25,7 @@ from flextrace.kernels.cpu import generate as cpu
 from flextrace.kernels.cpu.launch import ARRAY, NUMBER
 from flextrace.kernels.cpu.toolchain import find_compiler
 from flextrace.kernels.metal import generate as metal
-from flextrace.kernels.metal.captures import msl_type
+from flextrace.kernels.metal.mod.captures import msl_type
 from flextrace.kernels.spec import shift_slots
 from flextrace.tracer.bounds.tiles import tile_bounds
 from flextrace.tracer.emit.tile_state import CPP_RANGES, METAL_RANGES, range_lines, tile_state_body

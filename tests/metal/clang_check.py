@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flextrace.kernels.metal.attention.plan import Plan
 from flextrace.kernels.metal.generate import complete
-from flextrace.kernels.metal.plan import Plan
 from flextrace.kernels.metal.text import KernelText
 
 CLANG = shutil.which("clang-19") or shutil.which("clang")

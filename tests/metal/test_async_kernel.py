@@ -14,10 +14,10 @@ from metal.simulated import DTYPES, ORDERS, SHAPES, backend, check, inputs
 
 import flextrace as flex
 from flextrace.kernels import AttentionCall
+from flextrace.kernels.metal.async_copy.probe import why_no_async_copy
+from flextrace.kernels.metal.attention.plan import plan_for
+from flextrace.kernels.metal.attention.tile_lists import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.metal.generate import kernel_text
-from flextrace.kernels.metal.plan import plan_for
-from flextrace.kernels.metal.probe import why_no_async_copy
-from flextrace.kernels.metal.tiles import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.simulator import SimulationError, SimulatorBackend, metal_kernel
 
 # ---- numbers ------------------------------------------------------------------------------------------------------

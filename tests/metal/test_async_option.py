@@ -16,8 +16,8 @@ from metal.mods import traces
 import flextrace as flex
 from flextrace.kernels import registry
 from flextrace.kernels.metal import MetalBackend
+from flextrace.kernels.metal.async_copy.probe import NAME, why_no_async_copy
 from flextrace.kernels.metal.generate import complete, kernel_text
-from flextrace.kernels.metal.probe import NAME, why_no_async_copy
 from flextrace.kernels.simulator import SimulatorBackend, metal_kernel
 
 NO_SIMULATOR = SimulatorBackend().unavailable()

@@ -10,8 +10,8 @@ from calls import attention_call, run_on
 from metal.simulated import backend, inputs
 
 import flextrace as flex
+from flextrace.kernels.metal.attention.plan import plan_for
 from flextrace.kernels.metal.generate import kernel_text
-from flextrace.kernels.metal.plan import plan_for
 from flextrace.kernels.simulator import SimulationError, SimulatorBackend, metal_kernel, recording
 from flextrace.kernels.simulator.mlx_attention import steel_attention
 

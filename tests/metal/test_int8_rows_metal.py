@@ -22,10 +22,10 @@ from metal.test_counts import BARRIER, broken
 
 import flextrace as flex
 from flextrace.kernels import AttentionCall
+from flextrace.kernels.metal.attention.plan import plan_for
+from flextrace.kernels.metal.attention.tile_lists import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.metal.generate import kernel_text
-from flextrace.kernels.metal.plan import plan_for
 from flextrace.kernels.metal.scoring import Scoring
-from flextrace.kernels.metal.tiles import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.simulator import SimulationError, recording
 
 # ---- numbers ------------------------------------------------------------------------------------------------------

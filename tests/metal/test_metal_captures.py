@@ -16,12 +16,13 @@ from metal.stage_launches import every_launch
 
 import flextrace as flex
 from flextrace.kernels import AttentionCall, backend_for
-from flextrace.kernels.metal import generate, stage_text
+from flextrace.kernels.metal import generate
+from flextrace.kernels.metal.attention.plan import plan_for
+from flextrace.kernels.metal.attention.tile_lists import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.metal.device import MAX_BUFFERS
-from flextrace.kernels.metal.generate import kernel_text
-from flextrace.kernels.metal.plan import plan_for
+from flextrace.kernels.metal.generate import buffers, kernel_text
 from flextrace.kernels.metal.scoring import Scoring
-from flextrace.kernels.metal.tiles import CUT_TILES, NO_BLOCKS
+from flextrace.kernels.metal.stages import text as stage_text
 from flextrace.kernels.simulator import recording
 
 SHAPE = (2, 4, 70, 16, 2, 4, 90, 16)
@@ -174,7 +175,7 @@ def test_too_many_arrays_say_how_many_and_what_to_write() -> None:
 def test_a_kernel_with_more_buffers_of_its_own_has_room_for_fewer() -> None:
     everything = Scoring(*[True] * 5)
     score, _ = mods(11, 0)
-    assert len(kernel_text(formulas(score.trace(), None), scoring=everything)._buffers()) == MAX_BUFFERS
+    assert len(buffers(kernel_text(formulas(score.trace(), None), scoring=everything))) == MAX_BUFFERS
     score, _ = mods(12, 0)
     with pytest.raises(ValueError, match="capture 12 arrays .* has room for 11"):
         kernel_text(formulas(score.trace(), None), scoring=everything)

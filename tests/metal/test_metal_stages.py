@@ -15,7 +15,7 @@ from metal.stage_launches import Recorder
 
 from flextrace.kernels.call import Mods
 from flextrace.kernels.metal import MetalBackend
-from flextrace.kernels.metal.stages import MetalStages
+from flextrace.kernels.metal.stages.stages import MetalStages
 from flextrace.kernels.simulator import metal_kernel
 from flextrace.kernels.stage_types import BlockLists
 from flextrace.tracer import Bound, Kind, Traces

@@ -15,11 +15,11 @@ from metal.test_counts import broken
 
 import flextrace as flex
 from flextrace.kernels.metal import MetalBackend
+from flextrace.kernels.metal.attention.plan import plan_for
 from flextrace.kernels.metal.device import MAX_BUFFERS
-from flextrace.kernels.metal.generate import kernel_text
+from flextrace.kernels.metal.generate import buffers, kernel_text
 from flextrace.kernels.metal.kernel import capture_kinds
 from flextrace.kernels.metal.launch import BLOCK, extremes_of_blocks
-from flextrace.kernels.metal.plan import plan_for
 from flextrace.kernels.simulator import SimulationError, recording
 
 DIM = 8
@@ -257,7 +257,7 @@ def test_arrays_without_a_buffer_for_their_extremes_are_scanned() -> None:
         return mask
 
     text = kernel_text(formulas(None, flex.mask_mod(same(tables)).trace()))
-    assert len(text._buffers()) == MAX_BUFFERS and text.extremes == (0, 1) and not text.packed
+    assert len(buffers(text)) == MAX_BUFFERS and text.extremes == (0, 1) and not text.packed
     report = check(same(tables), same(ids), 200, 200)
     assert report.buffers["extremes1"].read > 0 and report.buffers["array2"].read > 0
 

@@ -12,10 +12,10 @@ import pytest
 
 import flextrace as flex
 from flextrace.kernels.call import Blocks
+from flextrace.kernels.metal.attention.plan import plan_for
+from flextrace.kernels.metal.attention.tile_lists import ASK, CUT_TILES, LOOK_UP, NO_MASK, WHOLE_TILES, tiles_for
 from flextrace.kernels.metal.device import FRAGMENT, REGISTERS, THREADGROUP_BYTES
-from flextrace.kernels.metal.plan import plan_for
 from flextrace.kernels.metal.scoring import Scoring
-from flextrace.kernels.metal.tiles import ASK, CUT_TILES, LOOK_UP, NO_MASK, WHOLE_TILES, tiles_for
 
 DIMS = [*range(1, 130), 160, 192, 200, 256, 320, 512, 576, 1024]
 
@@ -115,7 +115,7 @@ def expand(blocks: Blocks, dtype: str, q_len: int, kv_len: int) -> tuple[int, np
     """What the kernel makes of the lists: per score 0 not visited, 1 ask mask_mod, 2 keep."""
     plan = plan_for(64, 64, dtype)
     tiles = tiles_for(blocks, plan, q_len, kv_len)
-    mask_batches, mask_heads, q_blocks, kv_blocks, q_block, kv_block = tiles.words
+    mask_batches, mask_heads, q_blocks, kv_blocks, q_block, kv_block = tiles.params.values()
     q_tiles = -(-q_len // plan.bq)
     lists, lines = np.array(tiles.lists), mask_batches * mask_heads * q_tiles
     shape = (mask_batches, mask_heads, q_blocks, kv_blocks)

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from flextrace.kernels.metal.device import FRAGMENT, THREADGROUP_BYTES
-from flextrace.kernels.metal.product_plan import Operands, ProductPlan, choose, plan_of
+from flextrace.kernels.metal.stages.product_plan import Operands, ProductPlan, choose, plan_of
 
 FLOAT, HALF, MIXED = Operands(4, 4, False), Operands(2, 2, True), Operands(2, 4, False, True, True)
 SIZES = (1, 7, 8, 20, 33, 64, 100, 128, 1000, 4096)

@@ -22,10 +22,10 @@ from metal.stage_launches import Launched, Recorder
 from flextrace.kernels import AttentionCall, QKQuant, Smoothing
 from flextrace.kernels.assemble import assemble
 from flextrace.kernels.metal import MetalBackend
+from flextrace.kernels.metal.attention.plan import OTHER_REGISTERS
 from flextrace.kernels.metal.device import registers_of
-from flextrace.kernels.metal.plan import OTHER_REGISTERS
-from flextrace.kernels.metal.quantise import Operands, operands
-from flextrace.kernels.metal.rounding import HELD, SHARED, Rounding, Runs, row_plan
+from flextrace.kernels.metal.int8.quantise import Operands, operands
+from flextrace.kernels.metal.int8.rounding import HELD, SHARED, Rounding, Runs, row_plan
 from flextrace.kernels.metal.text import FOLDER
 from flextrace.kernels.simulator import SimulationError, metal_kernel, recording
 

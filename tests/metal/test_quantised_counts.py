@@ -19,10 +19,10 @@ from metal.test_counts import broken
 import flextrace as flex
 from flextrace.kernels import QKQuant
 from flextrace.kernels.metal import MetalBackend
+from flextrace.kernels.metal.attention.plan import plan_for
+from flextrace.kernels.metal.attention.tile_lists import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.metal.generate import kernel_text
-from flextrace.kernels.metal.plan import plan_for
 from flextrace.kernels.metal.scoring import Scoring
-from flextrace.kernels.metal.tiles import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.simulator import SimulationError, recording
 from flextrace.kernels.smoothing import smoothing as smoothing_of
 

@@ -14,8 +14,8 @@ from metal.test_metal_stages import listed, lists_of, stages, tensor
 
 from flextrace.kernels.call import Mods
 from flextrace.kernels.metal import MetalBackend
-from flextrace.kernels.metal.product_plan import Operands, plan_of
-from flextrace.kernels.metal.stages import MetalStages
+from flextrace.kernels.metal.stages.product_plan import Operands, plan_of
+from flextrace.kernels.metal.stages.stages import MetalStages
 from flextrace.kernels.simulator import SimulationError, metal_kernel, recording
 from flextrace.kernels.simulator.report import Report
 from flextrace.kernels.stage_types import BlockLists

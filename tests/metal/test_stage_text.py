@@ -16,7 +16,7 @@ from metal.stage_launches import Launched, Recorder, every_launch
 
 from flextrace.kernels.assemble import assemble, header_and_body
 from flextrace.kernels.metal import MetalBackend, generate
-from flextrace.kernels.metal.stage_text import STAGES, WITH_MODS, stage_text
+from flextrace.kernels.metal.stages.text import STAGES, WITH_MODS, stage_text
 from flextrace.kernels.simulator.signature import ATTRIBUTES
 from flextrace.tracer import Bound, trace
 

@@ -16,12 +16,12 @@ from metal.mods import text_of, traces
 
 from flextrace.kernels.assemble import assemble, header_and_body
 from flextrace.kernels.metal import generate
+from flextrace.kernels.metal.async_copy.probe import why_no_async_copy
+from flextrace.kernels.metal.attention.plan import plan_for
+from flextrace.kernels.metal.attention.tile_lists import CUT_TILES, NO_BLOCKS, WHOLE_TILES
 from flextrace.kernels.metal.generate import INPUTS, KERNEL, OUTPUTS, complete, kernel_text, mod_header
 from flextrace.kernels.metal.kernel import launchable
-from flextrace.kernels.metal.plan import plan_for
-from flextrace.kernels.metal.probe import why_no_async_copy
 from flextrace.kernels.metal.text import KernelText
-from flextrace.kernels.metal.tiles import CUT_TILES, NO_BLOCKS, WHOLE_TILES
 
 FOLDER = Path(generate.__file__).parent
 FILES = [*(file for file in sorted(FOLDER.rglob("*")) if file.suffix in (".h", ".metal")), FOLDER.parent / "ranges.h"]

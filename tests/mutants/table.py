@@ -675,7 +675,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("for (int axis = 1; axis < NDIM; axis++)", "for (int axis = 0; axis < NDIM; axis++)"),
         ("next.shape = shape + 1;", "next.shape = shape;"),
     ],
-    ("kernels/metal/captures.py", "tests/metal/test_metal_captures.py::test_twenty_arrays_in_the_fused_kernel"): [
+    ("kernels/metal/mod/captures.py", "tests/metal/test_metal_captures.py::test_twenty_arrays_in_the_fused_kernel"): [
         ("shape_at += array.ndim", "shape_at += 1"),
     ],
     ("kernels/metal/arguments.py", "tests/metal/test_metal_captures.py::test_twenty_arrays_in_the_fused_kernel"): [

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from flextrace.tracer import ArrayCapture, NumberCapture
 
-from .device import MAX_BUFFERS
+from ..device import MAX_BUFFERS
 
 MSL = {"float16": "half", "bfloat16": "bfloat16_t", "float32": "float", "float64": "float"}
 _READ_NUMBER = {

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..quant_types import Smoothing
-from ..spec import KernelSpec
-from .arguments import in_device_memory
-from .device import LANES, SMALLEST
-from .kernel import Launchable
-from .params import QuantiseParams, words
-from .text import KernelText, texts_of
+from ...quant_types import Smoothing
+from ...spec import KernelSpec
+from ..arguments import in_device_memory
+from ..device import LANES, SMALLEST
+from ..kernel import Launchable
+from ..params import QuantiseParams, words
+from ..text import KernelText, texts_of
 
 KERNEL = "quantise"
 INPUTS = ("x", "means", "groups", "runs", "params")

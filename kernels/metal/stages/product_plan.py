@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from .device import FRAGMENT, LANES, REGISTERS_OF_THREADS, THREADGROUP_BYTES, registers_of
-from .plan import OTHER_REGISTERS, padded
+from ..attention.plan import OTHER_REGISTERS, padded
+from ..device import FRAGMENT, LANES, REGISTERS_OF_THREADS, THREADGROUP_BYTES, registers_of
 
 SIDES = (64, 32, 16, 8)  # of the tiles that are chosen here
 STEPS = (32, 16, 8)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..spec import Formulas
-from .captures import are_packed, passed_on
-from .generate import NO_MODS, mod_header
-from .text import KernelText, texts_of
+from ...spec import Formulas
+from ..generate import NO_MODS, mod_header
+from ..mod.captures import are_packed, passed_on
+from ..text import KernelText, texts_of
 
 _LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
 # Stage -> (inputs with strides, inputs without, outputs), as its body names them.

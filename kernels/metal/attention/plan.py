@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass
 from itertools import product
 
-from .device import FRAGMENT, LANES, THREADGROUP_BYTES, registers_of
-from .scoring import PLAIN, Scoring
+from ..device import FRAGMENT, LANES, THREADGROUP_BYTES, registers_of
+from ..scoring import PLAIN, Scoring
 
 OTHER_REGISTERS = 20  # addresses, row statistics, one fragment of each operand
 SIMDGROUPS = 4

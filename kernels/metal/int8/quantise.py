@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from ..call import AttentionCall
-from ..quant_types import Smoothing
-from ..stage_types import Stages
+from ...call import AttentionCall
+from ...quant_types import Smoothing
+from ...stage_types import Stages
 from .rounding import Rounding, Runs
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from .kernel import Factory, launchable
-from .text import KernelText, texts_of
+from ..kernel import Factory, launchable
+from ..text import KernelText, texts_of
 
 NAME = "async_probe"
 ROWS, COLUMNS = 6, 8  # copied into a tile of 8 rows

@@ -11,13 +11,13 @@ import numpy as np
 
 from flextrace.tracer import Bound
 
-from ..call import NO_MODS, Mods
-from ..spec import KernelSpec
-from ..stage_types import BlockLists, OutputParts, SoftmaxParts
-from .arguments import captured_arrays, in_device_memory, words_of_captures
-from .device import LANES, SMALLEST
-from .kernel import Launchable, Variant, capture_kinds
-from .params import BlockMaskParams, ListParams, Params, ProductParams, ScaleParams, ShapeParams, words
+from ...call import NO_MODS, Mods
+from ...spec import KernelSpec
+from ...stage_types import BlockLists, OutputParts, SoftmaxParts
+from ..arguments import captured_arrays, in_device_memory, words_of_captures
+from ..device import LANES, SMALLEST
+from ..kernel import Launchable, Variant, capture_kinds
+from ..params import BlockMaskParams, ListParams, Params, ProductParams, ScaleParams, ShapeParams, words
 from .product_plan import Operands, choose, plan_of
 
 ITEMS, ELEMENTWISE_THREADS = 4, 256  # ITEMS of stages/tensor.h

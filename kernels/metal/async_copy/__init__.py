@@ -1,0 +1,1 @@
+"""Copies by simdgroup_async_copy, where a device has it."""

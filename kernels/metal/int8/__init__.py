@@ -1,0 +1,1 @@
+"""Rounding and smoothing of q and k in Metal."""

@@ -1,0 +1,1 @@
+"""The stage kernels in Metal, one file each."""
