@@ -86,7 +86,7 @@ NOT_INVARIANT: dict[str, Callable[..., Any]] = {
     "times infinity": lambda s, b, h, q, k: s * math.inf + k,
     "floor of a quotient": lambda s, b, h, q, k: s // 1.0,
     "a number minus it": lambda s, b, h, q, k: k - s,
-    "a quarter of a quotient": lambda s, b, h, q, k: 2.0 / (s / 4),
+    "four over a quarter": lambda s, b, h, q, k: 4.0 / (s / 4),
     "larger of it and twice it": lambda s, b, h, q, k: max(s, 2 * s),
     "smaller of twice it and it": lambda s, b, h, q, k: min(s + s, s),
     "compares it with twice it": lambda s, b, h, q, k: s if s + q < 2 * s else s - 1,
@@ -95,6 +95,7 @@ NOT_INVARIANT: dict[str, Callable[..., Any]] = {
     "remainder": lambda s, b, h, q, k: s % 2.0,
     "softcap": lambda s, b, h, q, k: CAP * math.tanh(s / CAP),
     "times a captured number": lambda s, b, h, q, k: s * CAP,
+    "times two captured numbers": lambda s, b, h, q, k: s * ONE * CAP + k,
     "zero times": lambda s, b, h, q, k: s * 0.0 + k,
 }
 
