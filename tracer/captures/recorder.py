@@ -1,7 +1,7 @@
 """Captured objects -> kernel inputs and checks: what a mod reads from outside.
 
 A trace remembers every outside value by its path (closure cell, global, attribute, item, default), not by
-value. Before a later call the paths are read afresh (`reads`): arrays and numbers become that call's inputs, and
+value. Before a later call the paths are read afresh (`guards`): arrays and numbers become that call's inputs, and
 the checks on each path tell whether the trace still describes the function.
 """
 
