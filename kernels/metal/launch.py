@@ -20,8 +20,8 @@ from .text import KernelText
 
 BLOCK = 32  # of extremes.h
 SHORT = 2 * BLOCK  # an axis up to here is read as it is
-# Of one launch. macOS ends a command buffer that keeps the GPU for several seconds; M1, with 8 cores, makes 1.3e12
-# multiplications of float32 a second at most, so this many take it about a second at half of that.
+# The work of one launch, at most. macOS ends a command buffer that keeps the GPU for several seconds; M1, with 8 cores,
+# makes 1.3e12 multiplications of float32 a second at most, so this many take it about a second at half of that.
 MOST_MULTIPLIES = 2**39
 
 
@@ -59,7 +59,7 @@ def run(kernel: Launch, call: AttentionCall, made: Operands, text: KernelText) -
     ]
 
     def launched(first_tile: int, count: int) -> Sequence[mx.array]:
-        """Of so many tiles of query rows."""
+        """One launch, of so many tiles of query rows."""
         numbers = [*words(params._replace(first_tile=first_tile)), *words_of_captures(call.mods)]
         some = (batch, query_heads, min(q_len - first_tile * plan.bq, count * plan.bq))
         return kernel(
@@ -135,7 +135,7 @@ def _result(call: AttentionCall, out: mx.array, lse: mx.array, max_scores: mx.ar
 
 
 def _of_batches(x: mx.array, batches: int) -> mx.array:
-    """Of values, or what belongs to them, one for each batch of keys."""
+    """Values, or what belongs to them, one for each batch of keys."""
     return x if x.shape[0] == batches else mx.broadcast_to(x, (batches, *x.shape[1:]))
 
 

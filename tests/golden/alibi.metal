@@ -96,7 +96,7 @@ inline int to_int(float x) {
 inline float min(float a, float b) { return a != a ? a : a < b ? a : b; }
 inline float max(float a, float b) { return a != a ? a : a > b ? a : b; }
 
-// As CPython's float_divmod, in float32.
+// CPython's float_divmod, in float32.
 inline float mod(float a, float b) {
   float remainder = metal::precise::fmod(a, b);
   if (remainder == 0.0f) return metal::copysign(0.0f, b);
@@ -175,7 +175,7 @@ inline float erf(float x) {
 
 #include <metal_stdlib>
 
-constexpr constant int LANES = 32;    // of a simdgroup
+constexpr constant int LANES = 32;    // threads of a simdgroup
 constexpr constant int FRAGMENT = 8;  // rows and columns of a simdgroup_matrix
 
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -233,7 +233,7 @@ struct Mods {
   // }}
 
   // {{ mask_row
-  // The same of the keys of a lane: bit 2 j + e of key kv_first + 8 j + e, unset from kv_len on.
+  // Which keys of a lane it attends to: bit 2 j + e says so of key kv_first + 8 j + e, and is unset from kv_len on.
   template <int FRAGMENTS>
   uint mask_row(int b, int h, int q_idx, int kv_first, int kv_len) const thread {
     return ~0u;
@@ -428,7 +428,7 @@ template <int LD, typename F>
 inline void load_transposed(thread Fragment<F>& f, const threadgroup F* from, LanePlace place) {
   metal::simdgroup_load(f, from, LD, 0, true);
 }
-// The same with a change of type on the way.
+// Loads that change the type on the way.
 template <int LD, typename F, typename T>
 inline void load(thread Fragment<F>& f, const threadgroup T* from, LanePlace place) {
   const threadgroup T* at = from + place.row * LD + place.column;
@@ -780,7 +780,7 @@ inline bool is_minus_infinity(float x) { return as_type<uint>(x) == MINUS_INFINI
 // One row's statistics.
 struct RowState {
   float max;  // LOWEST before the first key
-  float sum;  // of the weights that this lane has held, relative to max
+  float sum;  // the sum of the weights that this lane has held, relative to max
 
   void start() thread {
     max = LOWEST;
@@ -820,7 +820,7 @@ inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[K
   return shrink;
 }
 
-// The same of all rows of a lane: P = exp(S - max), and O, in `sums`, shrinks by what each row's maximum has grown.
+// Updates all rows of a lane: P = exp(S - max), and O, in `sums`, shrinks by what each row's maximum has grown.
 // Returns gaps: bit j is set if some row of this lane does not attend to some key of key fragment j.
 template <bool GUARD, typename F, int ROWS, int KEY_FRAGMENTS, int VALUE_FRAGMENTS>
 inline uint update_rows(thread RowState (&state)[ROWS], thread Fragment<float> (&sums)[ROWS][VALUE_FRAGMENTS],
@@ -861,9 +861,9 @@ struct LaneRows {
   int b, h;
   int kv_batch, kv_head;
   int q_tile, q_tiles;  // the threadgroup's tile of query rows, and how many this launch takes
-  int slice;            // of value columns
-  int first_row;        // of the simdgroup
-  int q_idx[P::ROW_FRAGMENTS];  // of the last row, where a row does not exist
+  int slice;            // its slice of value columns
+  int first_row;        // the first row of the simdgroup
+  int q_idx[P::ROW_FRAGMENTS];  // the last row's, where a row does not exist
   Range of_group, of_simdgroup;
   bool exist;  // the simdgroup has at least one row
   LanePlace place;
@@ -887,15 +887,15 @@ struct LaneRows {
   }
 
   int row(int r) const thread { return first_row + r * FRAGMENT + place.row; }
-  int first_value() const thread { return slice * P::VALUE_FRAGMENTS * FRAGMENT; }  // column of v
+  int first_value() const thread { return slice * P::VALUE_FRAGMENTS * FRAGMENT; }  // the first column of v
 };
 #line 11 "attention/walk.h"
 
 
-// What is known of a candidate before asking mask_mod. An entry is 4 * tile + state.
+// The states of a candidate, as far as they are known before mask_mod is asked. An entry is 4 * tile + state.
 enum TileState { NO_MASK = 0, ASK = 1, LOOK_UP = 2 };  // LOOK_UP: the edge of a block runs through the tile
 
-// What bounds say of a tile: the values of tile_state.
+// The values of tile_state: what bounds say of a tile.
 enum Bounded { EMPTY = 0, OPEN = 1, WHOLE = 2 };
 
 // BLOCKS, a template argument of the kernel.
@@ -908,7 +908,7 @@ struct KeyTile {
   bool exists;  // false after the last one
   bool live;    // some row of this simdgroup attends to it
   bool masked;  // some row of this simdgroup does not attend to all of it
-  bool asked;   // the survey has left in `kept` what this lane attends to, as Walk::kept has it
+  bool asked;   // the survey has asked mask_mod already: `kept` has this lane's bits, in the order of Walk::kept
   uint kept;
 };
 
@@ -918,7 +918,7 @@ inline uint ballot(bool yes, uint lane) { return metal::simd_or(uint(yes) << lan
 // The runs of a tile of query rows: neighbouring tiles of keys in one state.
 struct TileRuns {
   const device int* ends;     // candidates of this run and those before it
-  const device int* entries;  // of its candidates, less 4 * candidate
+  const device int* entries;  // the entry of each of its candidates, less 4 * candidate
   int count;
 
   // The first run that ends behind the candidate is its own.
@@ -937,17 +937,17 @@ template <typename P, int BLOCKS, typename Captured>
 struct Walk {
   AttentionParams p;
   TileRuns runs;
-  const device uint8_t* states;  // of this batch and head: 0 empty, 1 ask mask_mod, 2 full
+  const device uint8_t* states;  // the blocks of this batch and head: 0 empty, 1 ask mask_mod, 2 full
   threadgroup uint* votes;       // one per simdgroup, twice
-  int turn;                      // which of the two; so one barrier is enough
+  int turn;                      // 0 or 1: the place in use; so one barrier is enough
   int candidates;
   int ahead;  // the first candidate that nothing has been said of
   int base;   // the first one in hand; bits of the words below, and entries in the lanes, are these 32
   int entry_in_lane;
   uint to_visit, live, whole;
-  int last_asked;  // of those in hand, the last one surveyed, and what came out
+  int last_asked;  // the last candidate in hand that was surveyed, and what came out
   uint last_kept;
-  uint stretches, whole_stretches;  // of 32 candidates each, before `ahead`
+  uint stretches, whole_stretches;  // a bit for each stretch of 32 candidates before `ahead`
 
   static constexpr constant bool BOUNDED = HAS_MASK_MOD && BLOCKS == NO_BLOCKS;
   static constexpr constant bool UNSURE = HAS_MASK_MOD || BLOCKS == CUT_TILES;
@@ -1012,14 +1012,14 @@ struct Walk {
     return bits;
   }
 
-  // What bounds say of neighbouring tiles of keys, the first of which exists.
+  // The state that bounds give neighbouring tiles of keys, the first of which exists.
   int bounded(int tile, int tiles, Range q, const thread LaneRows<P>& rows, const thread Captured& mods)
       const thread {
     int first = tile * P::BK, keys = metal::min(p.kv_len - first, tiles * P::BK);
     return mods.tile_state(rows.b, rows.h, q.first, q.end - 1, first, first + keys - 1);
   }
 
-  // What is known of this lane's candidate, for some rows.
+  // The state that bounds give this lane's candidate, for some rows.
   int bounded_in_lane(Range q, const thread LaneRows<P>& rows, const thread Captured& mods, uint lane)
       const thread {
     int e = BLOCKS != NO_BLOCKS ? entry_in_lane : (base + int(lane)) * 4 + ASK;
@@ -1122,7 +1122,7 @@ struct Walk {
 
 
 
-constexpr constant int SCALES = (QUANTISED ? 1 : 0) + (INT8_VALUES ? 1 : 0);  // of each key
+constexpr constant int SCALES = (QUANTISED ? 1 : 0) + (INT8_VALUES ? 1 : 0);  // that each key has
 
 // The scales of a tile on their way, as the elements of a StagedTile are: one in each thread.
 template <typename P>
@@ -1151,7 +1151,7 @@ inline float scale_in_lane(const threadgroup uint* scales, uint lane) {
   return as_type<float>(scales[lane % P::BK]);
 }
 
-// What brings the scores of a lane's rows back.
+// The numbers that bring the scores of a lane's rows back.
 template <typename P>
 struct RowFactors {
   float scale[P::ROW_FRAGMENTS];
@@ -1170,7 +1170,7 @@ struct RowFactors {
   }
 };
 
-// Products of whole numbers -> of what they were rounded from. key_scale: as scale_in_lane has it.
+// Products of whole numbers -> products of what they were rounded from. key_scale: as scale_in_lane has it.
 template <typename P, typename Captured>
 inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], float key_scale,
                            int first, int kv_len, const thread RowFactors<P>& factors, const thread LaneRows<P>& rows,
@@ -1191,8 +1191,8 @@ inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P:
   }
 }
 
-// Weights of values -> of the whole numbers that they were rounded to. What a row does not attend to may have scale
-// nan, which is no number to compute with: a weight of 0 stays, told by its bits.
+// Weights of values -> weights of the whole numbers that they were rounded to. What a row does not attend to may have
+// scale nan, which is no number to compute with: a weight of 0 stays, told by its bits.
 template <typename P, typename F>
 inline void scale_weights(thread Fragment<F> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], float value_scale,
                           LanePlace place) {
@@ -1224,12 +1224,12 @@ inline void scale_weights(thread Fragment<F> (&weights)[P::ROW_FRAGMENTS][P::KEY
 // T: what the threadgroup memory is declared for. Tile: StagedTile, or AsyncTile of async_copy.h.
 template <typename T, typename K, typename V, typename P, template <typename, int, int, int> class Tile>
 struct Stream {
-  static constexpr constant int KEY_BYTES = Leading<K, P::BD>::value * int(sizeof(K));    // of a row of a tile
-  static constexpr constant int VALUE_BYTES = Leading<V, P::BV>::value * int(sizeof(V));  // the same of V
+  static constexpr constant int KEY_BYTES = Leading<K, P::BD>::value * int(sizeof(K));    // bytes of a row of a tile
+  static constexpr constant int VALUE_BYTES = Leading<V, P::BV>::value * int(sizeof(V));
   static constexpr constant int HALF =
       P::BK * (KEY_BYTES > VALUE_BYTES ? KEY_BYTES : VALUE_BYTES) / int(sizeof(T));
 
-  // What is on its way.
+  // A tile on its way: of keys, of values, or none.
   enum Kind { NOTHING, KEYS, VALUES, VALUES_AND_SCALES };
   struct Ahead {
     int kind;
@@ -1241,8 +1241,8 @@ struct Stream {
   Matrix<K> k;
   Matrix<V> v;
   Halves<T, HALF> halves;
-  threadgroup uint* scales;  // of the keys of a tile, and of its values
-  uint index;                // of this thread
+  threadgroup uint* scales;  // those of the keys of a tile, then those of its values
+  uint index;                // this thread's
 
   void start(Matrix<K> keys, Matrix<V> values, threadgroup T* staged, threadgroup uint* scale_words,
              uint thread_index) thread {
@@ -1268,7 +1268,7 @@ struct Stream {
     next.keys.load(k, keys, range_of(d * P::BD, P::BD, P::HEAD_DIM), tile_at<K>(halves.ahead()), index);
   }
 
-  // The same of their values; with the first tile come the scales.
+  // Begins to read tile d of the columns of their values; with the first tile come the scales.
   template <typename Captured>
   void read_values(thread Ahead& next, Range keys, int d, const thread LaneRows<P>& rows,
                    const thread Captured& mods) const thread {
@@ -1458,7 +1458,7 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
 }
 
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int BLOCKS>
-[[kernel]] void flextrace_attention_3077b06add92c351(
+[[kernel]] void flextrace_attention_64db93e50f39978e(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],

@@ -26,7 +26,7 @@ inline metal::ulong2 tile_size(int columns, int rows) {
 // Whether rows with these strides, [batch, head, row, column], can be copied: columns side by side, rows forwards.
 inline bool can_be_copied(const constant int64_t* strides) { return strides[3] == 1 && strides[2] > 0; }
 
-// As StagedTile; the first simdgroup copies for all, and the rest goes on.
+// The same tile as StagedTile's, but the first simdgroup copies it for all, and the rest goes on.
 //
 // Two rules, without which an M1 is said to hang until it is restarted (metal-flash-attention, GEMMHeaders.swift), and
 // which the simulator watches, at whatever point a kernel ends:

@@ -10,9 +10,9 @@ struct LaneRows {
   int b, h;
   int kv_batch, kv_head;
   int q_tile, q_tiles;  // the threadgroup's tile of query rows, and how many this launch takes
-  int slice;            // of value columns
-  int first_row;        // of the simdgroup
-  int q_idx[P::ROW_FRAGMENTS];  // of the last row, where a row does not exist
+  int slice;            // its slice of value columns
+  int first_row;        // the first row of the simdgroup
+  int q_idx[P::ROW_FRAGMENTS];  // the last row's, where a row does not exist
   Range of_group, of_simdgroup;
   bool exist;  // the simdgroup has at least one row
   LanePlace place;
@@ -36,5 +36,5 @@ struct LaneRows {
   }
 
   int row(int r) const thread { return first_row + r * FRAGMENT + place.row; }
-  int first_value() const thread { return slice * P::VALUE_FRAGMENTS * FRAGMENT; }  // column of v
+  int first_value() const thread { return slice * P::VALUE_FRAGMENTS * FRAGMENT; }  // the first column of v
 };

@@ -10,7 +10,7 @@
 #include "lane_rows.h"
 #include "../mod/mod.h"
 
-constexpr constant int SCALES = (QUANTISED ? 1 : 0) + (INT8_VALUES ? 1 : 0);  // of each key
+constexpr constant int SCALES = (QUANTISED ? 1 : 0) + (INT8_VALUES ? 1 : 0);  // that each key has
 
 // The scales of a tile on their way, as the elements of a StagedTile are: one in each thread.
 template <typename P>
@@ -39,7 +39,7 @@ inline float scale_in_lane(const threadgroup uint* scales, uint lane) {
   return as_type<float>(scales[lane % P::BK]);
 }
 
-// What brings the scores of a lane's rows back.
+// The numbers that bring the scores of a lane's rows back.
 template <typename P>
 struct RowFactors {
   float scale[P::ROW_FRAGMENTS];
@@ -58,7 +58,7 @@ struct RowFactors {
   }
 };
 
-// Products of whole numbers -> of what they were rounded from. key_scale: as scale_in_lane has it.
+// Products of whole numbers -> products of what they were rounded from. key_scale: as scale_in_lane has it.
 template <typename P, typename Captured>
 inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], float key_scale,
                            int first, int kv_len, const thread RowFactors<P>& factors, const thread LaneRows<P>& rows,
@@ -79,8 +79,8 @@ inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P:
   }
 }
 
-// Weights of values -> of the whole numbers that they were rounded to. What a row does not attend to may have scale
-// nan, which is no number to compute with: a weight of 0 stays, told by its bits.
+// Weights of values -> weights of the whole numbers that they were rounded to. What a row does not attend to may have
+// scale nan, which is no number to compute with: a weight of 0 stays, told by its bits.
 template <typename P, typename F>
 inline void scale_weights(thread Fragment<F> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], float value_scale,
                           LanePlace place) {

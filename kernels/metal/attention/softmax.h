@@ -15,7 +15,7 @@ inline bool is_minus_infinity(float x) { return as_type<uint>(x) == MINUS_INFINI
 // One row's statistics.
 struct RowState {
   float max;  // LOWEST before the first key
-  float sum;  // of the weights that this lane has held, relative to max
+  float sum;  // the sum of the weights that this lane has held, relative to max
 
   void start() thread {
     max = LOWEST;
@@ -55,7 +55,7 @@ inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[K
   return shrink;
 }
 
-// The same of all rows of a lane: P = exp(S - max), and O, in `sums`, shrinks by what each row's maximum has grown.
+// Updates all rows of a lane: P = exp(S - max), and O, in `sums`, shrinks by what each row's maximum has grown.
 // Returns gaps: bit j is set if some row of this lane does not attend to some key of key fragment j.
 template <bool GUARD, typename F, int ROWS, int KEY_FRAGMENTS, int VALUE_FRAGMENTS>
 inline uint update_rows(thread RowState (&state)[ROWS], thread Fragment<float> (&sums)[ROWS][VALUE_FRAGMENTS],

@@ -11,12 +11,12 @@
 // T: what the threadgroup memory is declared for. Tile: StagedTile, or AsyncTile of async_copy.h.
 template <typename T, typename K, typename V, typename P, template <typename, int, int, int> class Tile>
 struct Stream {
-  static constexpr constant int KEY_BYTES = Leading<K, P::BD>::value * int(sizeof(K));    // of a row of a tile
-  static constexpr constant int VALUE_BYTES = Leading<V, P::BV>::value * int(sizeof(V));  // the same of V
+  static constexpr constant int KEY_BYTES = Leading<K, P::BD>::value * int(sizeof(K));    // bytes of a row of a tile
+  static constexpr constant int VALUE_BYTES = Leading<V, P::BV>::value * int(sizeof(V));
   static constexpr constant int HALF =
       P::BK * (KEY_BYTES > VALUE_BYTES ? KEY_BYTES : VALUE_BYTES) / int(sizeof(T));
 
-  // What is on its way.
+  // A tile on its way: of keys, of values, or none.
   enum Kind { NOTHING, KEYS, VALUES, VALUES_AND_SCALES };
   struct Ahead {
     int kind;
@@ -28,8 +28,8 @@ struct Stream {
   Matrix<K> k;
   Matrix<V> v;
   Halves<T, HALF> halves;
-  threadgroup uint* scales;  // of the keys of a tile, and of its values
-  uint index;                // of this thread
+  threadgroup uint* scales;  // those of the keys of a tile, then those of its values
+  uint index;                // this thread's
 
   void start(Matrix<K> keys, Matrix<V> values, threadgroup T* staged, threadgroup uint* scale_words,
              uint thread_index) thread {
@@ -55,7 +55,7 @@ struct Stream {
     next.keys.load(k, keys, range_of(d * P::BD, P::BD, P::HEAD_DIM), tile_at<K>(halves.ahead()), index);
   }
 
-  // The same of their values; with the first tile come the scales.
+  // Begins to read tile d of the columns of their values; with the first tile come the scales.
   template <typename Captured>
   void read_values(thread Ahead& next, Range keys, int d, const thread LaneRows<P>& rows,
                    const thread Captured& mods) const thread {

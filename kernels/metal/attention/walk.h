@@ -10,10 +10,10 @@
 #include "lane_rows.h"
 #include "../mod/mod.h"
 
-// What is known of a candidate before asking mask_mod. An entry is 4 * tile + state.
+// The states of a candidate, as far as they are known before mask_mod is asked. An entry is 4 * tile + state.
 enum TileState { NO_MASK = 0, ASK = 1, LOOK_UP = 2 };  // LOOK_UP: the edge of a block runs through the tile
 
-// What bounds say of a tile: the values of tile_state.
+// The values of tile_state: what bounds say of a tile.
 enum Bounded { EMPTY = 0, OPEN = 1, WHOLE = 2 };
 
 // BLOCKS, a template argument of the kernel.
@@ -26,7 +26,7 @@ struct KeyTile {
   bool exists;  // false after the last one
   bool live;    // some row of this simdgroup attends to it
   bool masked;  // some row of this simdgroup does not attend to all of it
-  bool asked;   // the survey has left in `kept` what this lane attends to, as Walk::kept has it
+  bool asked;   // the survey has asked mask_mod already: `kept` has this lane's bits, in the order of Walk::kept
   uint kept;
 };
 
@@ -36,7 +36,7 @@ inline uint ballot(bool yes, uint lane) { return metal::simd_or(uint(yes) << lan
 // The runs of a tile of query rows: neighbouring tiles of keys in one state.
 struct TileRuns {
   const device int* ends;     // candidates of this run and those before it
-  const device int* entries;  // of its candidates, less 4 * candidate
+  const device int* entries;  // the entry of each of its candidates, less 4 * candidate
   int count;
 
   // The first run that ends behind the candidate is its own.
@@ -55,17 +55,17 @@ template <typename P, int BLOCKS, typename Captured>
 struct Walk {
   AttentionParams p;
   TileRuns runs;
-  const device uint8_t* states;  // of this batch and head: 0 empty, 1 ask mask_mod, 2 full
+  const device uint8_t* states;  // the blocks of this batch and head: 0 empty, 1 ask mask_mod, 2 full
   threadgroup uint* votes;       // one per simdgroup, twice
-  int turn;                      // which of the two; so one barrier is enough
+  int turn;                      // 0 or 1: the place in use; so one barrier is enough
   int candidates;
   int ahead;  // the first candidate that nothing has been said of
   int base;   // the first one in hand; bits of the words below, and entries in the lanes, are these 32
   int entry_in_lane;
   uint to_visit, live, whole;
-  int last_asked;  // of those in hand, the last one surveyed, and what came out
+  int last_asked;  // the last candidate in hand that was surveyed, and what came out
   uint last_kept;
-  uint stretches, whole_stretches;  // of 32 candidates each, before `ahead`
+  uint stretches, whole_stretches;  // a bit for each stretch of 32 candidates before `ahead`
 
   static constexpr constant bool BOUNDED = HAS_MASK_MOD && BLOCKS == NO_BLOCKS;
   static constexpr constant bool UNSURE = HAS_MASK_MOD || BLOCKS == CUT_TILES;
@@ -130,14 +130,14 @@ struct Walk {
     return bits;
   }
 
-  // What bounds say of neighbouring tiles of keys, the first of which exists.
+  // The state that bounds give neighbouring tiles of keys, the first of which exists.
   int bounded(int tile, int tiles, Range q, const thread LaneRows<P>& rows, const thread Captured& mods)
       const thread {
     int first = tile * P::BK, keys = metal::min(p.kv_len - first, tiles * P::BK);
     return mods.tile_state(rows.b, rows.h, q.first, q.end - 1, first, first + keys - 1);
   }
 
-  // What is known of this lane's candidate, for some rows.
+  // The state that bounds give this lane's candidate, for some rows.
   int bounded_in_lane(Range q, const thread LaneRows<P>& rows, const thread Captured& mods, uint lane)
       const thread {
     int e = BLOCKS != NO_BLOCKS ? entry_in_lane : (base + int(lane)) * 4 + ASK;

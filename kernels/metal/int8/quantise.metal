@@ -9,8 +9,8 @@
 constexpr constant float LEVELS = 127.0f;             // of quant_types.py
 constexpr constant float SMALLEST = 1.50463277e-36f;  // 2^-119, of quant_types.py: what is smaller counts as zero
 
-// What has a scale of its own; and what is done with the mean of a row's group: subtracted from the row, or its product
-// with the row written beside it, the row term.
+// Which rows have a scale of their own; and what is done with the mean of a row's group: it is subtracted from the row,
+// or its product with the row is written beside it, the row term.
 constexpr constant int NOTHING = 0, EACH_ROW = 1, EACH_RUN = 2;
 constexpr constant int NO_MEAN = 0, SUBTRACTED = 1, AS_TERM = 2;
 
@@ -20,11 +20,11 @@ struct QuantiseParams {
   int columns;
   int block;          // rows of a block
   int mean_heads;     // heads / mean_heads neighbouring heads share their means
-  int batches;        // of x, of means, and of groups and runs: that of the grid, or 1
+  int batches;        // those of x, of means, and of groups and runs: as many as the grid has, or 1
   int mean_batches;
   int group_batches;
   int most_runs;      // that any batch has, if own means are asked for
-  float scale;        // of the row term
+  float scale;        // the factor of the row terms
 };
 static_assert(sizeof(QuantiseParams) == 4 * 10, "every field is a word");
 

@@ -72,7 +72,7 @@ def _within_range(smoothing: Smoothing, k: mx.array) -> Smoothing:
 
 
 def _numbers(runs: Runs, batch: int, heads: int) -> mx.array:
-    """Of each row's run, among those of all batches and heads: int32 [batch, heads, rows]."""
+    """The number of each row's run among those of all batches and heads: int32 [batch, heads, rows]."""
     first = mx.arange(batch * heads, dtype=mx.int32).reshape(batch, heads, 1) * runs.most
     return first + runs.of_row[:, None]
 

@@ -85,7 +85,7 @@ struct RowsHeld {
       }
     }
   }
-  // Of what this lane holds.
+  // The largest finite magnitude of what this lane holds.
   float largest() const thread {
     float largest = 0.0f;
     UNROLL
@@ -123,7 +123,7 @@ struct RowsHeld {
 // one barrier is enough for each sum or maximum.
 template <int SIMDGROUPS>
 struct Team {
-  threadgroup float* shared;  // of a half: SIMDGROUPS floats for a maximum, WIDTH * LANES + 1 times that for a sum
+  threadgroup float* shared;  // in each half SIMDGROUPS floats for a maximum, WIDTH * LANES + 1 times that for a sum
   int half_size;
   int turn;
   int simdgroup;
@@ -162,7 +162,7 @@ struct Team {
   }
 };
 
-// Where the neighbours from `first` on that have its number end. numbers: one of a kind per row.
+// The end of the neighbours from `first` on that have the number of `first`. numbers: one for each row.
 inline int end_of_run(const thread Matrix<int>& numbers, int first, int end, uint lane) {
   const int number = *numbers.at(first, 0);
   for (int row = first; row < end; row += LANES) {

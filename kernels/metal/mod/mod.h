@@ -36,7 +36,7 @@ struct Mods {
   // }}
 
   // {{ mask_row
-  // The same of the keys of a lane: bit 2 j + e of key kv_first + 8 j + e, unset from kv_len on.
+  // Which keys of a lane it attends to: bit 2 j + e says so of key kv_first + 8 j + e, and is unset from kv_len on.
   template <int FRAGMENTS>
   uint mask_row(int b, int h, int q_idx, int kv_first, int kv_len) const thread {
     return ~0u;

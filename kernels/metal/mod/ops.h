@@ -77,7 +77,7 @@ inline int to_int(float x) {
 inline float min(float a, float b) { return a != a ? a : a < b ? a : b; }
 inline float max(float a, float b) { return a != a ? a : a > b ? a : b; }
 
-// As CPython's float_divmod, in float32.
+// CPython's float_divmod, in float32.
 inline float mod(float a, float b) {
   float remainder = metal::precise::fmod(a, b);
   if (remainder == 0.0f) return metal::copysign(0.0f, b);

@@ -18,7 +18,7 @@ constexpr constant int ITEMS = 4;
 
 struct Place {
   int b, h, row;
-  int column;  // of the first item
+  int column;  // the first item's
   int step;    // columns from one item to the next
 };
 inline Place place_in(metal::uint3 group, metal::uint3 in_group, metal::uint3 group_size, int heads) {

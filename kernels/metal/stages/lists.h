@@ -3,12 +3,12 @@
 #include "../tile/matrix.h"
 #include "../tile/words.h"
 
-// What every kernel with lists is told of them, behind its own words.
+// The shape of the lists: each kernel that has some reads these words behind its own.
 struct ListParams {
   int mask_batches;  // 1 to broadcast
   int mask_heads;
   int q_blocks;
-  int columns;  // of the lists of partial blocks
+  int columns;  // that the lists of partial blocks have
   int full_columns;
   int q_block;  // rows and columns of a block
   int kv_block;
@@ -51,7 +51,7 @@ inline Lists lists(const device int* kv_num_blocks, const device int* kv_indices
   return all;
 }
 
-// What the lists have for one row of blocks.
+// The part of the lists for one row of blocks.
 inline ListedBlocks listed_blocks(Lists lists, ListParams p, int b, int h, int q_block) {
   int64_t row = (int64_t(metal::min(b, p.mask_batches - 1)) * p.mask_heads + metal::min(h, p.mask_heads - 1)) *
                     p.q_blocks + q_block;

@@ -39,7 +39,7 @@ struct ProductPlan {
   static constexpr constant bool SPARSE = SPARSE_;
 
   static constexpr constant int THREADS = ROW_GROUPS_ * COLUMN_GROUPS_ * LANES;
-  static constexpr constant int ROW_FRAGMENTS = BM_ / ROW_GROUPS_ / FRAGMENT;  // of one simdgroup
+  static constexpr constant int ROW_FRAGMENTS = BM_ / ROW_GROUPS_ / FRAGMENT;  // one simdgroup's
   static constexpr constant int COLUMN_FRAGMENTS = BN_ / COLUMN_GROUPS_ / FRAGMENT;
 
   // A staged tile, as its operand lies: rows, columns, and elements from one row to the next.

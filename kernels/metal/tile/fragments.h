@@ -76,7 +76,7 @@ template <int LD, typename F>
 inline void load_transposed(thread Fragment<F>& f, const threadgroup F* from, LanePlace place) {
   metal::simdgroup_load(f, from, LD, 0, true);
 }
-// The same with a change of type on the way.
+// Loads that change the type on the way.
 template <int LD, typename F, typename T>
 inline void load(thread Fragment<F>& f, const threadgroup T* from, LanePlace place) {
   const threadgroup T* at = from + place.row * LD + place.column;

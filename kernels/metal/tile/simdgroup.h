@@ -2,7 +2,7 @@
 #pragma once
 #include <metal_stdlib>
 
-constexpr constant int LANES = 32;    // of a simdgroup
+constexpr constant int LANES = 32;    // threads of a simdgroup
 constexpr constant int FRAGMENT = 8;  // rows and columns of a simdgroup_matrix
 
 #define UNROLL _Pragma("clang loop unroll(full)")
