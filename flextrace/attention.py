@@ -23,7 +23,6 @@ from .advice.keywords import OF_ATTENTION, knows
 from .block_mask import BlockMask
 from .checks import check_tensors, checked_scale
 from .decorators import MaskMod, ScoreMod, as_mod
-from .notices import FlextraceWarning
 from .options import NO_OPTIONS, Options, options_of
 from .run import run
 
@@ -253,6 +252,3 @@ def _mods(score_mod: Score, block_mask: Mask, query: mx.array, key: mx.array | I
     mods = Mods(score, mask)
     mods.check_sizes((query.shape[0], query.shape[1], query.shape[2], key.shape[2]))
     return mods, blocks
-
-
-__all__ = ["AuxOutput", "AuxRequest", "FlextraceWarning", "flex_attention"]
