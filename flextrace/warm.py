@@ -17,11 +17,11 @@ import mlx.core as mx
 
 from flextrace.cache import Store
 from flextrace.kernels import AttentionCall, Backend, backend_for
-from flextrace.kernels.smoothing import smoothed
 from flextrace.kernels.staged import mask_shape
 
 from .block_mask import create_block_mask
 from .decorators import MaskMod, ScoreMod, bound, title_of
+from .int8.smoothing import smoothed
 from .options import options_of
 from .run import refuse_what_is_not_followed
 

@@ -22,8 +22,8 @@ import flextrace as flex
 from flextrace import MaskMod, QKQuant, ScoreMod, mods
 from flextrace.decorators import bound
 from flextrace.exact import exact_attention, quantised_attention
+from flextrace.int8.smoothing import smoothed
 from flextrace.kernels import BACKENDS, AttentionCall
-from flextrace.kernels.smoothing import smoothed
 from flextrace.show.terminal import output, print_table, working
 
 from .errors import BenchError

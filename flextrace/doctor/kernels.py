@@ -18,8 +18,8 @@ import numpy as np
 
 from flextrace.block_mask import create_block_mask
 from flextrace.decorators import MaskMod, ScoreMod, bound
+from flextrace.int8.smoothing import smoothed
 from flextrace.kernels import BACKENDS, AttentionCall, Backend, QKQuant
-from flextrace.kernels.smoothing import smoothed
 from flextrace.run import attend
 
 from .exactness import after_mods, alibi, causal, compare, exact, same_document, softcap, softmax, tensors

@@ -8,8 +8,9 @@ import mlx.core as mx
 
 from flextrace.kernels.quant_types import LEVELS, SMALLEST, Int8Rows
 from flextrace.kernels.scalars import as_int, name_of, shown
-from flextrace.kernels.smoothing import mean_of_rows
 from flextrace.tracer.errors import with_article
+
+from .smoothing import mean_of_rows
 
 DTYPES = ("float32", "float16", "bfloat16")
 ENOUGH = 64  # tokens for a mean

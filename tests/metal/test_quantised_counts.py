@@ -17,6 +17,7 @@ from metal.simulated import backend, inputs
 from metal.test_counts import broken
 
 import flextrace as flex
+from flextrace.int8.smoothing import smoothing as smoothing_of
 from flextrace.kernels import QKQuant
 from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.metal.attention.plan import plan_for
@@ -24,7 +25,6 @@ from flextrace.kernels.metal.attention.tile_lists import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.metal.generate import kernel_text
 from flextrace.kernels.metal.scoring import Scoring
 from flextrace.kernels.simulator import SimulationError, recording
-from flextrace.kernels.smoothing import smoothing as smoothing_of
 
 # ---- the text and the counts ---------------------------------------------------------------------------------------
 

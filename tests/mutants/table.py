@@ -578,7 +578,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("bool has_mean = means.data && group >= 0;", "bool has_mean = means.data;"),
         ("s.row_scale[i] = unit * p.scale;", "s.row_scale[i] = unit;"),
     ],
-    ("kernels/smoothing.py", "tests/kernels/test_smoothing.py"): [
+    ("flextrace/int8/smoothing.py", "tests/flextrace/int8/test_smoothing.py"): [
         ("agree &= change[first[chosen]] == change[end[chosen] - 1]", "agree &= True"),
         ("agree = row[first_row[chosen]] == key[first_key[chosen]]", "agree = np.ones(chosen.sum(), bool)"),
         ("return None if keys.shape[0] > kv_batch else (rows, keys)", "return rows, keys"),

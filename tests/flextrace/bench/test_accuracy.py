@@ -19,8 +19,8 @@ from flextrace import QKQuant, mods
 from flextrace.bench import accuracy
 from flextrace.cli import app
 from flextrace.exact import exact_attention, quantised_attention
+from flextrace.int8.smoothing import smoothing
 from flextrace.kernels import AttentionCall, backend_for
-from flextrace.kernels.smoothing import smoothing
 
 B, H, L, D = 1, 2, 256, 128
 

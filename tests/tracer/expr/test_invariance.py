@@ -322,7 +322,7 @@ def test_what_keeps_documents_together(mask: Callable[..., Any]) -> None:
 
 
 def test_a_mask_keeps_equal_ids_only() -> None:
-    """On every mask of the zoo in which ids are recognised (starts are checked by value, in kernels/smoothing.py)."""
+    """On every mask of the zoo in which ids are recognised (starts are checked by value, in int8/smoothing.py)."""
     recognised = []
     for entry in zoo.MASK_MODS:
         mask = flex.mask_mod(entry.make(2, 3, 24, 24, np.random.default_rng(3))).bind()

@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from flextrace.kernels.blocks import FULL, Array, Blocks
+from flextrace.kernels.call import AttentionCall
+from flextrace.kernels.quant_types import Smoothing
 from flextrace.tracer import Bound, evaluate
 from flextrace.tracer.expr.invariance import DocumentIds, document_ids
 from flextrace.tracer.expr.node import Expr, leaves
-
-from .blocks import FULL, Array, Blocks
-from .call import AttentionCall
-from .quant_types import Smoothing
 
 REMEMBERED = 16  # maps of documents
 

@@ -16,8 +16,8 @@ from calls import attention_call
 import flextrace as flex
 from flextrace import mods
 from flextrace.exact import exact_attention, quantised_attention
+from flextrace.int8.smoothing import smoothing
 from flextrace.kernels import BACKENDS, AttentionCall, QKQuant, backend_for
-from flextrace.kernels.smoothing import smoothing
 
 RNG = np.random.default_rng(0)
 QUANTISING = [name for name in BACKENDS if backend_for(name, to_run=False).quantises and name != "metal"]
