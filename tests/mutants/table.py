@@ -70,6 +70,17 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ('return apply("not", x) if y is TRUE else x', 'return x if y is TRUE else apply("not", x)'),
         ('decided = y is (FALSE if node.op == "and" else TRUE)', "decided = y is FALSE"),
         ('return FALSE if node.op == "and" else TRUE', 'return TRUE if node.op == "and" else FALSE'),
+        ("        if operand is y:\n            return node.args[0]", "        if operand is y:\n            return y"),
+        ("for operand in (y, *operands[::-1]):", "for operand in (y, *operands):"),
+        (
+            'apply("or" if op == "and" else "and", opposite, _opposite(operand))',
+            "apply(op, opposite, _opposite(operand))",
+        ),
+        (
+            'return apply("or", _simpler("and", holds, mine), other)',
+            'return apply("or", _simpler("or", holds, mine), other)',
+        ),
+        ("node = apply(op, x, y)", "node = apply(op, x, x)"),
         ("return node if simpler is None else simpler", "return x if simpler is None else simpler"),
         ("return yes if condition is TRUE else no", "return no if condition is TRUE else yes"),
         ("if yes is no:", "if yes.op == no.op:"),

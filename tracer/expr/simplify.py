@@ -122,7 +122,7 @@ def boolean_algebra(node: Expr) -> Expr | None:
             return apply(flipped, *x.args)
         if x.op in ("lt", "le") and x.args[0].dtype == "int":  # not (a < b) holds for nan, b <= a does not
             return apply("le" if x.op == "lt" else "lt", x.args[1], x.args[0])
-        return None
+        return _de_morgan(x) if x.op in ("and", "or") else None
     if node.op not in ("and", "or", "xor"):
         return None
     x, y = node.args
@@ -131,9 +131,44 @@ def boolean_algebra(node: Expr) -> Expr | None:
             return apply("not", x) if y is TRUE else x
         decided = y is (FALSE if node.op == "and" else TRUE)
         return y if decided else x
-    if _opposite(x) is y:
-        return FALSE if node.op == "and" else TRUE
-    return None
+    if node.op == "xor":
+        return TRUE if _opposite(x) is y else None
+    opposite = _opposite(y)
+    while True:  # along a chain: x and y and z
+        operand = x.args[1] if x.op == node.op else x
+        if operand is opposite:
+            return FALSE if node.op == "and" else TRUE
+        if operand is y:
+            return node.args[0]
+        if operand is x:
+            return None
+        x = x.args[0]
+
+
+def to_the_left(node: Expr) -> Expr | None:
+    """x and (y and z) -> (x and y) and z; so for `or`: one form for one condition, however it was written."""
+    if node.op not in ("and", "or") or node.args[1].op != node.op:
+        return None
+    x, y = node.args
+    operands = []
+    while y.op == node.op:
+        operands.append(y.args[1])
+        y = y.args[0]
+    for operand in (y, *operands[::-1]):
+        x = _simpler(node.op, x, operand)
+    return x
+
+
+def _de_morgan(x: Expr) -> Expr:
+    """not (x and y) -> not x or not y, along a chain of them."""
+    op, operands = x.op, []
+    while x.op == op:
+        operands.append(x.args[1])
+        x = x.args[0]
+    opposite = _opposite(x)
+    for operand in operands[::-1]:
+        opposite = apply("or" if op == "and" else "and", opposite, _opposite(operand))
+    return opposite
 
 
 def _opposite(x: Expr) -> Expr:
@@ -167,7 +202,20 @@ def _where_of_bools(condition: Expr, yes: Expr, no: Expr) -> Expr | None:
         return apply("or", condition, no) if yes is TRUE else apply("and", _opposite(condition), no)
     if no.op == "const":
         return apply("or", _opposite(condition), yes) if no is TRUE else apply("and", condition, yes)
+    # where(c, p or x, x) -> (c and p) or x; where(c, p and x, x) -> (not c or p) and x; so with the sides exchanged
+    for side, other, holds in ((yes, no, condition), (no, yes, _opposite(condition))):
+        if side.op in ("and", "or") and other in side.args:
+            mine = side.args[0] if side.args[1] is other else side.args[1]
+            if side.op == "or":
+                return apply("or", _simpler("and", holds, mine), other)
+            return apply("and", _simpler("or", _opposite(holds), mine), other)
     return None
+
+
+def _simpler(op: str, x: Expr, y: Expr) -> Expr:
+    """Two simplified parts as one."""
+    node = apply(op, x, y)
+    return _simplify_node(node, node.args)
 
 
 def casts(node: Expr) -> Expr | None:
@@ -209,6 +257,7 @@ RULES: tuple[Rule, ...] = (
     same_operands,
     powers_of_two,
     boolean_algebra,
+    to_the_left,
     where_choices,
     casts,
     negation,

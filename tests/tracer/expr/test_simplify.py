@@ -20,6 +20,7 @@ INTS = (0, 1, -1, 2, -3, 7, 8, 31, 32, -8, 2**31 - 1, -(2**31))
 P = apply("lt", Q_IDX, KV_IDX)
 R = apply("lt", H, KV_IDX)
 X = apply("sqrt", SCORE)
+E = apply("eq", H, const(2))
 L = apply("lt", SCORE, X)  # its opposite is no `le`: both are false of nan
 
 
@@ -92,7 +93,19 @@ SIMPLER: list[tuple[Expr, Expr]] = [
     (binary("or", P, TRUE), TRUE),
     (apply("not", apply("le", Q_IDX, H)), apply("lt", H, Q_IDX)),
     (apply("not", apply("ne", SCORE, X)), apply("eq", SCORE, X)),
+    (apply("not", apply("and", P, L)), apply("or", apply("le", KV_IDX, Q_IDX), apply("not", L))),
+    (apply("not", apply("or", L, E)), apply("and", apply("not", L), apply("ne", H, const(2)))),
+    # chains nest to the left, and say nothing twice
+    (apply("and", P, apply("and", R, E)), apply("and", apply("and", P, R), E)),
+    (apply("or", apply("or", P, R), apply("or", E, L)), apply("or", apply("or", apply("or", P, R), E), L)),
+    (apply("and", apply("and", L, R), L), apply("and", L, R)),
+    (apply("or", apply("or", P, R), apply("le", KV_IDX, Q_IDX)), TRUE),
+    (apply("and", apply("and", P, R), apply("le", KV_IDX, H)), FALSE),
     # where
+    (apply("where", P, apply("or", R, L), L), apply("or", apply("and", P, R), L)),
+    (apply("where", P, apply("and", L, R), L), apply("and", apply("or", apply("le", KV_IDX, Q_IDX), R), L)),
+    (apply("where", L, R, apply("or", R, E)), apply("or", apply("and", apply("not", L), E), R)),
+    (apply("where", L, R, apply("and", E, R)), apply("and", apply("or", L, E), R)),
     (apply("where", TRUE, SCORE, X), SCORE),
     (apply("where", P, SCORE, SCORE), SCORE),
     (apply("where", apply("not", R), SCORE, X), apply("where", apply("le", KV_IDX, H), SCORE, X)),
