@@ -165,6 +165,8 @@ CASES = [
          f"filter() keeps elements by a condition {UNKNOWN}", "make the unwanted ones neutral"),
     Case("endless loop", "while True:\n    if score > 0:\n        break\nreturn score", "while True:",
          "a loop ran 10000 times", "give it an end that plain Python reaches soon"),
+    Case("endless loop of numbers", "n = 1\nwhile n:\n    n += 1\nreturn score", "while n:",
+         "a loop ran 10000 times", "give it an end that plain Python reaches soon"),
     Case("endless recursion", "def f(x):\n    return f(x + 1)\nreturn f(q_idx)", "f(x + 1)",
          "the recursion of f goes too deep, or does not end", "recurse over a Python number with a near end"),
     # ---- branches that disagree
@@ -184,7 +186,7 @@ CASES = [
          "x['a']", "x['a'] is a number or 'b'", "one kind of value"),
     Case("conditional expression", "return 1 if score > 0 else None", "1 if score > 0 else None",
          "this expression is a number or None", "make both sides numbers"),
-    Case("or with a string", "return score or 'a'", "score or 'a'", "this expression is 'a' or a number",
+    Case("or with a string", "return score or 'a'", "score or 'a'", "this expression is a number or 'a'",
          "make both sides numbers"),
     Case("no return on one path", "if score > 0:\n    return score\nelif h == 1:\n    score = 2", "return score",
          "mod returns a value on some paths and None on others",

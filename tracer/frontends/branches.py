@@ -1,16 +1,15 @@
-"""Branches and loops -> exits: which lanes (positions of the score matrix) leave a block where, and with what.
+"""Branches and loops -> ways: which lanes (positions of the score matrix) go where, and how they come together again.
 
-A block ends with the variables of the lanes that fall through, and a list of exits. Branches join by merging
-variables, so that N `if`s in a row cost N merges, not 2^N paths. Shared by all front ends: a block is whatever runs on
-the variables of a frame and says who left.
+Where only the kernel knows a condition, its lanes part (`Fork`), and each side is followed on variables of its own.
+`Lanes` say where some go on; what is done there is done once, on variables merged from all lanes that come there, so
+that N `if`s in a row cost N merges and not 2^N paths. Shared by all front ends: they name the places where lanes go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from .. import semantics as verbs
 from ..errors import Place, Untraceable
@@ -19,123 +18,96 @@ from ..expr.node import FALSE, TRUE, Expr
 from ..semantics import Conflict, Pairs, Tracing
 from .frames import Closure, Frame
 
-Variables = dict[str, Any]
+Variables = dict[Any, Any]
+T = TypeVar("T")
+
+RETURN = "return"  # where lanes go that leave the function; the other places are the front end's own
 
 
-@dataclass(frozen=True)
-class Exit:
-    """Lanes that leave a block: `condition` holds for them among the lanes that no earlier exit took.
+@dataclass(eq=False)
+class Lanes:
+    """Lanes that go on at one place.
 
-    value: what a return gives; the variables at a break or continue.
-    place: where in the user's source they leave.
-    since: containers made before this time must not change in the lanes that stay.
+    to: the place.
+    variables: what they hold there.
+    since: containers made before this time must not change while these lanes wait.
+    value, origin: what a return gives, and where in the user's source.
+    then: what became of them, once they went on.
     """
 
-    kind: Literal["return", "break", "continue"]
+    to: Hashable
+    variables: Variables
+    since: int
+    value: Any = None
+    origin: Place | None = None
+    known: bool | None = None
+    then: Way | None = None
+
+
+@dataclass(eq=False)
+class Fork:
+    """Lanes that part: those for which `condition` holds go one way, the others another.
+
+    since: when they parted.
+    """
+
     condition: Expr
-    value: Any
-    place: Place
+    yes: Way
+    no: Way
     since: int
 
-    def where(self, condition: Expr) -> Exit:
-        """The lanes for which also `condition` holds."""
-        return replace(self, condition=both(condition, self.condition))
 
-    def excluding(self, condition: Expr) -> Exit:
-        return self if condition is FALSE else self.where(otherwise(condition))
+Way = Lanes | Fork
 
 
-Block = Callable[[], list[Exit]]  # runs on the variables of a frame, and leaves those of the lanes that stay
+def waiting(way: Way) -> list[Lanes]:
+    """The lanes that have not gone on, in the order of the source."""
+    found: list[Lanes] = []
+    seen: set[int] = set()
+    stack = [way]
+    while stack:
+        node = _now(stack.pop())
+        if isinstance(node, Lanes):
+            if id(node) not in seen:
+                found.append(node)
+        elif id(node) not in seen:
+            stack += (node.no, node.yes)
+        seen.add(id(node))
+    return found
 
 
-# ---- conditions --------------------------------------------------------------------------------------------------
+def go_on(lanes: Iterable[Lanes], way: Way) -> None:
+    """Lanes went on, this way."""
+    for some in lanes:
+        some.then = way
 
 
-def both(a: Expr, b: Expr) -> Expr:
-    if a is TRUE or b is FALSE:
-        return b
-    return a if b is TRUE or a is FALSE else build.logical("and", a, b)
+def then(frame: Frame, way: Way, to: Hashable, block: Callable[[], Way]) -> None:
+    """The lanes that wait at `to` go on with a block, on the variables of the function."""
+    lanes = waiting(way)
+    here, others = [some for some in lanes if some.to == to], [some for some in lanes if some.to != to]
+    if here:
+        t, home = frame.tracing, frame.home
+        home.variables = merged(t, way, here) if not others else dict(merged(t, way, here))
+        since = t.since
+        t.since = max([since, *(some.since for some in others)])
+        go_on(here, block())
+        t.since = since
 
 
-def either(a: Expr, b: Expr) -> Expr:
-    if a is FALSE or b is TRUE:
-        return b
-    return a if b is FALSE or a is TRUE else build.logical("or", a, b)
+def part(condition: Expr, yes: Way, no: Way, since: int) -> Way:
+    """Lanes part."""
+    if condition.op == "not":
+        return Fork(condition.args[0], no, yes, since)
+    return Fork(condition, yes, no, since)
 
 
-def otherwise(condition: Expr) -> Expr:
-    """The lanes for which a condition does not hold."""
-    return build.logical_not(condition)
-
-
-# ---- expressions that some lanes evaluate ---------------------------------------------------------------------------
-
-
-@contextmanager
-def only_where(condition: Expr, frame: Frame) -> Iterator[None]:
-    """Evaluate an operand for some lanes only: a walrus inside assigns there, no container may change."""
-    home, t = frame.home, frame.tracing
-    before, since = dict(home.variables), t.since
-    t.since = verbs.tick(t)
-    yield
-    t.since = since
-    for name, after in home.variables.items():
-        # A name new here is read only where it was assigned: elsewhere Python itself would fail.
-        if name in before and before[name] is not after:
-            home.variables[name] = verbs.choose(t, condition, after, before[name], name)
-
-
-def joined(t: Tracing, condition: Expr, a: Any, b: Any) -> Any:
-    """The value of `a if condition else b`."""
-    value = verbs.choose(t, condition, a, b, "this expression")
-    if isinstance(value, Conflict):
-        raise Untraceable(value.reason, "make both sides numbers")
-    return verbs.made(t, value)
-
-
-def decided(t: Tracing, op: Literal["and", "or"], value: Any, going_on: Expr, other: Any) -> Any:
-    """The value of `value op other`, where only the kernel knows `value`; `going_on`: it did not decide."""
-    value = verbs.number(value)
-    if value.dtype == "bool" and (isinstance(other, bool) or (isinstance(other, Expr) and other.dtype == "bool")):
-        return build.logical(op, value, other)
-    return joined(t, going_on, other, value)
-
-
-def chained(a: Any, b: Any) -> Any:
-    """`a and b` for the links of a comparison chain, of which `a` did not decide."""
-    return b if a is True else build.logical("and", a, b)
-
-
-# ---- blocks --------------------------------------------------------------------------------------------------------
-
-
-def all_left(exits: list[Exit]) -> bool:
-    """Whether no lane falls through."""
-    return bool(exits) and exits[-1].condition is TRUE
-
-
-def ending(exits: list[Exit]) -> list[Exit]:
-    """The exits of a block that no lane falls through: the last takes all that are left."""
-    return [*exits[:-1], replace(exits[-1], condition=TRUE)]
-
-
-def leave(frame: Frame, exits: list[Exit], left: list[Exit]) -> bool:
-    """Add those who left to the exits of a block; whether any lane stays in it."""
-    exits += left
-    is_empty = all_left(exits)
-    if not (is_empty and all(exit.kind == "return" for exit in exits)):
-        _keep_returned(frame, exits)
-    if not is_empty:
-        frame.tracing.since = max(frame.tracing.since, *(exit.since for exit in left))
-    return not is_empty
-
-
-def _keep_returned(frame: Frame, exits: list[Exit]) -> None:
+def keep_returned(frame: Frame, live: list[Lanes], left: list[Lanes]) -> None:
     """Where other lanes go on, what some have returned must stay as it is."""
-    for exit in exits:
-        if exit.kind == "return":
-            verbs.keep_all(frame.tracing, exit.value, "that some positions have returned already")
-            for function in _closures_in(exit.value):
+    for some in left:
+        if some.to == RETURN and any(other.to != RETURN for other in live):
+            verbs.keep_all(frame.tracing, some.value, "that some positions have returned already")
+            for function in _closures_in(some.value):
                 if function.frame.home is frame:
                     raise Untraceable(
                         f"{function.name} is returned under a condition known only inside the kernel",
@@ -149,135 +121,181 @@ def _closures_in(value: Any) -> list[Closure]:
     return [closure for part in verbs.parts_of(value) for closure in _closures_in(part)]
 
 
-def returned(frame: Frame, exits: list[Exit]) -> Any:
-    """The value of a call: the first exit whose condition holds; falling off the end gives None."""
-    if not exits or (not all_left(exits) and all(exit.value is None for exit in exits)):
+def returned(frame: Frame, way: Way) -> Any:
+    """The value of a call: of the lanes that returned; falling off the end gives None."""
+    t = frame.tracing
+    ends = waiting(way)
+    if all(some.value is None for some in ends):
         return None
-    if not all_left(exits):
-        error = Untraceable(
-            f"{frame.name} returns a value on some paths and None on others",
-            "end the function with a `return` for the remaining positions",
-        )
-        error.places.append(exits[-1].place)
-        raise error
-    result = exits[-1].value
-    for exit in reversed(exits[:-1]):
-        result = verbs.choose(frame.tracing, exit.condition, exit.value, result, "the returned value")
-        if isinstance(result, Conflict):
-            error = Untraceable(result.reason, "return one kind of value on every path")
-            error.places.append(exit.place)
+    for some in ends:
+        if some.to != RETURN:
+            error = Untraceable(
+                f"{frame.name} returns a value on some paths and None on others",
+                "end the function with a `return` for the remaining positions",
+            )
+            error.places += [other.origin for other in ends if other.to == RETURN and other.origin is not None][-1:]
             raise error
-    return verbs.made(frame.tracing, result)
+
+    def chosen(fork: Fork, yes: tuple[Any, Place | None], no: tuple[Any, Place | None]) -> tuple[Any, Place | None]:
+        value = verbs.choose(t, fork.condition, yes[0], no[0], "the returned value")
+        if isinstance(value, Conflict):
+            error = Untraceable(value.reason, "return one kind of value on every path")
+            error.places += [place for place in (yes[1], no[1]) if place is not None][:1]
+            raise error
+        return value, yes[1]
+
+    shape = _shape(way, *{some.to for some in ends})
+    assert shape is not None
+    return verbs.made(t, _fold(shape, lambda some: (some.value, some.origin), chosen)[0])
 
 
-# ---- branches ------------------------------------------------------------------------------------------------------
+# ---- lanes come together ---------------------------------------------------------------------------------------------
 
 
-def join(t: Tracing, condition: Expr, yes: Variables, no: Variables, since: int | None = None) -> Variables:
-    """The variables after `if condition: yes else: no`.
+def merged(t: Tracing, way: Way, lanes: Sequence[Lanes]) -> Variables:
+    """The variables of lanes: of all that wait at one place, on a way that they came."""
+    if len(lanes) == 1:
+        return lanes[0].variables
+    way = _now(way)
+    assert isinstance(way, Fork)
+    yes, no = _now(way.yes), _now(way.no)
+    if isinstance(yes, Lanes) and isinstance(no, Lanes):  # an `if`, and nobody left
+        return _joined(t, way, yes.variables, no.variables)
+    shape = _shape(way, lanes[0].to)
+    assert shape is not None
+    return _fold(shape, lambda some: some.variables, lambda fork, yes, no: _joined(t, fork, yes, no))
 
-    since: when the branches began, where `yes` and `no` are all that holds what was made in them.
+
+def _shape(way: Way, *places: Hashable) -> Way | None:
+    """The way without lanes that go elsewhere, and without forks that make no difference: two that lead to equal
+    lanes are one fork with `and` or `or` between their conditions."""
+
+    def kept(fork: Fork, yes: Way | None, no: Way | None) -> Way | None:
+        if yes is None or no is None:
+            return no if yes is None else yes
+        return fork if yes is fork.yes and no is fork.no else Fork(fork.condition, yes, no, fork.since)
+
+    there = _fold(way, lambda some: some if some.to in places else None, kept)
+    return None if there is None else _fold(there, lambda some: some, _simpler, _in_a_row)
+
+
+def _in_a_row(fork: Fork) -> Fork:
+    """A fork and those that follow, as long as they share a side: as `a and b and c` parts lanes."""
+    c, yes, no = fork.condition, fork.yes, fork.no
+    while True:
+        if isinstance(yes, Fork) and _alike(yes.no, no):
+            c, yes = both(c, yes.condition), _now(yes.yes)
+        elif isinstance(yes, Fork) and _alike(yes.yes, no):
+            c, yes = both(c, otherwise(yes.condition)), _now(yes.no)
+        elif isinstance(no, Fork) and _alike(no.yes, yes):
+            c, no = either(c, no.condition), _now(no.no)
+        elif isinstance(no, Fork) and _alike(no.no, yes):
+            c, no = either(c, otherwise(no.condition)), _now(no.yes)
+        else:
+            return fork if c is fork.condition else Fork(c, yes, no, fork.since)
+
+
+def _simpler(fork: Fork, yes: Way, no: Way) -> Way:
+    """A fork whose sides are as simple as they get."""
+    if _alike(yes, no):
+        return yes
+    if isinstance(yes, Fork) and isinstance(no, Fork):
+        if _alike(yes.yes, no.yes) and _alike(yes.no, no.no):
+            return Fork(build.where(fork.condition, yes.condition, no.condition), yes.yes, yes.no, fork.since)
+        if _alike(yes.yes, no.no) and _alike(yes.no, no.yes):
+            condition = build.where(fork.condition, yes.condition, otherwise(no.condition))
+            return Fork(condition, yes.yes, yes.no, fork.since)
+    return _in_a_row(Fork(fork.condition, yes, no, fork.since))
+
+
+def _alike(a: Way, b: Way) -> bool:
+    """Whether lanes go on at one place with the same variables."""
+    a, b = _now(a), _now(b)
+    if a is b:
+        return True
+    if not (isinstance(a, Lanes) and isinstance(b, Lanes)) or a.to != b.to or a.to == RETURN:
+        return False
+    x, y = a.variables, b.variables
+    return x is y or (x.keys() == y.keys() and all(value is y[name] for name, value in x.items()))
+
+
+def _fold(
+    way: Way, leaf: Callable[[Lanes], T], fork: Callable[[Fork, T, T], T], first: Callable[[Fork], Fork] | None = None
+) -> T:
+    """From the lanes that wait up to the first fork; what two forks lead to is looked at once.
+
+    first: what a fork is taken for, before its sides are looked at.
     """
-    merged: Variables = {}
+    known: dict[int, T] = {}
+    taken: dict[int, Fork] = {}
+    stack = [way]
+    while stack:
+        node = _now(stack[-1])
+        if id(node) in known:
+            stack.pop()
+        elif isinstance(node, Lanes):
+            known[id(node)] = leaf(node)
+            stack.pop()
+        else:
+            if first is not None and id(node) not in taken:
+                taken[id(node)] = first(node)
+            as_taken = taken.get(id(node), node)
+            sides = [_now(as_taken.yes), _now(as_taken.no)]
+            missing = [side for side in sides if id(side) not in known]
+            if missing:
+                stack += reversed(missing)
+            else:
+                known[id(node)] = fork(as_taken, known[id(sides[0])], known[id(sides[1])])
+                stack.pop()
+    return known[id(_now(way))]
+
+
+def _now(way: Way) -> Way:
+    while isinstance(way, Lanes) and way.then is not None:
+        way = way.then
+    return way
+
+
+def _joined(t: Tracing, fork: Fork, yes: Variables, no: Variables) -> Variables:
+    """The variables after `if condition: yes else: no`; a value without a name is that of an expression."""
+    if yes is no:
+        return yes
+    after: Variables = {}
     pairs: Pairs = {}
     for name in [*yes, *(name for name in no if name not in yes)]:
         if name in yes and name in no:
-            merged[name] = verbs.made(t, verbs.merge(t, condition, yes[name], no[name], name, pairs))
+            if yes[name] is no[name]:
+                after[name] = yes[name]
+                continue
+            shown = name if isinstance(name, str) else "this expression"
+            value = verbs.made(t, verbs.merge(t, fork.condition, yes[name], no[name], shown, pairs))
+            if isinstance(value, Conflict) and not isinstance(name, str):
+                value = Conflict(shown, value.reason, "make both sides numbers")
+            after[name] = value
         else:
             reason = f"{name} has a value on some paths only, depending on a condition known inside the kernel"
-            merged[name] = Conflict(name, reason, f"give {name} a value before the `if`")
-    verbs.settle_pairs(t, pairs, since)
-    return merged
+            after[name] = Conflict(name, reason, f"give {name} a value before the `if`")
+    verbs.settle_pairs(t, pairs, fork.since)
+    return after
 
 
-def fork(frame: Frame, condition: Expr, yes: Block, no: Block) -> list[Exit]:
-    """Run both sides of an `if` whose condition only the kernel knows, each on its own copy of the variables."""
-    before, since = frame.variables, frame.tracing.clock
-    after_yes, yes_exits = _branch(frame, yes, before)
-    after_no, no_exits = _branch(frame, no, before)
-    exits = [exit.where(condition) for exit in yes_exits]
-    # Where every lane of the `if` side has left, "otherwise" is implied by the order of the exits.
-    exits += no_exits if all_left(yes_exits) else [exit.excluding(condition) for exit in no_exits]
-    if all_left(yes_exits) and all_left(no_exits):
-        return ending(exits)
-    if all_left(no_exits):
-        frame.variables = after_yes
-    elif all_left(yes_exits):
-        frame.variables = after_no
-    else:
-        frame.variables = join(frame.tracing, condition, after_yes, after_no, since)
-    return exits
+# ---- conditions ------------------------------------------------------------------------------------------------------
 
 
-def _branch(frame: Frame, block: Block, before: Variables) -> tuple[Variables, list[Exit]]:
-    t = frame.tracing
-    since = t.since
-    t.since = verbs.tick(t)
-    frame.variables = dict(before)
-    try:
-        exits = block()
-        return frame.variables, exits
-    finally:
-        t.since = since
-        frame.variables = before
+def both(a: Expr, b: Expr) -> Expr:
+    """`a and b`."""
+    if a is TRUE or b is FALSE:
+        return b
+    return a if b is TRUE or a is FALSE else build.logical("and", a, b)
 
 
-class Loop:
-    """Keeps apart, over the iterations of a loop, the lanes that left it."""
+def either(a: Expr, b: Expr) -> Expr:
+    """`a or b`."""
+    if a is FALSE or b is TRUE:
+        return b
+    return a if b is FALSE or a is TRUE else build.logical("or", a, b)
 
-    def __init__(self, frame: Frame) -> None:
-        self.frame: Frame = frame
-        self.broken: Expr = FALSE  # lanes that broke in an earlier iteration
-        self.breaks: list[Exit] = []
-        self.returns: list[Exit] = []
-        self.ended: bool = False  # no lane is left in the loop
 
-    def step(self, body: Block) -> bool:
-        """One iteration; False when no lane goes on.
-
-        A lane that left counts no more, so an exit must exclude only those earlier ones that it would override:
-        a break those that continued in this iteration, a return also those that broke.
-        """
-        t = self.frame.tracing
-        since = t.since
-        exits = body()
-        t.since = max([since, *(exit.since for exit in exits if exit.kind != "continue")])
-        continued = FALSE
-        continues: list[Exit] = []
-        for exit in exits:
-            if exit.kind == "continue":
-                continues.append(exit)
-                continued = either(continued, exit.condition)
-            elif exit.kind == "break":
-                self.breaks.append(exit.excluding(continued))
-                self.broken = either(self.broken, self.breaks[-1].condition)
-            else:
-                self.returns.append(exit.excluding(continued).excluding(self.broken))
-        self.ended = all_left(exits)
-        for exit in reversed(continues):
-            if self.ended:
-                self.frame.variables, self.ended = exit.value, False
-            else:
-                self.frame.variables = join(t, exit.condition, exit.value, self.frame.variables)
-        return not self.ended
-
-    def finish(self, orelse: Block | None = None) -> list[Exit]:
-        """The exits of the loop, after which the frame goes on. `orelse` runs in the lanes that did not break."""
-        t = self.frame.tracing
-        exits = self.returns
-        ended = self.ended
-        if orelse is not None and not ended:
-            since = t.since
-            if self.breaks:
-                t.since = verbs.tick(t)
-            left = orelse()
-            t.since = since
-            ended = all_left(left)
-            exits = exits + [exit.excluding(self.broken) for exit in left]
-        after = None if ended else self.frame.variables
-        for exit in reversed(self.breaks):
-            after = exit.value if after is None else join(t, exit.condition, exit.value, after)
-        if after is None:
-            return ending(exits)
-        self.frame.variables = after
-        return exits
+def otherwise(condition: Expr) -> Expr:
+    """The lanes for which a condition does not hold."""
+    return condition.args[0] if condition.op == "not" else build.logical_not(condition)

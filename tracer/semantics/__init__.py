@@ -38,7 +38,7 @@ anything else is the Python object itself. What has no meaning raises `Untraceab
 | `merge`, `settle_pairs` | `choose` for several variables at once: containers that they share stay shared |
 
 `Conflict` is what a variable holds where no value can be chosen: reading it raises `conflict.refuse()`. `Callback` is a
-callable that belongs to the trace. What leaves a block, and how branches come together, is in `frontends.branches`; the
+callable that belongs to the trace. Where lanes go on, and how they come together, is in `frontends.branches`; the
 scope of a function, its names and arguments, is in `frontends.frames`. A new front end calls these three and nothing
 else of the tracer's meaning.
 """

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ... import semantics as verbs
@@ -14,9 +15,11 @@ from ...expr.node import Expr
 from ...porting.advice import Ported, WrittenCall
 from ...semantics import Conflict, UnknownText
 from ...source.find import FunctionNode, Source
-from ..branches import chained, decided, joined, only_where, otherwise
+from ..branches import Lanes, Way, merged, part, then, waiting
 from ..frames import Call, Closure, Frame, Parameters, assign_in_expression, lookup, super_arguments
 
+YES, NO, GO, DECIDED = "yes", "no", "go", "decided"  # where lanes wait within an expression
+VALUE = 0  # the same; and what its value is called among the variables: no name, as on a stack
 BINARY_SYMBOLS: dict[type[ast.operator], str] = {
     ast.Add: "+",
     ast.Sub: "-",
@@ -105,55 +108,131 @@ def _unary(node: ast.UnaryOp, frame: SourceFrame) -> Any:
     return verbs.unary(frame.tracing, UNARY_SYMBOLS[type(node.op)], value)
 
 
-def _logical(node: ast.BoolOp, frame: SourceFrame) -> Any:
-    """`a and b` gives an operand, as in Python; later operands count only where the first did not decide."""
-    is_and = isinstance(node.op, ast.And)
-    t = frame.tracing
-    first, *rest = node.values
-    value = value_of(first, frame)
-    for operand in rest:
-        truth = verbs.truth(t, value)
-        if not isinstance(truth, Expr):
-            if truth is not is_and:
-                return value
-            value = value_of(operand, frame)
-            continue
-        going_on = truth if is_and else otherwise(truth)
-        with only_where(going_on, frame):
-            other = verbs.number(value_of(operand, frame))
-        value = decided(t, "and" if is_and else "or", value, going_on, other)
+def _chosen(node: ast.BoolOp | ast.IfExp | ast.Compare, frame: SourceFrame) -> Any:
+    """The value of an expression that evaluates only some of its operands."""
+    t, home = frame.tracing, frame.home
+    way = _ways(node, frame)
+    lanes = waiting(way)
+    if len(lanes) == 1:
+        home.variables = lanes[0].variables
+        return lanes[0].value
+    for some in lanes:
+        some.variables = {**some.variables, VALUE: some.value}
+    variables = dict(merged(t, way, lanes))
+    value = variables.pop(VALUE)
+    home.variables = variables
     return value
 
 
-def _compare(node: ast.Compare, frame: SourceFrame) -> Any:
-    left = value_of(node.left, frame)
-    t = frame.tracing
-    result: Any = True
-    for op, operand in zip(node.ops, node.comparators, strict=True):
-        if isinstance(result, Expr):
-            with only_where(result, frame):
-                right = value_of(operand, frame)
-        else:
-            right = value_of(operand, frame)
-        link = verbs.compare(t, COMPARE_SYMBOLS[type(op)], left, right)
-        if len(node.ops) == 1:
-            return link
-        result = chained(result, link if isinstance(link, Expr) else verbs.truth(t, link))
-        if result is False:
-            return False
-        left = right
-    return result
+def _ways(node: ast.expr, frame: SourceFrame) -> Way:
+    """Lanes that wait at `VALUE`, each with its value, as Python comes there."""
+    if isinstance(node, ast.IfExp):
+        way = test_of(node.test, frame)
+        then(frame, way, YES, partial(_ways, node.body, frame))
+        then(frame, way, NO, partial(_ways, node.orelse, frame))
+        return way
+    if isinstance(node, ast.Compare) and len(node.ops) > 1:
+        links = _links(node, frame)
+        return _until_decided([partial(_next_link, links, frame)] * len(node.ops), True, frame)
+    if isinstance(node, ast.BoolOp):
+        operands = [partial(_operand, operand, frame) for operand in node.values]
+        return _until_decided(operands, isinstance(node.op, ast.And), frame)
+    return _leaf(value_of(node, frame), frame)
 
 
-def _conditional(node: ast.IfExp, frame: SourceFrame) -> Any:
-    truth = verbs.truth(frame.tracing, value_of(node.test, frame))
+def _operand(node: ast.expr, frame: SourceFrame) -> Way:
+    """Of `and` within `or` the lanes are kept apart: it is known of each whether it decides."""
+    return _ways(node, frame) if isinstance(node, ast.BoolOp) else _leaf(value_of(node, frame), frame)
+
+
+def _next_link(links: Iterator[Any], frame: SourceFrame) -> Way:
+    return _leaf(next(links), frame)
+
+
+def _leaf(value: Any, frame: SourceFrame) -> Way:
+    return Lanes(VALUE, frame.home.variables, verbs.tick(frame.tracing), value)
+
+
+def _until_decided(operands: Sequence[Callable[[], Way]], is_and: bool, frame: SourceFrame) -> Way:
+    first, *rest = operands
+    way = first()
+    for operand in rest:
+        for some in waiting(way):
+            if some.to == VALUE:
+                _decide(some, is_and, frame)
+        then(frame, way, GO, operand)
+        for some in waiting(way):
+            if some.to == DECIDED:
+                some.to = VALUE
+    return way
+
+
+def _decide(some: Lanes, is_and: bool, frame: SourceFrame) -> None:
+    """Whether the value of these lanes decides `and` (where it is false) or `or` (where it is true)."""
+    t, value = frame.tracing, some.value
+    truth = some.known if some.known is not None else verbs.truth(t, value)
     if not isinstance(truth, Expr):
-        return value_of(node.body if truth else node.orelse, frame)
-    with only_where(truth, frame):
-        yes = value_of(node.body, frame)
-    with only_where(otherwise(truth), frame):
-        no = value_of(node.orelse, frame)
-    return joined(frame.tracing, truth, yes, no)
+        some.to, some.known = (GO, None) if truth is is_and else (DECIDED, truth)
+        return
+    is_bool = isinstance(value, Expr) and value.dtype == "bool"
+    decided = Lanes(DECIDED, some.variables, verbs.tick(t), not is_and if is_bool else value, known=not is_and)
+    going = Lanes(GO, some.variables, decided.since)
+    some.then = part(truth, going, decided, some.since) if is_and else part(truth, decided, going, some.since)
+
+
+def _links(node: ast.Compare, frame: SourceFrame) -> Iterator[Any]:
+    """The links of a comparison chain, one after the other."""
+    left = value_of(node.left, frame)
+    for op, operand in zip(node.ops, node.comparators, strict=True):
+        right = value_of(operand, frame)
+        yield verbs.compare(frame.tracing, COMPARE_SYMBOLS[type(op)], left, right)
+        left = right
+
+
+def test_of(node: ast.expr, frame: SourceFrame) -> Way:
+    """Lanes that wait at `YES` and `NO`: where a condition leads."""
+    if isinstance(node, ast.BoolOp):
+        on, operands = YES if isinstance(node.op, ast.And) else NO, node.values
+        way = test_of(operands[0], frame)
+        for operand in operands[1:]:
+            then(frame, way, on, partial(test_of, operand, frame))
+        return way
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        way = test_of(node.operand, frame)
+        for some in waiting(way):
+            some.to = NO if some.to == YES else YES
+        return way
+    if isinstance(node, ast.IfExp):
+        way = test_of(node.test, frame)
+        for some in waiting(way):
+            some.to = (some.to, "first")
+        then(frame, way, (YES, "first"), partial(test_of, node.body, frame))
+        then(frame, way, (NO, "first"), partial(test_of, node.orelse, frame))
+        return way
+    if isinstance(node, ast.Compare) and len(node.ops) > 1:
+        links = _links(node, frame)
+        way = _tested(next(links), frame)
+        for _ in node.ops[1:]:
+            then(frame, way, YES, partial(_next_test, links, frame))
+        return way
+    return _tested(value_of(node, frame), frame)
+
+
+def _next_test(links: Iterator[Any], frame: SourceFrame) -> Way:
+    return _tested(next(links), frame)
+
+
+def _tested(value: Any, frame: SourceFrame) -> Way:
+    t = frame.tracing
+    truth, variables, since = verbs.truth(t, value), frame.home.variables, t.clock
+    if not isinstance(truth, Expr):
+        return Lanes(YES if truth else NO, variables, verbs.tick(t))
+    now = verbs.tick(t)
+    return part(truth, Lanes(YES, variables, now), Lanes(NO, variables, now), since)
+
+
+def _compare(node: ast.Compare, frame: SourceFrame) -> Any:
+    return next(_links(node, frame)) if len(node.ops) == 1 else _chosen(node, frame)
 
 
 def _named(node: ast.NamedExpr, frame: SourceFrame) -> Any:
@@ -453,9 +532,9 @@ EXPRESSIONS: dict[type[ast.AST], Callable[[Any, SourceFrame], Any]] = {
     ast.Name: _name,
     ast.BinOp: _binary,
     ast.UnaryOp: _unary,
-    ast.BoolOp: _logical,
+    ast.BoolOp: _chosen,
     ast.Compare: _compare,
-    ast.IfExp: _conditional,
+    ast.IfExp: _chosen,
     ast.NamedExpr: _named,
     ast.Attribute: _attribute,
     ast.Subscript: _item,

@@ -12,14 +12,26 @@ from typing import Any
 from ... import semantics as verbs
 from ...captures.paths import Path
 from ...errors import Untraceable
-from ...expr.node import TRUE, Expr
+from ...expr.node import Expr
 from ...semantics import Tracing
 from ...source.find import source_of
-from ..branches import Exit, Loop, fork, leave, returned
+from ..branches import RETURN, Lanes, Way, go_on, keep_returned, merged, returned, then, waiting
 from ..frames import Call, Closure, defaults_of
-from .expressions import BINARY_SYMBOLS, SourceFrame, assign, defaults_in, inner_frame, scope_of, value_of
+from .expressions import (
+    BINARY_SYMBOLS,
+    NO,
+    YES,
+    SourceFrame,
+    assign,
+    defaults_in,
+    inner_frame,
+    scope_of,
+    test_of,
+    value_of,
+)
 
 MAX_ITERATIONS = 10_000
+FALL, BREAK, CONTINUE = "fall", "break", "continue"
 UNSUPPORTED: dict[str, tuple[str, str]] = {  # statement -> keyword, remedy
     "Try": ("try", "a kernel raises nothing: test the condition with `if`"),
     "TryStar": ("try", "a kernel raises nothing: test the condition with `if`"),
@@ -48,24 +60,50 @@ def follow(t: Tracing, function: types.FunctionType, path: Path, args: list[Any]
         return returned(frame, block(source.node.body, frame))
 
 
-def block(statements: list[ast.stmt], frame: SourceFrame) -> list[Exit]:
-    """Run statements; the exits end with a condition TRUE when no lane falls through."""
-    exits: list[Exit] = []
+def block(statements: list[ast.stmt], frame: SourceFrame) -> Way:
+    """Run statements; where their lanes go on: at `FALL` behind the last."""
+    t, base = frame.tracing, frame.tracing.since
+    whole: Way | None = None
+    here: Way | None = None  # where the lanes parted that the next statement joins
+    entering: list[Lanes] = []
     for statement in statements:
-        try:
-            run = STATEMENTS.get(type(statement))
-            if run is None:
-                kind = type(statement).__name__
-                keyword, remedy = UNSUPPORTED.get(kind, (kind.lower(), "use if, for, assignments and return"))
-                raise Untraceable(f"the statement `{keyword}` has no meaning in a mod", remedy)
-            left = run(statement, frame)
-            if left and not leave(frame, exits, left):
+        if here is not None:
+            lanes = waiting(here)
+            entering = [some for some in lanes if some.to == FALL]
+            if not entering:
                 break
-        except Untraceable as error:
-            if not error.places:
-                error.places.append(frame.source.place(statement))
-            raise
-    return exits
+            t.since = max([t.since, *(some.since for some in lanes if some.to != FALL)])
+            frame.variables = dict(merged(t, here, entering))
+            here = None
+        way = _run(statement, frame)
+        if way is not None:
+            go_on(entering, way)
+            whole, here, entering = whole or way, way, []
+    if here is None:
+        way = Lanes(FALL, frame.variables, verbs.tick(t))
+        go_on(entering, way)
+        whole = whole or way
+    t.since = base
+    assert whole is not None
+    return whole
+
+
+def _run(statement: ast.stmt, frame: SourceFrame) -> Way | None:
+    try:
+        run = STATEMENTS.get(type(statement))
+        if run is None:
+            kind = type(statement).__name__
+            keyword, remedy = UNSUPPORTED.get(kind, (kind.lower(), "use if, for, assignments and return"))
+            raise Untraceable(f"the statement `{keyword}` has no meaning in a mod", remedy)
+        way = run(statement, frame)
+        if way is not None:
+            lanes = waiting(way)
+            keep_returned(frame, lanes, lanes)
+        return way
+    except Untraceable as error:
+        if not error.places:
+            error.places.append(frame.source.place(statement))
+        raise
 
 
 def _expression(node: ast.Expr, frame: SourceFrame) -> None:
@@ -151,31 +189,31 @@ def _raise(node: ast.Raise, frame: SourceFrame) -> None:
 # ---- leaving a block, branches, loops ------------------------------------------------------------------------------
 
 
-def _return(node: ast.Return, frame: SourceFrame) -> list[Exit]:
+def _return(node: ast.Return, frame: SourceFrame) -> Way:
     value = None if node.value is None else value_of(node.value, frame)
-    return [Exit("return", TRUE, value, frame.source.place(node), frame.entry)]
+    return Lanes(RETURN, {}, frame.entry, value, frame.source.place(node))
 
 
-def _break(node: ast.Break, frame: SourceFrame) -> list[Exit]:
-    return [Exit("break", TRUE, dict(frame.variables), frame.source.place(node), verbs.tick(frame.tracing))]
+def _break(node: ast.Break, frame: SourceFrame) -> Way:
+    return Lanes(BREAK, frame.variables, verbs.tick(frame.tracing))
 
 
-def _continue(node: ast.Continue, frame: SourceFrame) -> list[Exit]:
-    return [Exit("continue", TRUE, dict(frame.variables), frame.source.place(node), verbs.tick(frame.tracing))]
+def _continue(node: ast.Continue, frame: SourceFrame) -> Way:
+    return Lanes(CONTINUE, frame.variables, verbs.tick(frame.tracing))
 
 
-def _if(node: ast.If, frame: SourceFrame) -> list[Exit]:
-    truth = verbs.truth(frame.tracing, value_of(node.test, frame))
-    if isinstance(truth, Expr):
-        return fork(frame, truth, partial(block, node.body, frame), partial(block, node.orelse, frame))
-    return block(node.body if truth else node.orelse, frame)
+def _if(node: ast.If, frame: SourceFrame) -> Way:
+    way = test_of(node.test, frame)
+    then(frame, way, YES, partial(block, node.body, frame))
+    then(frame, way, NO, partial(block, node.orelse, frame))
+    return way
 
 
-def _for(node: ast.For, frame: SourceFrame) -> list[Exit]:
+def _for(node: ast.For, frame: SourceFrame) -> Way:
     return _loop(node, frame, verbs.iterate(frame.tracing, value_of(node.iter, frame)))
 
 
-def _while(node: ast.While, frame: SourceFrame) -> list[Exit]:
+def _while(node: ast.While, frame: SourceFrame) -> Way:
     return _loop(node, frame, _tests(node, frame))
 
 
@@ -193,22 +231,37 @@ def _tests(node: ast.While, frame: SourceFrame) -> Iterable[None]:
         yield
 
 
-def _loop(node: ast.For | ast.While, frame: SourceFrame, items: Iterable[Any]) -> list[Exit]:
-    since = frame.tracing.since
-    loop = Loop(frame)
+def _loop(node: ast.For | ast.While, frame: SourceFrame, items: Iterable[Any]) -> Way:
+    t, base = frame.tracing, frame.tracing.since
+    whole = Lanes(FALL, frame.variables, verbs.tick(t))
+    entering = [whole]
+    breaks: list[Lanes] = []
     for count, item in enumerate(items):
         if count == MAX_ITERATIONS:
             raise Untraceable(f"a loop ran {MAX_ITERATIONS} times", "give it an end that plain Python reaches soon")
         if isinstance(node, ast.For):
             assign(node.target, item, frame)
-        if not loop.step(partial(block, node.body, frame)):
+        way = block(node.body, frame)
+        go_on(entering, way)
+        lanes = waiting(way)
+        entering = [some for some in lanes if some.to in (FALL, CONTINUE)]
+        for some in entering:
+            some.to = FALL
+        breaks += [some for some in lanes if some.to == BREAK]
+        if not entering:
             break
-    exits = loop.finish(partial(block, node.orelse, frame) if node.orelse else None)
-    frame.tracing.since = since
-    return exits
+        t.since = max([t.since, *(some.since for some in lanes if some.to != FALL)])
+        frame.variables = dict(merged(t, way, entering))
+    if entering:
+        end = block(node.orelse, frame) if node.orelse else Lanes(FALL, frame.variables, verbs.tick(t))
+        go_on(entering, end)
+    for some in breaks:
+        some.to = FALL
+    t.since = base
+    return whole
 
 
-STATEMENTS: dict[type[ast.AST], Callable[[Any, SourceFrame], list[Exit] | None]] = {
+STATEMENTS: dict[type[ast.AST], Callable[[Any, SourceFrame], Way | None]] = {
     ast.Expr: _expression,
     ast.Pass: _pass,
     ast.Assign: _assign,
