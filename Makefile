@@ -9,7 +9,7 @@ EXTRA := $(shell if [ "$$(uname)" = Darwin ]; then echo; elif nvidia-smi >/dev/n
 EDITABLE := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet
 LOWEST := $(VENV)-lowest
 
-.PHONY: demo test test-long test-lowest mutants lint bench clean
+.PHONY: demo test test-long test-lowest test-pythons mutants lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flextrace demo
@@ -29,6 +29,10 @@ test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -n 2 -k "import or readme or help or version or half_precision or fork" \
 	  tests/flextrace/test_import.py tests/test_readme.py tests/flextrace/commands/test_cli.py tests/flextrace/test_attention.py
 
+# Bytecode differs by version: the readers of functions under every Python from 3.10 to 3.14 that is found here.
+test-pythons: $(VENV)/.dev
+	$(BIN)/python tests/pythons.py "$(EXTRA)"
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,7 +46,7 @@ bench: $(VENV)/.dev
 	$(BIN)/flextrace bench
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-* build dist *.egg-info
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("flextrace needs Python 3.10 or later" if sys.version_info < (3, 10) else 0)'

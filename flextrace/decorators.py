@@ -156,7 +156,7 @@ class Mod:
         what smoothed keys mean for it.
         """
         trace, _, numbers = self.bind()
-        lines = [repr(self), "", *trace.source().splitlines(), "", "expression:"]
+        lines = [repr(self), "", *trace.source().splitlines(), "", f"read from its {trace.reader}", "", "expression:"]
         lines += [f"  {line}" for line in repr(trace.expr).splitlines()]
         lines += [f"  array{i} = {a.name} ({a.element}, {a.ndim} dimensions)" for i, a in enumerate(trace.arrays)]
         lines += [f"  number{i} = {n.name} ({n.dtype}, read at every call)" for i, n in enumerate(trace.numbers)]

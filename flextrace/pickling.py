@@ -14,8 +14,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flextrace.tracer import PYTHON, Bound, Expr, emit
+from flextrace.tracer import Bound, Expr, function_text
 from flextrace.tracer.expr.node import rebuild
+from flextrace.tracer.source.signature import ARGUMENTS
 
 _RENAMED = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "atan2": "arctan2"}
 _RENAMED |= {"asinh": "arcsinh", "acosh": "arccosh", "atanh": "arctanh"}
@@ -29,7 +30,6 @@ _NAMES: dict[str, Any] = {
     "exp2": np.exp2,
     "trunc": np.trunc,
 }
-ARGUMENTS = {"score_mod": "score, b, h, q_idx, kv_idx", "mask_mod": "b, h, q_idx, kv_idx"}
 
 
 def global_name(thing: Any, module: str, name: str) -> str | None:
@@ -45,12 +45,10 @@ def global_name(thing: Any, module: str, name: str) -> str | None:
 
 def rendered(bound: Bound) -> tuple[str, dict[str, Any]]:
     """A function of the same expression, as text, and the captured values that it names."""
-    emitted = emit(bound.trace.expr, PYTHON)
-    lines = [f"def mod({ARGUMENTS[bound.trace.kind]}):", *(f"    {line}" for line in emitted.statements)]
+    text = function_text("mod", ARGUMENTS[bound.trace.kind], bound.trace.expr)
     values = {f"array{slot}": array for slot, array in enumerate(bound.arrays)}
     values |= {f"number{slot}": number for slot, number in enumerate(bound.numbers)}
-    text = "\n".join([*lines, f"    return {emitted.result}", ""])
-    return re.sub(r"\b(inf|nan)\b", r'float("\1")', text), values
+    return re.sub(r"\b(inf|nan)\b", r'float("\1")', text + "\n"), values
 
 
 def canonical(bound: Bound) -> tuple[Expr, list[Any], list[bool | int | float]]:

@@ -27,7 +27,7 @@ tracer/bounds/
 tracer/emit/
 tracer/semantics/
 tracer/frontends/
-tracer/frontends/syntax/
+tracer/frontends/syntax/ tracer/frontends/bytecode/
 tracer/
 cache/
 

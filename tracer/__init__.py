@@ -7,12 +7,12 @@ from .captures.guards import ArrayCapture, NumberCapture, Start
 from .emit.cpp import CPP
 from .emit.emit import Emitted, Language, emit
 from .emit.metal import METAL
-from .emit.python import PYTHON, show
+from .emit.python import PYTHON, function_text, show
 from .errors import Place, TraceError, Untraceable
 from .expr.evaluate import evaluate
 from .expr.node import OPS, Expr, leaves
 from .expr.simplify import simplify
-from .source.find import source_of
+from .source.find import NoSource, source_of
 from .source.signature import Kind, count_parameters, name_of, underlying
 from .trace import Bound, Formula, Trace, Traces, trace
 
@@ -28,6 +28,7 @@ __all__ = [
     "Formula",
     "Kind",
     "Language",
+    "NoSource",
     "NumberCapture",
     "Place",
     "Start",
@@ -38,6 +39,7 @@ __all__ = [
     "count_parameters",
     "emit",
     "evaluate",
+    "function_text",
     "leaves",
     "name_of",
     "show",

@@ -21,6 +21,7 @@ class Place:
     """A span of the user's source: 1-based line, 0-based columns.
 
     text: the line as it was when the function was read; None for what the file has now.
+    columns: those of the source where `text` is its instructions; 0-based, the second is behind the span.
     """
 
     filename: str
@@ -29,6 +30,7 @@ class Place:
     column: int = 0
     end_column: int | None = None
     text: str | None = None
+    columns: tuple[int, int] | None = None
 
     def excerpt(self) -> str:
         text = linecache.getline(self.filename, self.line) if self.text is None else self.text
@@ -46,7 +48,8 @@ class Place:
         return f"    {text.strip()}\n    {caret}"
 
     def __str__(self) -> str:
-        head = f"  {shown_file(self.filename)}, line {self.line}, in {self.function}"
+        columns = "" if self.columns is None else f", columns {self.columns[0] + 1} to {self.columns[1]}"
+        head = f"  {shown_file(self.filename)}, line {self.line}{columns}, in {self.function}"
         excerpt = self.excerpt()
         return f"{head}\n{excerpt}" if excerpt else head
 

@@ -6,6 +6,7 @@ made anew when a check (a type, a length, a number that decided a branch) no lon
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import types
@@ -18,14 +19,16 @@ from . import semantics as verbs
 from .bounds.array_sizes import ArraySizes, Sizes
 from .captures.guards import ArrayCapture, NumberCapture, Reads
 from .captures.recorder import Recorder
+from .emit.python import function_text
 from .errors import Place, TraceError, Untraceable, with_article
 from .expr.build import cast
 from .expr.node import AT_CALL, KV_IDX, Q_IDX, SCORE, B, Expr, H, const, leaves, rebuild, walk
 from .expr.simplify import simplify
-from .frontends.syntax.statements import follow
 from .locks import renew_at_fork
+from .reader import Reader, follow, reader_of
 from .semantics.numbers import by_python
 from .semantics.tracing import Tracing
+from .source.find import NoSource
 from .source.render import canonical_source
 from .source.signature import ARGUMENTS, Kind, check_parameters, name_of, underlying
 
@@ -45,9 +48,12 @@ class Formula:
     code_ref: weakref.ref[types.CodeType] | None = field(default=None, compare=False)
 
     def source(self) -> str:
-        """The user's function as canonical text; empty where its code is gone."""
+        """The user's function as canonical text; where its text is not known, its expression as a function."""
         code = None if self.code_ref is None else self.code_ref()
-        return "" if code is None else canonical_source(code)
+        if code is not None:
+            with contextlib.suppress(NoSource):
+                return canonical_source(code)
+        return function_text(self.name, ARGUMENTS[self.kind], self.expr)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Trace:
 
     arrays, numbers: the captures by slot, as `load` and `param` nodes number them.
     volatile: the mod calls Python code whose result may change, so it is traced anew at every call.
+    reader: what it was read from: the source of the function, or its bytecode where there is none.
     code_ref: refers to the code of the function, without keeping it alive: a cell that is run again makes another.
     """
 
@@ -66,6 +73,7 @@ class Trace:
     numbers: tuple[NumberCapture, ...]
     reads: Reads
     volatile: bool
+    reader: Reader = "source"
     code_ref: weakref.ref[types.CodeType] | None = field(default=None, compare=False)
 
     @property
@@ -126,7 +134,7 @@ def trace(function: Callable[..., Any], kind: Kind) -> Trace:
 
 
 def _trace(function: Any, kind: Kind, name: str) -> Trace:
-    t, python = verbs.begin(follow), underlying(function)  # the front end: what is called is read from its source
+    t, python = verbs.begin(follow), underlying(function)
     recorder = t.recorder
     recorder.remember(function, recorder.root)
     symbols: list[Any] = [SCORE, B, H, Q_IDX, KV_IDX]
@@ -150,6 +158,7 @@ def _trace(function: Any, kind: Kind, name: str) -> Trace:
             *([numbers.index(slot) for slot in slots if slot in numbers] for slots in (divisors, counts)),
         ),
         recorder.volatile,
+        "source" if python is None else reader_of(python.__code__),
         None if python is None else weakref.ref(python.__code__),
     )
 

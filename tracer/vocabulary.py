@@ -93,6 +93,11 @@ def vocabulary() -> str:
         _table(("captured", "what becomes of it"), _captures()),
         "## What is refused, and what to write instead",
         _table(("refused", "instead"), _refused()),
+        "## Functions without source",
+        "Where the text of a function is nowhere (a prompt, `python -c`, `exec`, a `.pyc`) or is another by now, its "
+        "bytecode is read, in CPython 3.10 to 3.14: the same expressions by the same rules. `mod.inspect()` says which "
+        "was read. What differs:",
+        _table(("from the source", "from the bytecode"), _from_bytecode()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -187,6 +192,16 @@ def _refused() -> Iterable[tuple[str, str]]:
         f"functions and arrays of {_code(sorted(FOREIGN))}",
         "what the error names: `mx.tanh(score)`, `mx.array(t.numpy())`",
     )
+
+
+def _from_bytecode() -> Iterable[tuple[str, str]]:
+    yield "`match` on values", "read, as the comparisons that it became"
+    yield "`try` around nothing", "gone"
+    yield "`with`", "refused once what it opens was opened"
+    yield "`while` on what only the kernel knows", "refused later, unless it ends for another reason"
+    yield "`(x if c else y) + 1`, `x + 1 if c else y + 1`", "in Python 3.10 one and the same: an equal expression"
+    yield "`return` alone on some paths", "the same as an end without `return`"
+    yield "errors", "show the instructions of a line for its text, and call a foreign function by its own name"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,18 @@ from flextrace.kernels.loading import state as kernel_state
 from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.kernels.simulator import Report, SimulationError
 from flextrace.kernels.spec import Formulas, KernelSpec
-from flextrace.tracer import Bound, Kind, Trace, TraceError, Untraceable, leaves, name_of, source_of, underlying
+from flextrace.tracer import (
+    Bound,
+    Kind,
+    NoSource,
+    Trace,
+    TraceError,
+    Untraceable,
+    leaves,
+    name_of,
+    source_of,
+    underlying,
+)
 from flextrace.tracer.source.signature import wrapped
 
 from .cells import mask_cells
@@ -102,12 +113,17 @@ def blocks_html(mask: BlockMask) -> str:
 
 
 def user_source(mod: Mod) -> str:
-    """The mod's source as its author wrote it; empty where there is none to be found."""
+    """The mod's source as its author wrote it; where that is not known, its expression as a function."""
     python = underlying(wrapped(mod))
     try:
         return "" if python is None else source_of(python.__code__).text
     except Untraceable:
         return ""
+    except NoSource:
+        try:
+            return mod.trace().source()
+        except TraceError:
+            return ""
 
 
 # ---- parts of a mod's display ----------------------------------------------------------------------------------------

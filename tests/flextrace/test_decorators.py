@@ -114,6 +114,8 @@ def test_inspect_shows_every_stage() -> None:
         '    """ALiBi."""',
         "    return score + slopes[h] * (kv_idx - q_idx)",
         "",
+        "read from its source",
+        "",
         "expression:",
         "  score + (array0[h] * float((kv_idx - q_idx)))",
         "  array0 = slopes (float32, 1 dimensions)",

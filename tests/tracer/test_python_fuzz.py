@@ -110,11 +110,13 @@ def run(seeds: range) -> dict[str, int]:
     return {outcome: outcomes.count(outcome) for outcome in ("equal", "refused", "python")}
 
 
+@pytest.mark.any_reason
 def test_random_python_is_followed_or_refused() -> None:
     counts = run(range(300))
     assert counts["equal"] > 60 and counts["refused"] > 30, counts
 
 
+@pytest.mark.any_reason
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(10))
 def test_random_python_is_followed_or_refused_long(part: int) -> None:

@@ -8,7 +8,6 @@ import gc
 import itertools
 import math
 import operator
-import random
 import threading
 from collections import namedtuple
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from agreement import agrees, called, traced
+from control_flow import Writer
 from steps import steps
 
 import flextrace as flex
@@ -835,49 +835,6 @@ def test_a_method_decorated_in_its_class() -> None:
 # ---- random control flow -------------------------------------------------------------------------------------
 
 
-class Writer:
-    """Random statements around loops that lanes leave in every way."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.loops = 0
-
-    def condition(self) -> str:
-        names = ["q_idx", "kv_idx", "h", "x", "y", *(f"i{n}" for n in range(self.loops))]
-        a, b = self.random.choice(names), self.random.choice([*names, "1", "3"])
-        text = f"({a} + {b}) % {self.random.choice((2, 3, 4))} {self.random.choice(('==', '!=', '<', '>'))} 1"
-        if self.random.random() < 0.2:
-            text = f"{text} {self.random.choice(('and', 'or'))} {self.condition()}"
-        return f"not ({text})" if self.random.random() < 0.1 else text
-
-    def block(self, depth: int, indent: str) -> list[str]:
-        return [line for _ in range(self.random.randint(1, 3)) for line in self.statement(depth, indent)]
-
-    def statement(self, depth: int, indent: str) -> list[str]:
-        choices = ["update", "update", "if", "if", "leave", "walrus"] + ["for"] * (self.loops < 2)
-        kind = self.random.choice(choices if depth else ["update"])
-        if kind == "update":
-            name, other = self.random.choice("xy"), self.random.choice(["x", "y", "q_idx", "kv_idx", "h", "1"])
-            return [f"{indent}{name} = ({name} * 2 + {other}) % 97"]
-        if kind == "walrus":
-            return [f"{indent}y = (x := x + 1) if {self.condition()} else (y := y + 2) - 1"]
-        if kind == "leave":
-            way = self.random.choice(["break", "continue", "return x * 100 + y"] if self.loops else ["return x - y"])
-            return [f"{indent}if {self.condition()}:", *self.block(0, indent + "    "), f"{indent}    {way}"]
-        if kind == "if":
-            lines = [f"{indent}if {self.condition()}:", *self.block(depth - 1, indent + "    ")]
-            if self.random.random() < 0.5:
-                lines += [f"{indent}else:", *self.block(depth - 1, indent + "    ")]
-            return lines
-        lines = [f"{indent}for i{self.loops} in range({self.random.randint(1, 4)}):"]
-        self.loops += 1
-        lines += self.block(depth - 1, indent + "    ")
-        self.loops -= 1
-        if self.random.random() < 0.4:
-            lines += [f"{indent}else:", *self.block(depth - 1, indent + "    ")]
-        return lines
-
-
 @pytest.mark.parametrize("seed", range(60))
 def test_random_control_flow(seed: int) -> None:
     writer = Writer(seed)
@@ -998,6 +955,7 @@ def test_threads_build_identical_nodes() -> None:
     assert len(results) == 8 and all(result is results[0] for result in results)
 
 
+@pytest.mark.one_reader
 def test_print_runs_while_tracing(capsys: pytest.CaptureFixture[str]) -> None:
     def chatty(score, b, h, q_idx, kv_idx):
         print("distance", q_idx - kv_idx)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..expr.node import Expr, print_by
 from .c_family import FUNCTIONS, INFIX
 from .emit import Language, emit
@@ -41,6 +43,20 @@ def show(root: Expr) -> str:
     """The expression in Python's notation: one line, or named intermediates above the result."""
     emitted = emit(root, PYTHON)
     return "\n".join([*emitted.statements, emitted.result])
+
+
+def function_text(name: str, arguments: Sequence[str], expr: Expr) -> str:
+    """An expression as a Python function of its own, without a line break at its end.
+
+    Example:
+        >>> from flextrace.tracer.expr.node import KV_IDX, Q_IDX, apply
+        >>> print(function_text("causal", ("b", "h", "q_idx", "kv_idx"), apply("le", KV_IDX, Q_IDX)))
+        def causal(b, h, q_idx, kv_idx):
+            return kv_idx <= q_idx
+    """
+    emitted = emit(expr, PYTHON)
+    head = f"def {name if name.isidentifier() else 'mod'}({', '.join(arguments)}):"
+    return "\n".join([head, *(f"    {line}" for line in emitted.statements), f"    return {emitted.result}"])
 
 
 print_by(show)

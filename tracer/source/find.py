@@ -15,15 +15,15 @@ import types
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import Place, Untraceable, shown_file
+from ..errors import Place
 from .magics import texts_of_magics
 from .signature import check_plain
 
 FunctionNode = ast.FunctionDef | ast.Lambda
-_HELP = (
-    "define the function in a file or notebook cell; for a function made by exec, register its text: "
-    "linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)"
-)
+
+
+class NoSource(LookupError):
+    """The text of a function is nowhere, or is another by now: `args` are its name and file."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def source_of(code: types.CodeType) -> Source:
     """The source of the function that `code` belongs to.
 
     Raises:
-        Untraceable: there is no source, it is a generator or coroutine, or the text changed since the import.
+        NoSource: there is none, or the text changed since the import.
+        Untraceable: it is a generator or coroutine.
     """
     return _source_of(code, code.co_filename)  # equal functions of two cells are equal codes
 
@@ -91,13 +92,7 @@ def _source_of(code: types.CodeType, filename: str) -> Source:
         if node is not None:
             first = _first_line(node)
             return Source(filename, name, node, first, tuple(text[first - 1 : node.end_lineno]))
-    if not lines or filename == "<string>":  # an exec made it; "<string>" is also the program of `python -c`
-        raise Untraceable(f'the source of {name} is not available (file "{filename}")', _HELP)
-    file = shown_file(filename).removeprefix("File ")
-    raise Untraceable(
-        f"line {code.co_firstlineno} of {file} no longer holds the source of {name}",
-        "reload the module (or restart the notebook kernel) after editing it",
-    )
+    raise NoSource(name, filename)
 
 
 def _module_of(filename: str) -> dict[str, Any] | None:

@@ -559,6 +559,7 @@ def test_a_property_that_makes_objects() -> None:
     assert call.made == 1
 
 
+@pytest.mark.one_reader
 def test_a_property_that_never_gives_the_same() -> None:
     fresh = Fresh()
     with pytest.raises(tracer.TraceError, match="what it captures is another object at every look"):

@@ -1,0 +1,72 @@
+"""The readers of functions under every Python that this machine has: `make test-pythons`.
+
+Bytecode is another with every version of CPython, so the tests of the front ends run under all of 3.10 to 3.14 that are
+found: on the path, under pyenv, or by uv. Each gets an environment of its own beside that of `make test`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+VERSIONS = tuple(f"3.{minor}" for minor in range(10, 15))
+TESTS = ("tests/tracer/frontends", "tests/tracer/test_trace.py", "tests/tracer/semantics")
+
+
+def found(version: str) -> Path | None:
+    """The interpreter of a version, if it runs."""
+    places = [shutil.which(f"python{version}")]
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    places += sorted(map(str, pyenv.glob(f"{version}.*/bin/python")))
+    if uv := shutil.which("uv"):
+        asked = subprocess.run([uv, "python", "find", version], capture_output=True, text=True, check=False)
+        places.append(asked.stdout.strip() or None)
+    for place in filter(None, places):
+        said = subprocess.run(
+            [place, "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if said.stdout.strip() == version:
+            return Path(place)
+    return None
+
+
+def environment(version: str, interpreter: Path, extra: str) -> Path:
+    """The Python of an environment that has flextrace and what the tests need."""
+    folder = ROOT / f".venv-{version}"
+    python, done = folder / "bin" / "python", folder / ".installed"
+    if not done.exists() or done.stat().st_mtime < (ROOT / "pyproject.toml").stat().st_mtime:
+        subprocess.run([interpreter, "-m", "venv", "--clear", folder], check=True)
+        wanted = ["-e", f".[{extra}]", "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ipython"]
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *wanted], check=True, cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+        done.touch()
+    return python
+
+
+def main(extra: str) -> int:
+    ran, failed = [], []
+    for version in VERSIONS:
+        interpreter = found(version)
+        if interpreter is None:
+            continue
+        python = environment(version, interpreter, extra)
+        tests = [python, "-m", "pytest", "-n", "2", "-m", "not long", "-p", "no:cacheprovider", *TESTS]
+        ran.append(version)
+        if subprocess.run(tests, cwd=ROOT, check=False).returncode:
+            failed.append(version)
+    missing = [version for version in VERSIONS if version not in ran]
+    print(f"the front ends ran under Python {', '.join(ran)}" + f"; not found: {', '.join(missing)}" * bool(missing))
+    if failed:
+        print(f"failed under {', '.join(failed)}")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,249 @@
+"""Steps -> flow: blocks, the order in which lanes that part come together again, and loops.
+
+A compiler copies the end of a function to where it is reached from; such copies become one block again, so that what
+follows an `if` is read once, as it was written.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from .decode import Step, decode
+
+ENDS = ("return", "raise", "refused")  # after these nothing follows
+
+
+@dataclass(eq=False)
+class Block:
+    """Steps that are done one after the other, and where they lead.
+
+    after: the blocks that may follow: of a branch the one jumped to comes first; of a loop's `next` the end does.
+    order: a block comes after all that lead to it, but for the jumps back of loops.
+    loop: the loop that this block is the head of.
+    """
+
+    steps: list[Step]
+    after: list[Block] = field(default_factory=list)
+    order: int = -1
+    loop: Loop | None = None
+
+    @property
+    def last(self) -> Step | None:
+        return self.steps[-1] if self.steps else None
+
+
+@dataclass(eq=False)
+class Loop:
+    """A loop: its first block, to which some of its blocks jump back, and all of its blocks."""
+
+    head: Block
+    blocks: set[Block]
+
+
+def flow_of(code: types.CodeType) -> Block:
+    """The first block of a function's code, and from there all others."""
+    return _flow_of(code)
+
+
+@lru_cache(maxsize=512)
+def _flow_of(code: types.CodeType) -> Block:
+    entry = _blocks(decode(code))
+    _join_copies(entry)
+    _order(entry)
+    return entry
+
+
+def _blocks(steps: list[Step]) -> Block:
+    """Cut steps into blocks at every target of a jump and after every jump."""
+    starts = {0}
+    for index, step in enumerate(steps):
+        if step.target is not None:
+            starts |= {step.target, index + 1}
+        elif step.do in (*ENDS, "yield"):
+            starts.add(index + 1)
+    cuts = sorted(start for start in starts if start < len(steps))
+    blocks = {start: Block(steps[start:end]) for start, end in zip(cuts, [*cuts[1:], len(steps)], strict=True)}
+    for start, block in blocks.items():
+        last, following = block.steps[-1], start + len(block.steps)
+        if last.target is not None:
+            block.after.append(blocks[last.target])
+        if last.do == "jump":
+            block.steps.pop()
+        elif last.do not in ENDS and following in blocks:
+            block.after.append(blocks[following])
+    return blocks[0]
+
+
+def reachable(entry: Block) -> list[Block]:
+    """The blocks in depth-first postorder."""
+    done: list[Block] = []
+    seen = {entry}
+    stack = [(entry, iter(entry.after))]
+    while stack:
+        block, after = stack[-1]
+        for following in after:
+            if following not in seen:
+                seen.add(following)
+                stack.append((following, iter(following.after)))
+                break
+        else:
+            done.append(block)
+            stack.pop()
+    return done
+
+
+# ---- copies ------------------------------------------------------------------------------------------------
+
+
+def _join_copies(entry: Block) -> None:
+    """Make one block of the equal ends of blocks that lead to the same place."""
+    changed = True
+    while changed:
+        changed = False
+        groups: dict[object, list[Block]] = {}
+        for block in reachable(entry):
+            if block.steps and (not block.after or len(block.after) == 1):
+                groups.setdefault((*map(id, block.after), block.steps[-1].do, block.steps[-1].span), []).append(block)
+        for group in groups.values():
+            for i, a in enumerate(group):
+                for b in group[i + 1 :]:
+                    if a is not b and (count := _equal_end(a, b)):
+                        _share_end(entry, a, b, count)
+                        changed = True
+                        break
+                if changed:
+                    break
+            if changed:
+                break
+
+
+def _equal_end(a: Block, b: Block) -> int:
+    """How many steps at the end are the same."""
+    if a.after != b.after:
+        return 0
+    count = 0
+    for x, y in zip(reversed(a.steps), reversed(b.steps), strict=False):
+        if x.span.line is None or not x.same_as(y):
+            break
+        count += 1
+    return count
+
+
+def _share_end(entry: Block, a: Block, b: Block, count: int) -> None:
+    """Let `a` and `b` go on in one block for their last `count` steps."""
+    if count == len(a.steps) and a is not entry:
+        shared = a
+    elif count == len(b.steps) and b is not entry:
+        a, b, shared = b, a, b
+    else:
+        shared = Block(a.steps[-count:], a.after)
+        a.steps, a.after = a.steps[:-count], [shared]
+    b.steps, b.after = b.steps[:-count], [shared]
+
+
+# ---- order and loops ---------------------------------------------------------------------------------------
+
+
+def _order(entry: Block) -> None:
+    """Number the blocks, and find the loops: jumps back to a block through which every way leads."""
+    depths = _depths(entry)
+    blocks = _numbered(entry)
+    before: dict[Block, list[Block]] = {block: [] for block in blocks}
+    for block in blocks:
+        for following in block.after:
+            before[following].append(block)
+    loops = []
+    for block in blocks:
+        backs = [origin for origin in before[block] if origin.order >= block.order]
+        if backs:
+            inside = _loop_blocks(block, backs, before)
+            block.loop = Loop(block, inside | _ways_out(entry, block, inside))
+            loops.append(block.loop)
+    for loop in loops:
+        if loop.head.last is not None and loop.head.last.do == "next":
+            _end_with_iterator(loop, loops, depths)
+    _numbered(entry)
+
+
+def _numbered(entry: Block) -> list[Block]:
+    blocks = reachable(entry)[::-1]
+    for number, block in enumerate(blocks):
+        block.order = number
+    return blocks
+
+
+def _depths(entry: Block) -> dict[Block, int]:
+    """How many values lie on the stack where a block begins."""
+    depths = {entry: 0}
+    stack = [entry]
+    while stack:
+        block = stack.pop()
+        depth = depths[block] + sum(step.grows[0] for step in block.steps[:-1])
+        for number, following in enumerate(block.after):
+            if following not in depths:
+                jumps = block.last is not None and block.last.target is not None and number == 0
+                depths[following] = depth + (block.last.grows[jumps] if block.last is not None else 0)
+                stack.append(following)
+    return depths
+
+
+def _end_with_iterator(loop: Loop, loops: list[Loop], depths: dict[Block, int]) -> None:
+    """A `for` loop ends where its iterator is taken off the stack; a block that does it and more is cut there."""
+    depth = depths[loop.head]
+    for block in list(loop.blocks):
+        if depths[block] < depth:
+            loop.blocks.discard(block)
+            continue
+        now = depths[block]
+        for count, step in enumerate(block.steps, 1):
+            now += step.grows[0]
+            following = [step.do for step in block.steps[count:]]
+            if (
+                following
+                and following[-1] == "return"
+                and all(do in ("pop", "swap", "rotate") for do in following[:-1])
+            ):
+                break  # what is returned was computed within
+            if now < depth and following:
+                rest = Block(block.steps[count:], block.after)
+                block.steps, block.after = block.steps[:count], [rest]
+                depths[rest] = now
+                for other in loops:
+                    if other is not loop and block in other.blocks:
+                        other.blocks.add(rest)
+                break
+
+
+def _loop_blocks(head: Block, backs: Iterable[Block], before: dict[Block, list[Block]]) -> set[Block]:
+    inside = {head}
+    stack = [block for block in backs if block is not head]
+    while stack:
+        block = stack.pop()
+        if block not in inside:
+            inside.add(block)
+            stack += before[block]
+    return inside
+
+
+def _ways_out(entry: Block, head: Block, inside: set[Block]) -> set[Block]:
+    """The blocks that only lanes reach which leave the loop from within: what an iteration does before a `break` or
+    `return`. Of a loop that ends in no other way it is not known where it ends."""
+    if all(block in inside for block in head.after):
+        outside = _reachable_without(entry, {head})
+        return set(reachable(head)) - outside if outside & {b for block in inside for b in block.after} else set()
+    outside = _reachable_without(entry, {block for block in head.after if block in inside})
+    return set(reachable(head)) - outside
+
+
+def _reachable_without(entry: Block, left_out: set[Block]) -> set[Block]:
+    found: set[Block] = set()
+    stack = [entry]
+    while stack:
+        block = stack.pop()
+        if block not in found and block not in left_out:
+            found.add(block)
+            stack += block.after
+    return found
