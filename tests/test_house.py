@@ -179,3 +179,9 @@ def test_no_folder_is_crowded() -> None:
     crowded = {folder for folder, number in count.items() if number > FLAT}
     assert crowded - CROWDED == set(), f"a folder of more than {FLAT} files does not say where you are: give it rooms"
     assert CROWDED - crowded == set(), "these are crowded no more: strike them"
+
+
+def test_tests_lie_in_folders_of_the_library() -> None:
+    tests = [path.relative_to(ROOT / "tests") for top in TOPS for path in (ROOT / "tests" / top).rglob("*.py")]
+    assert tests
+    assert {path.parent.as_posix() for path in tests if not (ROOT / path.parent).is_dir()} == set()
