@@ -67,7 +67,7 @@ class AuxOutput:
     intermediates: Mapping[str, mx.array] | None = None
 
 
-Aux = tuple[mx.array, AuxOutput]
+NOTHING, LSE = AuxRequest(), AuxRequest(lse=True)
 KernelOptions = Mapping[str, Any] | None
 Score = ScoreMod | ScoreFunction | None
 Mask = BlockMask | MaskMod | MaskFunction | None
@@ -212,8 +212,8 @@ def flex_attention(
     options = NO_OPTIONS if kernel_options is None else options_of(kernel_options, key)
     _check_intermediates(aux, options)
     mods, blocks = _mods(score_mod, block_mask, query, key)
-    asked = {"want_lse": aux.lse, "want_max": aux.max_scores, **options.asked}
-    result = run(AttentionCall.of(query, key, value, factor, mods, blocks, **asked), options.backend)
+    call = AttentionCall.of(query, key, value, factor, mods, blocks, aux.lse, aux.max_scores, **options.asked)
+    result = run(call, options.backend)
     if return_aux is not None:
         return result.out, AuxOutput(result.lse, result.max_scores, result.intermediates if aux.intermediates else None)
     return result.out if result.lse is None else (result.out, result.lse)
@@ -225,7 +225,7 @@ def _by_products(return_lse: bool, return_aux: AuxRequest | None) -> AuxRequest:
         raise ValueError("return_lse and return_aux exclude each other; write return_aux=AuxRequest(lse=True)")
     if return_aux is not None and not isinstance(return_aux, AuxRequest):
         raise TypeError(f"return_aux takes an AuxRequest, not {with_article(type(return_aux).__name__)}")
-    return return_aux or AuxRequest(lse=return_lse)
+    return return_aux or (LSE if return_lse else NOTHING)
 
 
 def _check_intermediates(aux: AuxRequest, options: Options) -> None:

@@ -20,25 +20,30 @@ Rows = mx.array | Int8Rows
 
 def check_tensors(query: mx.array, key: Rows, value: Rows, enable_gqa: bool) -> None:
     """Raises TypeError or ValueError unless q, k and v fit together."""
+    shapes = []
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if isinstance(tensor, Int8Rows) and name != "query":
+        if not isinstance(tensor, mx.array):
+            if isinstance(tensor, Int8KV):
+                raise TypeError(f"{name} is an Int8KV; pass its rows: flex_attention(query, cache.key, cache.value)")
+            if name == "query" or not isinstance(tensor, Int8Rows):
+                raise TypeError(f"{name} is {with_article(type(tensor).__name__)}; convert it with mx.array(...)")
             _check_int8(name, tensor)
-        elif isinstance(tensor, Int8KV):
-            raise TypeError(f"{name} is an Int8KV; pass its rows: flex_attention(query, cache.key, cache.value)")
-        elif not isinstance(tensor, mx.array):
-            raise TypeError(f"{name} is {with_article(type(tensor).__name__)}; convert it with mx.array(...)")
-        if len(tensor.shape) != 4:
-            raise ValueError(f"{name} has shape {tensor.shape}; expected 4 axes: [batch, heads, length, head_dim]")
+        shape = tensor.shape
+        if len(shape) != 4:
+            raise ValueError(f"{name} has shape {shape}; expected 4 axes: [batch, heads, length, head_dim]")
+        shapes.append(shape)
     if isinstance(value, Int8Rows) and not isinstance(key, Int8Rows):
         raise TypeError("value is in int8, key is not; give both as flex.Int8KV keeps them, or value.float32()")
-    if query.dtype not in DTYPES or any(isinstance(x, mx.array) and x.dtype != query.dtype for x in (key, value)):
+    dtype = query.dtype
+    same = all([x.dtype == dtype for x in (key, value) if isinstance(x, mx.array)])
+    if dtype not in DTYPES or not same:
         remedy = "make all three float32, float16 or bfloat16 with .astype(...)"
         if isinstance(key, Int8Rows):
             remedy = "beside a key in int8 make query (and a value that is not) all float32, float16 or bfloat16"
         elif "int8" in (_name(key), _name(value)):
             remedy = "int8 needs its scales: pass flex.Int8Rows, or what flex.Int8KV keeps"
         raise TypeError(f"query, key and value are {_name(query)}, {_name(key)} and {_name(value)}; {remedy}")
-    (b, hq, _, d), (bk, hkv, s, dk), (bv, hv, sv, _) = query.shape, key.shape, value.shape
+    (b, hq, _, d), (bk, hkv, s, dk), (bv, hv, sv, _) = shapes
     if d != dk:
         raise ValueError(f"head_dim of query is {d}, of key {dk}; they must be equal")
     if (hkv, s) != (hv, sv):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from flextrace.kernels import backend_for
 from flextrace.kernels.call import Mods
-from flextrace.kernels.cpu.generate import tile_lines
 from flextrace.kernels.hole import written_by
 from flextrace.kernels.loading import state
 from flextrace.kernels.notebooks import html_of
@@ -44,6 +43,7 @@ class Mod:
     """
 
     kind: ClassVar[Kind]
+    _last: Trace | None = None  # the trace of the last call, which mostly holds for the next one
 
     def __init__(self, function: Callable[..., Any]) -> None:
         if isinstance(function, Mod):
@@ -93,7 +93,14 @@ class Mod:
             TraceError: as `trace`.
             OverflowError, ZeroDivisionError, ValueError: a captured number that a kernel cannot work with.
         """
-        return _traces.bind(wrapped(self), self.kind)
+        function, last = getattr(self, WRAPPED), self._last
+        if last is not None and last.code_ref is not None and last.code_ref() is function.__code__:
+            found = last.reads.captured(function, last.name)
+            if found is not None:
+                return Bound(last, *found)
+        bound = _traces.bind(function, self.kind)
+        self._last = bound.trace if type(function) is types.FunctionType and not bound.trace.volatile else None
+        return bound
 
     @property
     def expr(self) -> Expr:
@@ -163,6 +170,8 @@ class Mod:
         if trace.volatile:
             lines.append("  traced anew at every call: it runs Python whose result may change")
         if self.kind == "mask_mod":
+            from flextrace.kernels.cpu.generate import tile_lines  # a backend loads when it is first used
+
             lines += ["", *tile_lines(trace.expr)]
         else:
             invariant = shifts_with_score(trace.expr, numbers)

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from flextrace.kernels import BACKENDS, AttentionCall, Backend, BackendUnavailable, Result, backend_for, registry
 from flextrace.kernels.backend import needs_values
-from flextrace.kernels.gradients import refuse_gradient
+from flextrace.kernels.gradients import is_traced, refuse_gradient
 from flextrace.kernels.staged import run_staged
 
 from .int8.smoothing import smoothed
@@ -73,16 +73,15 @@ def _forward_only(backend: Backend, call: AttentionCall) -> Result:
     """Run `call` so that differentiating its result by q, k, v or a captured mlx array raises GradientError: never a
     silent zero gradient."""
     result = attend(backend, call)
+    if not backend.lazy and not is_traced(call.arrays):
+        return result
     statistics = [part for part in (result.lse, result.max_scores) if part is not None]
-    outputs = [result.out, *statistics, *result.intermediates.values()]
     message = (
         f"the {backend.name} backend has no backward pass; differentiate with "
         'kernel_options={"BACKEND": "ops"} (or FLEXTRACE_BACKEND=ops)'
     )
-    tied = refuse_gradient(call.arrays, outputs, backend.lazy, message)
-    if tied is outputs:
-        return result
-    parts = iter(tied)
+    outputs = [result.out, *statistics, *result.intermediates.values()]
+    parts = iter(refuse_gradient(call.arrays, outputs, backend.lazy, message))
     return Result(
         next(parts),
         None if result.lse is None else next(parts),

@@ -24,33 +24,32 @@ class Mods:
     """The score_mod and the mask_mod of a call, with what they capture now.
 
     formulas: both without their captured values.
+    present: those that there are, the score_mod first.
     arrays, numbers: the captured arrays (mlx or numpy) and numbers, by slot.
+    mlx_arrays: the arrays that MLX knows: it may hide their values, and differentiate by them.
     """
 
     score: Bound | None = None
     mask: Bound | None = None
     formulas: Formulas = field(init=False)
-    arrays: tuple[Any, ...] = field(init=False)
-    numbers: tuple[bool | int | float, ...] = field(init=False)
+    present: tuple[Bound, ...] = field(init=False)
+    arrays: list[Any] = field(init=False)
+    numbers: list[bool | int | float] = field(init=False)
+    mlx_arrays: list[mx.array] = field(init=False)
 
     def __post_init__(self) -> None:
-        score, mask = self.score, self.mask
-        formulas = Formulas(
-            None if score is None else score.trace.formula, None if mask is None else mask.trace.formula
-        )
-        object.__setattr__(self, "formulas", formulas)
-        object.__setattr__(self, "arrays", tuple([array for mod in self.present for array in mod.arrays]))
-        object.__setattr__(self, "numbers", tuple([number for mod in self.present for number in mod.numbers]))
-
-    @property
-    def present(self) -> list[Bound]:
-        """Those that there are, the score_mod first."""
-        return [mod for mod in (self.score, self.mask) if mod is not None]
-
-    @property
-    def mlx_arrays(self) -> list[mx.array]:
-        """The captured arrays that MLX knows: it may hide their values, and differentiate by them."""
-        return [array for array in self.arrays if isinstance(array, mx.array)]
+        score, mask, set_once = self.score, self.mask, object.__setattr__
+        present = tuple([mod for mod in (score, mask) if mod is not None])
+        arrays: list[Any] = []
+        numbers: list[bool | int | float] = []
+        for mod in present:
+            arrays += mod.arrays
+            numbers += mod.numbers
+        set_once(self, "formulas", Formulas(score and score.trace.formula, mask and mask.trace.formula))
+        set_once(self, "present", present)
+        set_once(self, "arrays", arrays)
+        set_once(self, "numbers", numbers)
+        set_once(self, "mlx_arrays", [array for array in arrays if isinstance(array, mx.array)])
 
     def typed_numbers(self) -> Iterator[tuple[str, bool | int | float]]:
         """The captured numbers by slot, each behind its dtype: "bool", "int" or "float"."""
@@ -77,7 +76,9 @@ class Mods:
     def check_sizes(self, sizes: Sizes) -> None:
         """Raises ValueError where a captured array is too short for (batch, query heads, q_len, kv_len)."""
         for mod in self.present:
-            mod.check_sizes(sizes)
+            if mod.arrays:
+                shapes = tuple([tuple(array.shape) for array in mod.arrays])
+                mod.trace.array_sizes.check(shapes, tuple(mod.numbers), sizes)
 
 
 def _readable(mod: Bound, array: mx.array | np.ndarray[Any, Any]) -> mx.array:
@@ -140,9 +141,11 @@ class AttentionCall:
         scale: float,
         mods: Mods = NO_MODS,
         blocks: Blocks | None = None,
+        want_lse: bool = False,
+        want_max: bool = False,
         **asked: Any,
     ) -> AttentionCall:
-        """The call on keys and values as a caller has them, in int8 or not; asked: the fields from want_lse on."""
+        """The call on keys and values as a caller has them, in int8 or not; asked: the fields from `threads` on."""
         if isinstance(key, Int8Rows):
             asked |= {"quant": INT8_KEYS, "k_scales": key.scales}
             if key.means is not None:
@@ -151,7 +154,7 @@ class AttentionCall:
         if isinstance(value, Int8Rows):
             asked |= {"v_scales": value.scales, "v_means": value.means}
             value = value.values
-        return cls(query, key, value, scale, mods, blocks, **asked)
+        return cls(query, key, value, scale, mods, blocks, want_lse, want_max, **asked)
 
     @property
     def arrays(self) -> list[mx.array]:

@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from flextrace.tracer import ArrayCapture, Expr, Formula, NumberCapture
 from flextrace.tracer.expr.node import rebuild
@@ -63,8 +63,7 @@ class Formulas:
         return (Formulas(self.score), Formulas(None, self.mask)) if len(self.present) == 2 else ()
 
 
-@dataclass(frozen=True)
-class KernelSpec:
+class KernelSpec(NamedTuple):
     """A kernel as it is asked for: equal ones are one kernel, in memory and on disk.
 
     kernel: which one: "attention_forward", or a stage by its name.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from . import semantics as verbs
-from .bounds.array_sizes import ArraySizes, Sizes
+from .bounds.array_sizes import ArraySizes, Sizes, shapes_of
 from .captures.guards import ArrayCapture, NumberCapture, Reads
 from .captures.recorder import Recorder
 from .emit.python import function_text
@@ -106,7 +106,7 @@ class Bound(NamedTuple):
 
     def check_sizes(self, sizes: Sizes) -> None:
         """Raises ValueError where a captured array is too short for (batch, query heads, q_len, kv_len)."""
-        self.trace.array_sizes.check(self.arrays, self.numbers, sizes)
+        self.trace.array_sizes.check(shapes_of(self.arrays), tuple(self.numbers), sizes)
 
 
 def trace(function: Callable[..., Any], kind: Kind) -> Trace:

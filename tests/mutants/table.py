@@ -470,12 +470,11 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ),
     ],
     ("tracer/bounds/array_sizes.py", "tests/tracer/bounds/test_array_sizes.py"): [
-        ("arrays[slot].shape[axis] < sizes[index]", "arrays[slot].shape[axis] + 1 < sizes[index]"),
+        ("shapes[slot][axis] < sizes[index]", "shapes[slot][axis] + 1 < sizes[index]"),
         ("yield no, self._surely(condition, False)", "yield no, TRUE"),
         ('yield second, self._surely(first, node.op == "and")', 'yield second, self._surely(first, node.op == "or")'),
         ("(index >= size) | (index < -size)", "(index >= size)"),
         ("if high >= -size and low < size:", "if high >= -size or low < size:"),
-        ("key = (id(gather), size, sizes, *numbers)", "key = (id(gather), size, sizes)"),
     ],
     ("tracer/locks.py", "tests/tracer/test_locks.py"): [("    _owners.add(owner)\n", "    pass\n")],
     ("tracer/porting/once.py", "tests/tracer/porting/test_once.py"): [

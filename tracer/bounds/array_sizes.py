@@ -8,6 +8,7 @@ early return use n elements. What the contents of arrays or the score decide is 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from .tiles import tile_bounds
 
 NOUNS = {"b": "batches", "h": "query heads", "q_idx": "queries", "kv_idx": "keys"}
 Sizes = tuple[int, int, int, int]  # batch, query heads, q_len, kv_len
+Shapes = tuple[tuple[int, ...], ...]
 Numbers = Sequence[bool | int | float]
 Guards = frozenset[Expr]  # conditions over indices and numbers, all of which hold
 FREE: Guards = frozenset()
@@ -50,23 +52,23 @@ class ArraySizes:
     def __init__(self, name: str, expr: Expr, arrays: Sequence[ArrayCapture], starts: Sequence[int]) -> None:
         """starts: slots of the numbers that say where an index is counted from, so that index + number is one too."""
         self._name, self._arrays = name, arrays
-        self._known: set[Any] = set()
+        self.check = functools.lru_cache(MOST_KNOWN)(self._check)
         gathers = list(_gathers(expr, frozenset(starts)))
         self._direct = [(g.slot, g.axis, INDICES.index(g.counted), g) for g in gathers if g.counted and g.start is None]
         self._others = [g for g in gathers if g.counted is None or g.start is not None]
 
-    def check(self, arrays: Sequence[Any], numbers: Numbers, sizes: Sizes) -> None:
-        """Raises ValueError where an array is too short for a call of these sizes."""
+    def _check(self, shapes: Shapes, numbers: Numbers, sizes: Sizes) -> None:
+        """Raises ValueError where an array, of shapes by slot, is too short for a call of these sizes."""
         for slot, axis, index, gather in self._direct:
-            if arrays[slot].shape[axis] < sizes[index]:
-                self._look(gather, arrays[slot].shape[axis], numbers, sizes)
+            if shapes[slot][axis] < sizes[index]:
+                self._look(gather, shapes[slot][axis], numbers, sizes)
         for gather in self._others:
-            self._look(gather, arrays[gather.slot].shape[gather.axis], numbers, sizes)
+            self._look(gather, shapes[gather.slot][gather.axis], numbers, sizes)
 
     def fitting(self, arrays: Sequence[Any], numbers: Numbers, length: int) -> int:
         """How many of the first `length` rows and keys of one batch and head the arrays are long enough for."""
         try:
-            self.check(arrays, numbers, (1, 1, length, length))
+            self.check(shapes_of(arrays), tuple(numbers), (1, 1, length, length))
         except ValueError:
             return min(
                 [length, *(int(arrays[slot].shape[axis]) for slot, axis, index, _ in self._direct if index >= 2)]
@@ -74,14 +76,8 @@ class ArraySizes:
         return length
 
     def _look(self, gather: Gather, size: int, numbers: Numbers, sizes: Sizes) -> None:
-        key = (id(gather), size, sizes, *numbers)
-        if key in self._known:
-            return
         if 0 not in sizes and _is_outside(gather, size, numbers, sizes):
             raise ValueError(self._message(gather, size, numbers, sizes))
-        if len(self._known) >= MOST_KNOWN:
-            self._known.clear()
-        self._known.add(key)
 
     def _message(self, gather: Gather, size: int, numbers: Numbers, sizes: Sizes) -> str:
         name = self._arrays[gather.slot].name
@@ -96,6 +92,11 @@ class ArraySizes:
             f"{f' from position {start} on' if start else ''}, so it needs {count + start}: make it longer, or read it "
             f"under a condition, as in `x if {gather.counted} < {size} else y`"
         )
+
+
+def shapes_of(arrays: Sequence[Any]) -> Shapes:
+    """The shapes of arrays, as `check` takes them."""
+    return tuple([tuple(array.shape) for array in arrays])
 
 
 def _ranges(sizes: Sizes) -> Mapping[str, tuple[int, int]]:

@@ -77,6 +77,15 @@ class Reads:
                 return None
         return objects
 
+    def captured(self, function: Any, name: str) -> tuple[list[Any], list[bool | int | float]] | None:
+        """The captured arrays and numbers as they are now, by slot; None where the trace no longer holds.
+
+        Raises:
+            OverflowError, ZeroDivisionError, ValueError: as `numbers`.
+        """
+        objects = self.objects(function)
+        return None if objects is None else (self.arrays(objects), self.numbers(objects, name))
+
     def arrays(self, objects: list[Any]) -> list[Any]:
         return [objects[step] for step in self.array_steps]
 

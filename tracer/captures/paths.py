@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 
 Check = Callable[[Any], bool]
+Getter = Callable[[Any], Any]
+GLOBALS, CLOSURE = operator.attrgetter("__globals__"), operator.attrgetter("__closure__")
+DEFAULTS, KWDEFAULTS = operator.attrgetter("__defaults__"), operator.attrgetter("__kwdefaults__")
+CONTENTS = operator.attrgetter("cell_contents")
 _UNREAD = object()
 
 
@@ -58,19 +62,19 @@ class Path:
             return str(self.base)
         return f"{self.base}.{self.key}" if self.kind == "attr" else f"{self.base}[{self.key!r}]"
 
-    def getter(self) -> Callable[[Any], Any]:
-        """A function from the object at `base` to the object here."""
+    def getters(self) -> tuple[Getter, ...]:
+        """The way from the object at `base` to the object here, step by step."""
         key = self.key
-        readers: dict[str, Callable[[], Callable[[Any], Any]]] = {
-            "global": lambda: lambda function: function.__globals__[key],
-            "cell": lambda: lambda function: function.__closure__[key.index].cell_contents,
-            "attr": lambda: operator.attrgetter(key),
-            "item": lambda: operator.itemgetter(key),
-            "default": lambda: lambda function: function.__defaults__[key[0]],
-            "kwdefault": lambda: lambda function: function.__kwdefaults__[key],
-            "table": lambda: as_number_array,
-            "module": lambda: lambda function: sys.modules[key],
-            "held": lambda: lambda function: key.value,
+        readers: dict[str, Callable[[], tuple[Getter, ...]]] = {
+            "global": lambda: (GLOBALS, operator.itemgetter(key)),
+            "cell": lambda: (CLOSURE, operator.itemgetter(key.index), CONTENTS),
+            "attr": lambda: (operator.attrgetter(key),),
+            "item": lambda: (operator.itemgetter(key),),
+            "default": lambda: (DEFAULTS, operator.itemgetter(key[0])),
+            "kwdefault": lambda: (KWDEFAULTS, operator.itemgetter(key)),
+            "table": lambda: (as_number_array,),
+            "module": lambda: (lambda function: sys.modules[key],),
+            "held": lambda: (lambda function: key.value,),
         }
         return readers[self.kind]()
 

@@ -17,7 +17,7 @@ from ..errors import Untraceable
 from ..expr.build import INT32
 from ..expr.node import DType
 from .guards import NUMBER_CHECKS, ArrayCapture, NumberCapture, Reads, Start, equals, every, has_int32_axes, is_array
-from .paths import Held, Path
+from .paths import Check, Getter, Held, Path
 
 ARRAY_TYPES = (mx.array, np.ndarray)
 
@@ -123,13 +123,23 @@ class Recorder:
 
         for step in self.root.steps.values():
             add(step)
-        index = {path: i for i, path in enumerate(order)}
-        steps = []
+        index = {self.root: 0}  # where each path is among the objects read
+        between: dict[tuple[int, Getter], int] = {}  # the same for what is read on the way to several of them
+        steps: list[tuple[int | None, Getter, Check | None]] = []
         for path in order[1:]:
-            is_result, check = path.kind == "result", every(path.checks.values())
-            assert path.base is not None
-            get = path.key.computer(index) if is_result else path.getter()
-            steps.append((None if is_result else index[path.base], get, check))
+            check = every(path.checks.values())
+            if path.kind == "result":
+                steps.append((None, path.key.computer(dict(index)), check))
+            else:
+                assert path.base is not None
+                at, (*way, last) = index[path.base], path.getters()
+                for get in way:
+                    if (at, get) not in between:
+                        steps.append((at, get, None))
+                        between[at, get] = len(steps)
+                    at = between[at, get]
+                steps.append((at, last, check))
+            index[path] = len(steps)
         return Reads(
             tuple(steps),
             every(self.root.checks.values()),
