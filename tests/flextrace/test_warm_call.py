@@ -42,11 +42,11 @@ def entered(call: Any) -> set[str]:
 
 def test_a_warm_call_enters_few_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXTRACE_BACKEND", "cpu")
-    q, factor = mx.ones((1, 2, 16, 8)), 0.5
+    q, steep, factor = mx.ones((1, 2, 16, 8)), mx.array([0.5, 0.25]), 0.5
 
     @flex.score_mod
     def captured(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return alibi(score, b, h, q_idx, kv_idx) * factor
+        return score - factor * steep[h] * (q_idx - kv_idx)
 
     for score_mod in (alibi, captured):
         for _ in range(2):
