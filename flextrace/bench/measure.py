@@ -46,7 +46,7 @@ def medians_ms(runs: Mapping[str, Run | None]) -> dict[str, float | None]:
 
 def peak_gflops(threads: int) -> float:
     """float32 multiply-adds per second that this machine reaches on registers, on all threads at once (best of 5)."""
-    from flextrace.kernels.cpu.toolchain import find_compiler, no_compiler
+    from flextrace.kernels.toolchain import find_compiler, no_compiler
 
     compiler = find_compiler(os.environ.get("CXX"))
     if compiler is None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from flextrace.kernels.backend import needs_values
 from flextrace.kernels.blocks import Array
-from flextrace.kernels.cpu.buffers import locate
+from flextrace.kernels.buffers import locate
 from flextrace.tracer import Bound
 from flextrace.tracer.captures.guards import ArrayCapture
 

@@ -28,7 +28,7 @@ class CommandError(RuntimeError):
 def expected_errors(command: str) -> Iterator[None]:
     """Say what stops the command on stderr, without a traceback, and exit as the table has it."""
     from flextrace import BackendUnavailable, CacheError, TraceError
-    from flextrace.kernels.cpu.toolchain import CompileError
+    from flextrace.kernels.toolchain import CompileError
 
     from .resolve import ResolveError
 

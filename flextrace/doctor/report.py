@@ -23,8 +23,8 @@ import flextrace
 from flextrace.cache import CacheError, Store, key_of
 from flextrace.kernels import BACKENDS, backend_for
 from flextrace.kernels.cpu.launch import thread_count
-from flextrace.kernels.cpu.toolchain import find_compiler, no_compiler
 from flextrace.kernels.registry import chosen_name, default_name
+from flextrace.kernels.toolchain import find_compiler, no_compiler
 from flextrace.show.cache_table import REMEDY as CACHE_REMEDY
 from flextrace.show.terminal import output
 

@@ -13,11 +13,11 @@ from ..backend import BackendUnavailable, Built
 from ..call import AttentionCall
 from ..loading import Kernels
 from ..spec import ATTENTION, KernelSpec
+from ..toolchain import Compiler, find_compiler, no_compiler
 from .generate import kernel_text
 from .launch import Kernel, load, spec_of
 from .params import MAX_NDIM
 from .stages import CpuStages
-from .toolchain import Compiler, find_compiler, no_compiler
 
 LIBRARY, SOURCE = "kernel.so", "kernel.cpp"
 

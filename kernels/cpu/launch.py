@@ -18,10 +18,10 @@ import numpy as np
 from flextrace.cache import LoadError
 
 from ..blocks import Blocks
+from ..buffers import copied, locate, locate_aligned, new_array
 from ..call import AttentionCall, Mods, Result
 from ..quant_types import QKQuant, Smoothing
 from ..spec import ATTENTION, KernelSpec
-from .buffers import copied, locate, locate_aligned, new_array
 from .params import MAX_NDIM, Array, Host, Params, check_size, packed
 
 DTYPES = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2}

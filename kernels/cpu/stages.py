@@ -11,10 +11,10 @@ import numpy as np
 
 from flextrace.tracer import Bound
 
+from ..buffers import locate, locate_aligned, new_array
 from ..call import NO_MODS, Mods
 from ..spec import KernelSpec
 from ..stage_types import BlockLists, OutputParts, SoftmaxParts
-from .buffers import locate, locate_aligned, new_array
 from .launch import DTYPES, HOST_AT, Kernel, address_of, captured, overflow_message, thread_count
 from .params import (
     AttentionOutput,

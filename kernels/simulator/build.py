@@ -14,7 +14,7 @@ from typing import Any
 
 from flextrace.cache import LoadError, Store, key_of
 
-from ..cpu.toolchain import CompileError, Compiler, find_compiler, native_flags
+from ..toolchain import CompileError, Compiler, find_compiler, native_flags
 
 HERE = Path(__file__).parent
 LIBRARY, SOURCE, OBJECT, RUNTIME = "kernel.so", "kernel.cpp", "kernel.o", "runtime.o"

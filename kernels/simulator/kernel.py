@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..cpu.buffers import locate
+from ..buffers import locate
 from .build import build
 from .launch import ORDERS, Argument, launch
 from .report import Report, SimulationError

@@ -129,7 +129,7 @@ def test_strided_inputs(backend: str) -> None:
 
 
 def test_cpu_reads_strided_inputs_in_place() -> None:
-    from flextrace.kernels.cpu.buffers import locate
+    from flextrace.kernels.buffers import locate
 
     whole = normal(2, 19, 3 * 16)
     view = whole.reshape(2, 19, 3, 16).transpose(0, 2, 1, 3)

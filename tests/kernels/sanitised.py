@@ -16,8 +16,8 @@ import numpy as np
 import zoo
 
 import flextrace as flex
-from flextrace.kernels import backend_for
-from flextrace.kernels.cpu import backend, buffers, launch
+from flextrace.kernels import backend_for, buffers
+from flextrace.kernels.cpu import backend, launch
 
 PLANTS = {
     # text of a kernel, and what it becomes; None: captured arrays are read where they lie

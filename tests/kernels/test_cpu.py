@@ -17,13 +17,13 @@ import flextrace as flex
 from flextrace import stages
 from flextrace.cache import Store
 from flextrace.doctor import report as doctor
-from flextrace.kernels import backend_for
+from flextrace.kernels import backend_for, cpu, toolchain
 from flextrace.kernels.assemble import assemble
-from flextrace.kernels.cpu import CompileError, CpuBackend, toolchain
+from flextrace.kernels.cpu import CompileError, CpuBackend
 from flextrace.kernels.loading import state
 from flextrace.tracer import trace
 
-FOLDER = Path(toolchain.__file__).parent
+FOLDER = Path(cpu.__file__).parent
 
 
 def causal(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:

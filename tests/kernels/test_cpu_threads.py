@@ -21,8 +21,7 @@ from calls import attention_call, attention_spec
 
 import flextrace as flex
 from flextrace import stages
-from flextrace.kernels import AttentionCall, backend_for
-from flextrace.kernels.cpu import toolchain
+from flextrace.kernels import AttentionCall, backend_for, toolchain
 from flextrace.kernels.cpu.generate import kernel_text
 from flextrace.kernels.cpu.launch import Kernel, load
 

@@ -21,10 +21,9 @@ from quant_reference import quantise
 from reference import Array
 
 import flextrace as flex
-from flextrace.kernels import QKQuant, Result, Smoothing, backend_for
-from flextrace.kernels.cpu import toolchain
+from flextrace.kernels import QKQuant, Result, Smoothing, backend_for, cpu, toolchain
 
-FOLDER = Path(toolchain.__file__).parent
+FOLDER = Path(cpu.__file__).parent
 PORTABLE = ("-DFLEXTRACE_PORTABLE_INT8",)
 # Other instruction sets that this processor runs too: 32 byte registers with AVX-VNNI or without a dot instruction.
 X86 = {"native": (), "portable": PORTABLE, "without_avx512": ("-mno-avx512f",), "sse2": ("-march=x86-64",)}

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from reference import Array
 
 import flextrace as flex
-from flextrace.kernels import Int8Rows
-from flextrace.kernels.cpu import launch, toolchain
+from flextrace.kernels import Int8Rows, toolchain
+from flextrace.kernels.cpu import launch
 
 CPU = {"BACKEND": "cpu"}
 DTYPES = [mx.float32, mx.float16, mx.bfloat16]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zoo
 
-from flextrace.kernels.cpu.toolchain import find_compiler
+from flextrace.kernels.toolchain import find_compiler
 
 FLAGS = "-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all -g1"
 NAMES = list(zoo.ZOO)

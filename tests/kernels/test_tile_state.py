@@ -24,8 +24,8 @@ from flextrace.kernels.assemble import assemble
 from flextrace.kernels.call import Mods
 from flextrace.kernels.cpu import generate
 from flextrace.kernels.cpu.launch import captured
-from flextrace.kernels.cpu.toolchain import find_compiler
 from flextrace.kernels.spec import shift_slots
+from flextrace.kernels.toolchain import find_compiler
 from flextrace.tracer import Bound, Trace
 from flextrace.tracer.captures.guards import ArrayCapture, NumberCapture
 from flextrace.tracer.expr.node import Expr, H, apply, const, walk

@@ -538,7 +538,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("if (!is_stopped()) work.run", "work.run"),
         ("while (done < count) pthread_cond_wait", "if (done < count) pthread_cond_wait"),
     ],
-    ("kernels/cpu/buffers.py", "tests/kernels/test_captures.py"): [
+    ("kernels/buffers.py", "tests/kernels/test_captures.py"): [
         ("if isinstance(array, np.ndarray) and not array.flags.aligned:", "if False:"),
     ],
     ("kernels/cpu/launch.py", "tests/kernels/test_cpu_plan.py"): [

@@ -821,7 +821,7 @@ def test_reading_the_captures_of_a_simple_mod_takes_few_steps() -> None:
 
     traces = tracer.Traces()
     trace = traces.bind(mod, "score_mod").trace
-    assert len(trace.reads.steps) == 2  # one for each capture, none for what cannot change
+    assert len(trace.reads.steps) == 3  # the globals, and one for each capture in them; none for what cannot change
 
     assert steps(lambda: traces.bind(mod, "score_mod")) < 40
 
