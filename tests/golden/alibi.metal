@@ -597,9 +597,9 @@ struct StagedTile {
   static constexpr constant bool ONE_COLUMN = THREADS % COLUMNS == 0;
   static constexpr constant int ROUND = THREADS / COLUMNS;
   static int row_of(uint index, int i) {
-    return ONE_COLUMN ? int(index) / COLUMNS + i * ROUND : (int(index) + i * THREADS) / COLUMNS;
+    return ONE_COLUMN ? int(index / COLUMNS) + i * ROUND : int((index + i * THREADS) / COLUMNS);
   }
-  static int column_of(uint index, int i) { return (int(index) + (ONE_COLUMN ? 0 : i * THREADS)) % COLUMNS; }
+  static int column_of(uint index, int i) { return int((index + (ONE_COLUMN ? 0 : i * THREADS)) % COLUMNS); }
 
   static void put(threadgroup T* to, T value, uint index, int i) {
     int row = row_of(index, i);
@@ -1458,7 +1458,7 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
 }
 
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int BLOCKS>
-[[kernel]] void flextrace_attention_64db93e50f39978e(
+[[kernel]] void flextrace_attention_83250c5daff61e85(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],

@@ -48,9 +48,9 @@ struct StagedTile {
   static constexpr constant bool ONE_COLUMN = THREADS % COLUMNS == 0;
   static constexpr constant int ROUND = THREADS / COLUMNS;
   static int row_of(uint index, int i) {
-    return ONE_COLUMN ? int(index) / COLUMNS + i * ROUND : (int(index) + i * THREADS) / COLUMNS;
+    return ONE_COLUMN ? int(index / COLUMNS) + i * ROUND : int((index + i * THREADS) / COLUMNS);
   }
-  static int column_of(uint index, int i) { return (int(index) + (ONE_COLUMN ? 0 : i * THREADS)) % COLUMNS; }
+  static int column_of(uint index, int i) { return int((index + (ONE_COLUMN ? 0 : i * THREADS)) % COLUMNS); }
 
   static void put(threadgroup T* to, T value, uint index, int i) {
     int row = row_of(index, i);
