@@ -143,6 +143,15 @@ def test_causal_evaluates_the_diagonal_alone() -> None:
     assert run(flex.mask_mod(causal).bind(), q, k, v, blocks)[1] == counts
 
 
+def test_no_key_behind_the_last_one_is_asked_about() -> None:
+    """An element that no int32 holds is an error where it is read: here it belongs to key 75 of 70."""
+    table = np.where(np.arange(96) == 75, 2**32 - 1, np.arange(96) % 3).astype(np.uint32)
+    q, k, v = tensors(1, 1, 40, 70)
+    mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: (kv_idx + q_idx) % 5 < table[kv_idx])
+    expected = dense_attention(q, k, v, (np.arange(70) + np.arange(40)[:, None]) % 5 < table[:70])
+    reference.assert_close(run(mask.bind(), q, k, v)[0], expected, *reference.tolerance("float32")[:2], "70 keys")
+
+
 # --- captured arrays ------------------------------------------------------------------------------------------------
 
 
