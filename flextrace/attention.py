@@ -50,7 +50,7 @@ class AuxOutput:
 
     lse: natural log of the sum of exp(score) over the keys of a row, after score_mod; -inf for an empty row.
     max_scores: the largest score of a row, after score_mod; -inf for an empty row.
-    intermediates: what each stage gave, by name and in order: see flextrace.kernels.staged.run_staged.
+    intermediates: what each stage gave, by name and in order: see flextrace.kernels.stages.pipeline.run_staged.
 
     Example:
         >>> import mlx.core as mx, flextrace as flex

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from flextrace.kernels import backend_for
 from flextrace.kernels.call import Mods
-from flextrace.kernels.hole import written_by
 from flextrace.kernels.loading import state
 from flextrace.kernels.notebooks import html_of
 from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.kernels.spec import Formulas, KernelSpec
+from flextrace.kernels.template.hole import written_by
 from flextrace.tracer import Bound, Expr, Kind, Trace, Traces, name_of
 from flextrace.tracer.errors import with_article
 from flextrace.tracer.expr.invariance import shifts_with_score

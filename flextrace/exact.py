@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.kernels import AttentionCall
-from flextrace.kernels.quant_types import LEVELS, SMALLEST, QKQuant
+from flextrace.kernels.int8_types import LEVELS, SMALLEST, QKQuant
 from flextrace.tracer import Bound, evaluate
 
 from .block_mask.refine import captured_arrays

@@ -9,7 +9,7 @@ import mlx.core as mx
 from flextrace.kernels import BACKENDS, AttentionCall, Backend, BackendUnavailable, Result, backend_for, registry
 from flextrace.kernels.backend import needs_values
 from flextrace.kernels.gradients import is_traced, refuse_gradient
-from flextrace.kernels.staged import run_staged
+from flextrace.kernels.stages.pipeline import run_staged
 
 from .int8.smoothing import smoothed
 from .notices import notice

@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from flextrace.cache import Store
 from flextrace.kernels import AttentionCall, Backend, backend_for
-from flextrace.kernels.staged import mask_shape
+from flextrace.kernels.stages.pipeline import mask_shape
 
 from .block_mask import create_block_mask
 from .decorators import MaskMod, ScoreMod, bound, title_of

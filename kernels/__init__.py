@@ -4,9 +4,9 @@ from .backend import Backend, BackendUnavailable
 from .blocks import Blocks
 from .call import AttentionCall, Result
 from .gradients import GradientError
-from .quant_types import Int8Rows, QKQuant, Smoothing
+from .int8_types import Int8Rows, QKQuant, Smoothing
 from .registry import BACKENDS, backend_for
-from .stage_types import BlockLists, OutputParts, SoftmaxParts, Stages
+from .stages.protocol import BlockLists, OutputParts, SoftmaxParts, Stages
 
 __all__ = [
     "BACKENDS",

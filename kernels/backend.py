@@ -9,7 +9,7 @@ from flextrace.tracer.errors import Brief
 
 from .call import AttentionCall, Result
 from .spec import KernelSpec
-from .stage_types import Stages
+from .stages.protocol import Stages
 
 
 class BackendUnavailable(Brief, RuntimeError):

@@ -13,7 +13,7 @@ from flextrace.tracer import Bound
 from flextrace.tracer.expr.invariance import shifts_with_score
 
 from .blocks import Blocks
-from .quant_types import Int8Rows, QKQuant, Smoothing
+from .int8_types import Int8Rows, QKQuant, Smoothing
 from .spec import Formulas
 
 Sizes = tuple[int, int, int, int]  # batch, query heads, q_len, kv_len

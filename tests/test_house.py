@@ -31,7 +31,10 @@ tracer/frontends/syntax/ tracer/frontends/bytecode/
 tracer/
 cache/
 
+kernels/template/
 kernels/
+kernels/stages/
+kernels/backend kernels/loading
 kernels/cpu/
 kernels/metal/device kernels/metal/scoring
 kernels/metal/tile/
@@ -73,7 +76,6 @@ IN_CIRCLES: set[str] = set()
 
 FLAT = 14  # files of one folder
 CROWDED = {
-    "kernels/",
     "kernels/cpu/",
     "kernels/simulator/",
 }  # their rooms are on their way

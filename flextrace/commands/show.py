@@ -56,8 +56,8 @@ def show(
     With two mods, SCORE+MASK, the kernel is the one of a call with both.
     """
     from flextrace.kernels import backend_for
-    from flextrace.kernels.hole import written_by
     from flextrace.kernels.spec import KernelSpec
+    from flextrace.kernels.template.hole import written_by
 
     from .resolve import find_mods
 

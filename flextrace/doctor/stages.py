@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from flextrace.decorators import MaskMod, ScoreMod, bound
-from flextrace.kernels.stage_types import BlockLists, Stages
+from flextrace.kernels.stages.protocol import BlockLists, Stages
 
 from .exactness import Array, after_mods, alibi, causal, compare, exact, softmax, tensors
 

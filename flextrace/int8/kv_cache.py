@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from flextrace.kernels.quant_types import LEVELS, SMALLEST, Int8Rows
+from flextrace.kernels.int8_types import LEVELS, SMALLEST, Int8Rows
 from flextrace.kernels.scalars import as_int, name_of, shown
 from flextrace.tracer.errors import with_article
 

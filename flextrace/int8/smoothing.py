@@ -17,7 +17,7 @@ import numpy as np
 
 from flextrace.kernels.blocks import FULL, Array, Blocks
 from flextrace.kernels.call import AttentionCall
-from flextrace.kernels.quant_types import Smoothing
+from flextrace.kernels.int8_types import Smoothing
 from flextrace.tracer import Bound, evaluate
 from flextrace.tracer.expr.invariance import DocumentIds, document_ids
 from flextrace.tracer.expr.node import Expr, leaves

@@ -12,13 +12,13 @@ from flextrace.block_mask import BlockMask
 from flextrace.cache import CacheError
 from flextrace.decorators import MaskMod, Mod
 from flextrace.kernels import Backend, BackendUnavailable, backend_for
-from flextrace.kernels.assemble import parts
 from flextrace.kernels.blocks import FULL, PARTIAL
-from flextrace.kernels.hole import written_by
 from flextrace.kernels.loading import state as kernel_state
 from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.kernels.simulator import Report, SimulationError
 from flextrace.kernels.spec import Formulas, KernelSpec
+from flextrace.kernels.template.assemble import parts
+from flextrace.kernels.template.hole import written_by
 from flextrace.tracer import (
     Bound,
     Kind,

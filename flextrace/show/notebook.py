@@ -14,8 +14,8 @@ import time
 from typing import Any
 
 from flextrace.decorators import Mod
-from flextrace.kernels.hole import written_by
 from flextrace.kernels.registry import default_name
+from flextrace.kernels.template.hole import written_by
 from flextrace.tracer import name_of
 from flextrace.tracer.source.signature import wrapped
 

@@ -1,6 +1,6 @@
 """Tensors -> tensors: the stages of attention as functions, each one a kernel by itself."""
 
-from flextrace.kernels.stage_types import BlockLists, OutputParts, SoftmaxParts
+from flextrace.kernels.stages.protocol import BlockLists, OutputParts, SoftmaxParts
 
 from .stages import attention_output, block_mask, block_sparse_matmul, matmul, scale, score_mod, softmax
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from flextrace.decorators import MaskMod, ScoreMod
 from flextrace.kernels.scalars import as_float, check_block_size, name_of, positive_ints, shown
-from flextrace.kernels.stage_types import BlockLists
+from flextrace.kernels.stages.protocol import BlockLists
 from flextrace.tracer import Bound, Kind
 from flextrace.tracer.errors import with_article
 

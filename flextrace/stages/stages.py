@@ -27,7 +27,7 @@ from flextrace.kernels.call import Mods
 from flextrace.kernels.gradients import refuse_gradient
 from flextrace.kernels.registry import backend_for, chosen_name, default_name
 from flextrace.kernels.scalars import check_block_size, check_size
-from flextrace.kernels.stage_types import BlockLists, OutputParts, SoftmaxParts, Stages
+from flextrace.kernels.stages.protocol import BlockLists, OutputParts, SoftmaxParts, Stages
 from flextrace.tracer import Bound
 from flextrace.tracer.source.signature import MaskFunction, ScoreFunction
 

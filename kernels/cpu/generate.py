@@ -11,9 +11,9 @@ from flextrace.tracer.emit.cpp import CPP_ELEMENTS
 from flextrace.tracer.emit.tile_state import CPP_RANGES, tile_state_parts
 from flextrace.tracer.expr.node import B, H, walk
 
-from ..assemble import assemble
-from ..hole import fill
 from ..spec import ATTENTION, Formulas, KernelSpec
+from ..template.assemble import assemble
+from ..template.hole import fill
 
 HOLE = Path(__file__).parent / "mod.h"
 PLAIN = "PLAIN"  # Keys of params.h

@@ -20,7 +20,7 @@ from flextrace.cache import LoadError
 from ..blocks import Blocks
 from ..buffers import copied, locate, locate_aligned, new_array
 from ..call import AttentionCall, Mods, Result
-from ..quant_types import QKQuant, Smoothing
+from ..int8_types import QKQuant, Smoothing
 from ..spec import ATTENTION, KernelSpec
 from .params import MAX_NDIM, Array, Host, Params, check_size, packed
 

@@ -1,4 +1,4 @@
-// mod.h: the one hole of the kernel, and its template. kernels/hole.py says what is replaced for a user's mods; as it
+// mod.h: the one hole of the kernel, and its template. template/hole.py says what is replaced for a user's mods; as it
 // lies here it leaves the scores as they are.
 #pragma once
 #include "gathers.h"

@@ -14,7 +14,7 @@ from flextrace.tracer import Bound
 from ..buffers import locate, locate_aligned, new_array
 from ..call import NO_MODS, Mods
 from ..spec import KernelSpec
-from ..stage_types import BlockLists, OutputParts, SoftmaxParts
+from ..stages.protocol import BlockLists, OutputParts, SoftmaxParts
 from .launch import DTYPES, HOST_AT, Kernel, address_of, captured, overflow_message, thread_count
 from .params import (
     AttentionOutput,

@@ -16,7 +16,7 @@ from ..backend import Built
 from ..call import AttentionCall, Result
 from ..loading import Kernels
 from ..spec import ATTENTION, KernelSpec
-from ..stage_types import Stages
+from ..stages.protocol import Stages
 from .async_copy.probe import why_no_async_copy
 from .generate import complete, kernel_text
 from .int8.quantise import operands

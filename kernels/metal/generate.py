@@ -12,8 +12,8 @@ from flextrace.tracer.emit.c_family import is_uniform
 from flextrace.tracer.emit.tile_state import METAL_RANGES, tile_state_body
 from flextrace.tracer.expr.node import leaves
 
-from ..hole import fill
 from ..spec import Formulas
+from ..template.hole import fill
 from .attention.plan import Plan, plan_for
 from .device import MAX_BUFFERS
 from .mod.captures import are_packed, ascii_text, declared, extremes_type, msl_type, passed_on

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flextrace.tracer import ArrayCapture
 
-from ..assemble import assemble, header_and_body
+from ..template.assemble import assemble, header_and_body
 from .scoring import PLAIN, Scoring
 
 FOLDER = Path(__file__).parent

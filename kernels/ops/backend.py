@@ -17,7 +17,7 @@ from flextrace.tracer import Expr
 from ..backend import Built, needs_values
 from ..call import AttentionCall, Result
 from ..spec import ATTENTION, KernelSpec
-from ..stage_types import Stages
+from ..stages.protocol import Stages
 from .table import evaluate
 
 TILE_SCORES = 2**23  # scores held at once, over all heads

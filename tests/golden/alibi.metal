@@ -12,7 +12,7 @@
 //
 // K and V pass through two halves of threadgroup memory, as stream.h says.
 #line 1 "mod/mod.h (generated)"
-// mod.h: the one hole of the kernel, and its template. kernels/hole.py says what is replaced for a user's mods; as it
+// mod.h: the one hole of the kernel, and its template. template/hole.py says what is replaced for a user's mods; as it
 // lies here it leaves the scores as they are.
 
 // {{ library

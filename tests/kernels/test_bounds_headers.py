@@ -20,12 +20,12 @@ from random_masks import random_case
 
 import flextrace as flex
 from flextrace import tracer
-from flextrace.kernels.assemble import assemble
 from flextrace.kernels.cpu import generate as cpu
 from flextrace.kernels.cpu.launch import ARRAY, NUMBER
 from flextrace.kernels.metal import generate as metal
 from flextrace.kernels.metal.mod.captures import msl_type
 from flextrace.kernels.spec import shift_slots
+from flextrace.kernels.template.assemble import assemble
 from flextrace.kernels.toolchain import find_compiler
 from flextrace.tracer.bounds.tiles import tile_bounds
 from flextrace.tracer.emit.tile_state import CPP_RANGES, METAL_RANGES, range_lines, tile_state_body

@@ -18,9 +18,9 @@ from flextrace import stages
 from flextrace.cache import Store
 from flextrace.doctor import report as doctor
 from flextrace.kernels import backend_for, cpu, toolchain
-from flextrace.kernels.assemble import assemble
 from flextrace.kernels.cpu import CompileError, CpuBackend
 from flextrace.kernels.loading import state
+from flextrace.kernels.template.assemble import assemble
 from flextrace.tracer import trace
 
 FOLDER = Path(cpu.__file__).parent

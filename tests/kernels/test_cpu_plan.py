@@ -16,7 +16,7 @@ from calls import attention_call, run_on
 
 import flextrace as flex
 from flextrace.kernels import backend_for
-from flextrace.kernels.quant_types import Smoothing
+from flextrace.kernels.int8_types import Smoothing
 
 Array = np.ndarray
 

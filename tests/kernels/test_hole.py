@@ -8,7 +8,7 @@ import pytest
 
 import flextrace as flex
 from flextrace.kernels import cpu, metal
-from flextrace.kernels.hole import FUNCTIONS, Excerpt, fill, written_by
+from flextrace.kernels.template.hole import FUNCTIONS, Excerpt, fill, written_by
 
 TEMPLATE = """\
 constexpr int LEFT = 1;   // stays

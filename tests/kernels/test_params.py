@@ -19,8 +19,8 @@ from flextrace.cache import LoadError
 from flextrace.kernels import cpu, metal
 from flextrace.kernels.cpu import generate, launch
 from flextrace.kernels.cpu import params as in_cpp
+from flextrace.kernels.int8_types import QKQuant, Smoothing
 from flextrace.kernels.metal import params as in_metal
-from flextrace.kernels.quant_types import QKQuant, Smoothing
 
 CPU, METAL = Path(cpu.__file__).parent, Path(metal.__file__).parent
 CPP_TYPES = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float, "double": ctypes.c_double}

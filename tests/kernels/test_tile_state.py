@@ -20,11 +20,11 @@ from random_masks import random_case
 import flextrace as flex
 from flextrace import tracer
 from flextrace.kernels import backend_for
-from flextrace.kernels.assemble import assemble
 from flextrace.kernels.call import Mods
 from flextrace.kernels.cpu import generate
 from flextrace.kernels.cpu.launch import captured
 from flextrace.kernels.spec import shift_slots
+from flextrace.kernels.template.assemble import assemble
 from flextrace.kernels.toolchain import find_compiler
 from flextrace.tracer import Bound, Trace
 from flextrace.tracer.captures.guards import ArrayCapture, NumberCapture

@@ -12,7 +12,7 @@ import mlx.core as mx
 from flextrace.kernels.call import Mods
 from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.simulator.signature import template_text, write_function
-from flextrace.kernels.stage_types import BlockLists
+from flextrace.kernels.stages.protocol import BlockLists
 from flextrace.tracer import Bound, Trace
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)

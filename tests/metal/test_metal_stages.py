@@ -17,7 +17,7 @@ from flextrace.kernels.call import Mods
 from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.metal.stages.stages import MetalStages
 from flextrace.kernels.simulator import metal_kernel
-from flextrace.kernels.stage_types import BlockLists
+from flextrace.kernels.stages.protocol import BlockLists
 from flextrace.tracer import Bound, Kind, Traces
 
 Array = np.ndarray[Any, Any]

@@ -20,7 +20,6 @@ from metal.simulated import DTYPES, ORDERS
 from metal.stage_launches import Launched, Recorder
 
 from flextrace.kernels import AttentionCall, QKQuant, Smoothing
-from flextrace.kernels.assemble import assemble
 from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.metal.attention.plan import OTHER_REGISTERS
 from flextrace.kernels.metal.device import registers_of
@@ -28,6 +27,7 @@ from flextrace.kernels.metal.int8.quantise import Operands, operands
 from flextrace.kernels.metal.int8.rounding import HELD, SHARED, Rounding, Runs, row_plan
 from flextrace.kernels.metal.text import FOLDER
 from flextrace.kernels.simulator import SimulationError, metal_kernel, recording
+from flextrace.kernels.template.assemble import assemble
 
 Array = np.ndarray[Any, Any]
 SCALE = 0.3

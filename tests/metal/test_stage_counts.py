@@ -18,7 +18,7 @@ from flextrace.kernels.metal.stages.product_plan import Operands, plan_of
 from flextrace.kernels.metal.stages.stages import MetalStages
 from flextrace.kernels.simulator import SimulationError, metal_kernel, recording
 from flextrace.kernels.simulator.report import Report
-from flextrace.kernels.stage_types import BlockLists
+from flextrace.kernels.stages.protocol import BlockLists
 from flextrace.tracer import Traces
 
 BARRIER = "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);"

@@ -14,10 +14,10 @@ from metal import clang_check, test_text
 from metal.mods import traces
 from metal.stage_launches import Launched, Recorder, every_launch
 
-from flextrace.kernels.assemble import assemble, header_and_body
 from flextrace.kernels.metal import MetalBackend, generate
 from flextrace.kernels.metal.stages.text import STAGES, WITH_MODS, stage_text
 from flextrace.kernels.simulator.signature import ATTRIBUTES
+from flextrace.kernels.template.assemble import assemble, header_and_body
 from flextrace.tracer import Bound, trace
 
 METAL = Path(generate.__file__).parent

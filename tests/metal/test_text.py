@@ -14,7 +14,6 @@ from calls import formulas
 from metal import clang_check
 from metal.mods import text_of, traces
 
-from flextrace.kernels.assemble import assemble, header_and_body
 from flextrace.kernels.metal import generate
 from flextrace.kernels.metal.async_copy.probe import why_no_async_copy
 from flextrace.kernels.metal.attention.plan import plan_for
@@ -22,9 +21,13 @@ from flextrace.kernels.metal.attention.tile_lists import CUT_TILES, NO_BLOCKS, W
 from flextrace.kernels.metal.generate import INPUTS, KERNEL, OUTPUTS, complete, kernel_text, mod_header
 from flextrace.kernels.metal.kernel import launchable
 from flextrace.kernels.metal.text import KernelText
+from flextrace.kernels.template.assemble import assemble, header_and_body
 
 FOLDER = Path(generate.__file__).parent
-FILES = [*(file for file in sorted(FOLDER.rglob("*")) if file.suffix in (".h", ".metal")), FOLDER.parent / "ranges.h"]
+FILES = [
+    *(file for file in sorted(FOLDER.rglob("*")) if file.suffix in (".h", ".metal")),
+    FOLDER.parent / "template" / "ranges.h",
+]
 RESERVED = r"\b(fragment|vertex|kernel|mesh|object|visible|sampler|texture\w*|ray_data|object_data|imageblock\w*)\b"
 TRANSCENDENTAL = "exp|exp2|log|log2|log10|a?(?:sin|cos|tan)h?|atan2|r?sqrt|fmod"
 LOOPS = ("UNROLL", "ROLLED", '_Pragma("clang loop unroll_count(8)")')

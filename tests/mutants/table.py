@@ -369,7 +369,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("np.where((count >= 0) & (count < 32), count, 31)", "count & 31"),
         ("np.left_shift(a, np.where(inside, count, 0)), 0)", "np.left_shift(a, count & 31), 1)"),
     ],
-    ("kernels/ranges.h", "tests/kernels/test_bounds_headers.py::test_cpp_bounds_at_the_edges"): [
+    ("kernels/template/ranges.h", "tests/kernels/test_bounds_headers.py::test_cpp_bounds_at_the_edges"): [
         ("{ return a < b ? a : b; }", "{ return a; }"),
         ("{ return a > b ? a : b; }", "{ return b; }"),
         ("r.lo = lo;", "r.lo = hi;"),
@@ -663,7 +663,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("kernels/metal/stages/block_sparse_matmul.metal", "tests/test_left_out.py"): [
         ("false, !SAMPLED> P;", "false, false> P;")
     ],
-    ("kernels/staged.py", "tests/test_left_out.py"): [
+    ("kernels/stages/pipeline.py", "tests/test_left_out.py"): [
         ("if blocks is None and call.mods.score is None:", "if blocks is None:")
     ],
     ("kernels/ops/backend.py", "tests/kernels/test_ops.py"): [

@@ -90,12 +90,12 @@ def rules(file: str) -> dict[str, tuple[int, int]]:
 
 
 def header_rules() -> dict[str, tuple[int, int]]:
-    lines = (ROOT / "kernels/ranges.h").read_text().splitlines()
+    lines = (ROOT / "kernels/template/ranges.h").read_text().splitlines()
     starts = [i for i, line in enumerate(lines, 1) if line.startswith("inline ")] + [len(lines) + 1]
     return {lines[i - 1]: (i, j - 1) for i, j in itertools.pairwise(starts)}
 
 
-@pytest.mark.parametrize("file", [*(f"tracer/{name}.py" for name in RULES), "kernels/ranges.h"])
+@pytest.mark.parametrize("file", [*(f"tracer/{name}.py" for name in RULES), "kernels/template/ranges.h"])
 def test_every_rule_has_a_mistake(file: str) -> None:
     """Each function of what bounds, simplifies and proves, and each entry of its tables."""
     made = planted(file)

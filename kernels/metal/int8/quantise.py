@@ -11,8 +11,8 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from ...call import AttentionCall
-from ...quant_types import Smoothing
-from ...stage_types import Stages
+from ...int8_types import Smoothing
+from ...stages.protocol import Stages
 from .rounding import Rounding, Runs
 
 

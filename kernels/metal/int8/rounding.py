@@ -11,7 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ...quant_types import Smoothing
+from ...int8_types import Smoothing
 from ...spec import KernelSpec
 from ..arguments import in_device_memory
 from ..device import LANES, SMALLEST

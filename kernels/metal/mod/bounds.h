@@ -13,7 +13,7 @@ inline float trunc_of(float x) { return metal::trunc(x); }
 inline float round_of(float x) { return metal::rint(x); }
 
 }  // namespace bounds
-#include "../../ranges.h"
+#include "../../template/ranges.h"
 namespace bounds {
 
 // -- captured arrays -----------------------------------------------------------------------------------------------

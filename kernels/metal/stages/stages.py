@@ -13,7 +13,7 @@ from flextrace.tracer import Bound
 
 from ...call import NO_MODS, Mods
 from ...spec import KernelSpec
-from ...stage_types import BlockLists, OutputParts, SoftmaxParts
+from ...stages.protocol import BlockLists, OutputParts, SoftmaxParts
 from ..arguments import captured_arrays, in_device_memory, words_of_captures
 from ..device import LANES, SMALLEST
 from ..kernel import Launchable, Variant, capture_kinds

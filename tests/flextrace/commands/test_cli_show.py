@@ -21,8 +21,8 @@ from flextrace.cli import app
 from flextrace.commands.resolve import find_mod
 from flextrace.doctor.exactness import exact, softmax, tensors
 from flextrace.doctor.simulate import simulate
-from flextrace.kernels.hole import written_by
 from flextrace.kernels.simulator import SimulatorBackend, metal_kernel
+from flextrace.kernels.template.hole import written_by
 from flextrace.show import terminal as printing
 
 

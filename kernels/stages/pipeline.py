@@ -13,9 +13,9 @@ import mlx.core as mx
 from flextrace.tracer import Bound
 from flextrace.tracer.expr.node import B, H, leaves
 
-from .blocks import FULL, PARTIAL
-from .call import AttentionCall, Result
-from .stage_types import BlockLists, Stages
+from ..blocks import FULL, PARTIAL
+from ..call import AttentionCall, Result
+from .protocol import BlockLists, Stages
 
 BLOCK_SIZE = (128, 128)  # of the BlockMask made for a bare mask_mod
 LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from flextrace.tracer import Bound
 
-from .call import Mods
+from ..call import Mods
 
 
 class BlockLists(NamedTuple):

@@ -1,0 +1,1 @@
+"""Kernel files, and the hole in each that generated text fills."""
