@@ -32,6 +32,13 @@ def test_the_readme_works_away_from_its_folder() -> None:
     assert not [file for file in files if not (ROOT / file).exists()]
 
 
+def test_the_architecture_names_files_that_are_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = set(re.findall(r"\b((?:flextrace|tracer|kernels|cache|tests)/[\w./]*\w/?)", text))
+    assert len(files) > 30
+    assert sorted(file for file in files if not (ROOT / file).exists()) == []
+
+
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     links = LINK.findall(page.read_text(encoding="utf-8"))
