@@ -62,9 +62,15 @@ Way = Lanes | Fork
 
 def waiting(way: Way) -> list[Lanes]:
     """The lanes that have not gone on, in the order of the source."""
+    way = _now(way)
+    if isinstance(way, Lanes):
+        return [way]
+    yes, no = _now(way.yes), _now(way.no)
+    if isinstance(yes, Lanes) and isinstance(no, Lanes):  # as after most conditions
+        return [yes] if yes is no else [yes, no]
     found: list[Lanes] = []
     seen: set[int] = set()
-    stack = [way]
+    stack: list[Way] = [no, yes]
     while stack:
         node = _now(stack.pop())
         if isinstance(node, Lanes):
@@ -82,17 +88,21 @@ def go_on(lanes: Iterable[Lanes], way: Way) -> None:
         some.then = way
 
 
-def then(frame: Frame, way: Way, to: Hashable, block: Callable[[], Way]) -> None:
-    """The lanes that wait at `to` go on with a block, on the variables of the function."""
+def then(frame: Frame, way: Way, *goes_on: tuple[Hashable, Callable[[], Way]]) -> None:
+    """The lanes that wait at these places go on with a block, on the variables of the function."""
+    t, home, since = frame.tracing, frame.home, frame.tracing.since
     lanes = waiting(way)
-    here, others = [some for some in lanes if some.to == to], [some for some in lanes if some.to != to]
-    if here:
-        t, home = frame.tracing, frame.home
-        home.variables = merged(t, way, here) if not others else dict(merged(t, way, here))
-        since = t.since
-        t.since = max([since, *(some.since for some in others)])
+    for to, block in goes_on:
+        here = [some for some in lanes if some.to == to]
+        if len(here) == len(lanes):
+            home.variables = merged(t, way, here)
+        elif here:
+            home.variables = dict(merged(t, way, here))
+            t.since = verbs.tick(t)  # the others wait, or have gone on elsewhere
+        else:
+            continue
         go_on(here, block())
-        t.since = since
+    t.since = since
 
 
 def part(condition: Expr, yes: Way, no: Way, since: int) -> Way:
@@ -125,6 +135,8 @@ def returned(frame: Frame, way: Way) -> Any:
     """The value of a call: of the lanes that returned; falling off the end gives None."""
     t = frame.tracing
     ends = waiting(way)
+    if len(ends) == 1:
+        return verbs.made(t, ends[0].value)
     if all(some.value is None for some in ends):
         return None
     for some in ends:

@@ -128,8 +128,7 @@ def _ways(node: ast.expr, frame: SourceFrame) -> Way:
     """Lanes that wait at `VALUE`, each with its value, as Python comes there."""
     if isinstance(node, ast.IfExp):
         way = test_of(node.test, frame)
-        then(frame, way, YES, partial(_ways, node.body, frame))
-        then(frame, way, NO, partial(_ways, node.orelse, frame))
+        then(frame, way, (YES, partial(_ways, node.body, frame)), (NO, partial(_ways, node.orelse, frame)))
         return way
     if isinstance(node, ast.Compare) and len(node.ops) > 1:
         links = _links(node, frame)
@@ -160,7 +159,7 @@ def _until_decided(operands: Sequence[Callable[[], Way]], is_and: bool, frame: S
         for some in waiting(way):
             if some.to == VALUE:
                 _decide(some, is_and, frame)
-        then(frame, way, GO, operand)
+        then(frame, way, (GO, operand))
         for some in waiting(way):
             if some.to == DECIDED:
                 some.to = VALUE
@@ -195,7 +194,7 @@ def test_of(node: ast.expr, frame: SourceFrame) -> Way:
         on, operands = YES if isinstance(node.op, ast.And) else NO, node.values
         way = test_of(operands[0], frame)
         for operand in operands[1:]:
-            then(frame, way, on, partial(test_of, operand, frame))
+            then(frame, way, (on, partial(test_of, operand, frame)))
         return way
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         way = test_of(node.operand, frame)
@@ -206,14 +205,14 @@ def test_of(node: ast.expr, frame: SourceFrame) -> Way:
         way = test_of(node.test, frame)
         for some in waiting(way):
             some.to = (some.to, "first")
-        then(frame, way, (YES, "first"), partial(test_of, node.body, frame))
-        then(frame, way, (NO, "first"), partial(test_of, node.orelse, frame))
+        yes, no = partial(test_of, node.body, frame), partial(test_of, node.orelse, frame)
+        then(frame, way, ((YES, "first"), yes), ((NO, "first"), no))
         return way
     if isinstance(node, ast.Compare) and len(node.ops) > 1:
         links = _links(node, frame)
         way = _tested(next(links), frame)
         for _ in node.ops[1:]:
-            then(frame, way, YES, partial(_next_test, links, frame))
+            then(frame, way, (YES, partial(_next_test, links, frame)))
         return way
     return _tested(value_of(node, frame), frame)
 

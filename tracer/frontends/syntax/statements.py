@@ -73,7 +73,7 @@ def block(statements: list[ast.stmt], frame: SourceFrame) -> Way:
             if not entering:
                 break
             t.since = max([t.since, *(some.since for some in lanes if some.to != FALL)])
-            frame.variables = dict(merged(t, here, entering))
+            frame.variables = merged(t, here, entering)
             here = None
         way = _run(statement, frame)
         if way is not None:
@@ -204,8 +204,7 @@ def _continue(node: ast.Continue, frame: SourceFrame) -> Way:
 
 def _if(node: ast.If, frame: SourceFrame) -> Way:
     way = test_of(node.test, frame)
-    then(frame, way, YES, partial(block, node.body, frame))
-    then(frame, way, NO, partial(block, node.orelse, frame))
+    then(frame, way, (YES, partial(block, node.body, frame)), (NO, partial(block, node.orelse, frame)))
     return way
 
 
@@ -251,7 +250,7 @@ def _loop(node: ast.For | ast.While, frame: SourceFrame, items: Iterable[Any]) -
         if not entering:
             break
         t.since = max([t.since, *(some.since for some in lanes if some.to != FALL)])
-        frame.variables = dict(merged(t, way, entering))
+        frame.variables = merged(t, way, entering)
     if entering:
         end = block(node.orelse, frame) if node.orelse else Lanes(FALL, frame.variables, verbs.tick(t))
         go_on(entering, end)
