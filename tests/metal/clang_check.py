@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from flextrace.kernels.metal.attention.plan import Plan
 from flextrace.kernels.metal.generate import complete
 from flextrace.kernels.metal.text import KernelText
@@ -18,6 +20,7 @@ CLANG = shutil.which("clang-19") or shutil.which("clang")
 OPTIONS = ("-x", "clcpp", "-cl-std=clc++2021", "-fsyntax-only")
 PRELUDE = Path(__file__).parent / "address_spaces.h"
 Node = dict[str, Any]
+needs_clang = pytest.mark.skipif(CLANG is None, reason="no clang: apt-get install clang")
 ELEMENTS = {"float32": "float", "float16": "half", "bfloat16": "bfloat16_t"}
 
 

@@ -15,6 +15,7 @@ from calls import attention_call, run_on
 import flextrace as flex
 from flextrace.kernels.simulator import SimulatorBackend, metal_kernel, recording
 
+BARRIER = "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);"
 Shape = tuple[int, int, int, int, int, int, int, int]  # B, Hq, Lq, D, Bkv, Hkv, Lkv, Dv
 SHAPES: dict[str, Shape] = {
     "ragged": (1, 2, 70, 16, 1, 2, 75, 16),
@@ -86,3 +87,17 @@ def check(
     reference.assert_close(result.max_scores, want.max_scores, *statistic, f"max of {what}")
     assert all(reports[-1].buffers[name].unwritten == 0 for name in ("out", "lse", "max_scores"))
     return reports
+
+
+def broken(right: str, wrong: str, count: int = 1) -> SimulatorBackend:
+    """The attention kernel with one occurrence of `right` replaced."""
+
+    def factory(**definition: Any) -> Any:
+        if not definition["name"].startswith("flextrace_attention"):
+            return metal_kernel(**definition)
+        parts = definition["header"].split(right)
+        assert len(parts) > count, right
+        definition["header"] = right.join(parts[:count]) + wrong + right.join(parts[count:])
+        return metal_kernel(**definition | {"name": definition["name"] + "_broken"})
+
+    return SimulatorBackend(factory)

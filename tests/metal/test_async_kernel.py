@@ -223,7 +223,7 @@ def test_rows_apart_in_memory_are_copied() -> None:
 # ---- clang --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(clang_check.CLANG is None, reason="no clang: apt-get install clang")
+@clang_check.needs_clang
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_address_spaces(dtype: str, tmp_path: Any) -> None:
     text = kernel_text(formulas(*traces("alibi", "causal")), async_copy=True)

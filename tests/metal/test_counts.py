@@ -7,32 +7,15 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from calls import attention_call, run_on
-from metal.simulated import backend, inputs
+from metal.simulated import BARRIER, backend, broken, inputs
 
 import flextrace as flex
 from flextrace.kernels.metal.attention.plan import plan_for
 from flextrace.kernels.metal.generate import kernel_text
-from flextrace.kernels.simulator import SimulationError, SimulatorBackend, metal_kernel, recording
+from flextrace.kernels.simulator import SimulationError, recording
 from flextrace.kernels.simulator.mlx_attention import steel_attention
 
 # ---- the checks watch ---------------------------------------------------------------------------------------------
-
-
-def broken(right: str, wrong: str, count: int = 1) -> SimulatorBackend:
-    """The attention kernel with one occurrence of `right` replaced."""
-
-    def factory(**definition: Any) -> Any:
-        if not definition["name"].startswith("flextrace_attention"):
-            return metal_kernel(**definition)
-        parts = definition["header"].split(right)
-        assert len(parts) > count, right
-        definition["header"] = right.join(parts[:count]) + wrong + right.join(parts[count:])
-        return metal_kernel(**definition | {"name": definition["name"] + "_broken"})
-
-    return SimulatorBackend(factory)
-
-
-BARRIER = "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);"
 
 
 def barriers() -> int:

@@ -17,8 +17,7 @@ from calls import attention_call, formulas, run_on
 from metal import clang_check
 from metal.int8_rows import Rows, Tensors, call_of, compare, expected, heads_last, rounded, run, tensors
 from metal.mods import traces
-from metal.simulated import DTYPES, ORDERS, SHAPES, Shape, backend, inputs
-from metal.test_counts import BARRIER, broken
+from metal.simulated import BARRIER, DTYPES, ORDERS, SHAPES, Shape, backend, broken, inputs
 
 import flextrace as flex
 from flextrace.kernels import AttentionCall
@@ -282,7 +281,7 @@ def test_a_decode_step_reads_half_the_bytes(dim: int) -> None:
 SCORINGS = {"all": Scoring(True, True, True, True, True), "values": Scoring(int8_values=True)}
 
 
-@pytest.mark.skipif(clang_check.CLANG is None, reason="no clang: apt-get install clang")
+@clang_check.needs_clang
 @pytest.mark.parametrize("async_copy", [False, True])
 @pytest.mark.parametrize("kind", SCORINGS)
 def test_address_spaces(kind: str, async_copy: bool, tmp_path: Path) -> None:
@@ -301,7 +300,7 @@ PLANTED: list[Callable[[str], str]] = [
 ]
 
 
-@pytest.mark.skipif(clang_check.CLANG is None, reason="no clang: apt-get install clang")
+@clang_check.needs_clang
 @pytest.mark.parametrize("mistake", PLANTED, ids=["scales", "values", "hole"])
 def test_clang_finds_planted_mistakes(mistake: Callable[[str], str], tmp_path: Path) -> None:
     scoring = Scoring(True, int8_values=True)

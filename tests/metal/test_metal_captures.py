@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from calls import attention_call, formulas, run_on
-from metal import clang_check, test_text
+from metal import clang_check
 from metal.simulated import ORDERS, backend, inputs
 from metal.stage_launches import every_launch
 
@@ -184,7 +184,7 @@ def test_a_kernel_with_more_buffers_of_its_own_has_room_for_fewer() -> None:
 # ---- clang --------------------------------------------------------------------------------------------------------
 
 
-@test_text.needs_clang
+@clang_check.needs_clang
 @pytest.mark.parametrize("async_copy", [False, True])
 def test_address_spaces_of_packed_arrays(tmp_path: Path, async_copy: bool) -> None:
     score, mask = mods(14, 6)
@@ -198,7 +198,7 @@ def test_address_spaces_of_packed_arrays(tmp_path: Path, async_copy: bool) -> No
     assert wrong != source and "error:" in clang_check.complaints(wrong, tmp_path)
 
 
-@test_text.needs_clang
+@clang_check.needs_clang
 def test_address_spaces_of_stages_with_packed_arrays(tmp_path: Path) -> None:
     score, mask = mods(14, 6)
     for launched in every_launch(score.trace(), mask.trace()):

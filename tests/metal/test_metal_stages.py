@@ -11,27 +11,15 @@ import numpy as np
 import pytest
 import reference
 import zoo
+from metal.simulated_stages import Array, listed, lists_of, stages, tensor
 from metal.stage_launches import Recorder
 
 from flextrace.kernels.call import Mods
 from flextrace.kernels.metal import MetalBackend
-from flextrace.kernels.metal.stages.stages import MetalStages
-from flextrace.kernels.simulator import metal_kernel
-from flextrace.kernels.stages.protocol import BlockLists
 from flextrace.tracer import Bound, Kind, Traces
 
-Array = np.ndarray[Any, Any]
 TOLERANCE = {mx.float32: 1e-5, mx.float16: 2e-3, mx.bfloat16: 1.6e-2}
 TRACES = Traces()
-
-
-@functools.lru_cache(maxsize=8)
-def stages(order: str = "forward") -> MetalStages:
-    return MetalBackend(functools.partial(metal_kernel, lane_order=order)).stages()
-
-
-def tensor(*shape: int, dtype: mx.Dtype = mx.float32, seed: int = 0) -> mx.array:
-    return mx.array(np.random.default_rng([seed, *shape]).normal(size=shape)).astype(dtype)
 
 
 def exact(x: mx.array) -> Array:
@@ -190,19 +178,6 @@ def test_softmax_of_other_dtypes_shapes_and_strides() -> None:
 SIZE = (2, 2, 37, 53)
 
 
-def listed(blocks: BlockLists, shape: tuple[int, ...]) -> Array:
-    """int8 of that shape: 0 in no list, 1 in a partial block, 2 in a full one."""
-    state = np.zeros(shape, np.int8)
-    counts, indices, full_counts, full_indices = (np.array(x) for x in blocks[:4])
-    for value, number, index in ((1, counts, indices), (2, full_counts, full_indices)):
-        for b, h, row in np.ndindex(shape[0], shape[1], number.shape[2]):
-            at = (min(b, number.shape[0] - 1), min(h, number.shape[1] - 1), row)
-            for block in index[at][: number[at]]:
-                rows = slice(row * blocks.q_block, (row + 1) * blocks.q_block)
-                state[b, h, rows, block * blocks.kv_block : (block + 1) * blocks.kv_block] = value
-    return state
-
-
 @functools.lru_cache(maxsize=64)
 def dense(name: str) -> Array:
     return reference.apply_mask_mod(mods(name, shape=SIZE)[1]["mask_mod"], SIZE)
@@ -250,16 +225,6 @@ def test_score_mod(names: tuple[str, ...]) -> None:
         none = TRACES.bind(lambda b, h, q_idx, kv_idx: False, "mask_mod")
         full = listed(blocks, SIZE) == 2
         close(stages().score_mod(x, Mods(score, none), blocks), np.where(full, changed, -np.inf), mx.float32)
-
-
-def lists_of(mask_batch: int, mask_heads: int, q_blocks: int, kv_blocks: int, block: tuple[int, int]) -> BlockLists:
-    """Random lists: each block in none of them, the first or the second; the second has a spare column."""
-    state = np.random.default_rng(3).integers(0, 3, (mask_batch, mask_heads, q_blocks, kv_blocks))
-    made = []
-    for value in (1, 2):
-        made += [(state == value).sum(axis=-1), np.argsort(state != value, axis=-1, kind="stable")]
-    made[3] = np.concatenate([made[3], np.full((*made[3].shape[:3], 1), -1)], axis=-1)
-    return BlockLists(*(mx.array(x.astype(np.int32)) for x in made), *block)
 
 
 @pytest.mark.parametrize("block", [(5, 11), (16, 8), (64, 70)], ids=str)

@@ -10,8 +10,7 @@ import pytest
 import reference
 import zoo
 from calls import attention_call, formulas, run_on
-from metal.simulated import ORDERS, backend, inputs
-from metal.test_counts import broken
+from metal.simulated import ORDERS, backend, broken, inputs
 
 import flextrace as flex
 from flextrace.kernels.metal import MetalBackend

@@ -14,7 +14,7 @@ import pytest
 import quant_reference
 import reference
 from calls import attention_call
-from metal import clang_check, test_text
+from metal import clang_check
 from metal.quantised import smoothing
 from metal.simulated import DTYPES, ORDERS
 from metal.stage_launches import Launched, Recorder
@@ -317,7 +317,7 @@ def every_launch() -> list[Launched]:
     return recorder.launches
 
 
-@test_text.needs_clang
+@clang_check.needs_clang
 def test_address_spaces(tmp_path: Path) -> None:
     for launched in every_launch():
         assert clang_check.complaints(launched.instance(), tmp_path) == ""
@@ -334,7 +334,7 @@ MISTAKES = [
 ]
 
 
-@test_text.needs_clang
+@clang_check.needs_clang
 @pytest.mark.parametrize(("right", "wrong"), MISTAKES)
 def test_clang_finds_planted_mistakes(right: str, wrong: str, tmp_path: Path) -> None:
     source = every_launch()[0].instance()

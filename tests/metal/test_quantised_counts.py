@@ -13,8 +13,7 @@ from calls import attention_call, formulas, run_on
 from metal import clang_check
 from metal.mods import traces
 from metal.quantised import smoothing
-from metal.simulated import backend, inputs
-from metal.test_counts import broken
+from metal.simulated import backend, broken, inputs
 
 import flextrace as flex
 from flextrace.int8.smoothing import smoothing as smoothing_of
@@ -74,7 +73,7 @@ def test_the_plain_text_does_not_pay() -> None:
     assert not any(name in before.split(end)[0] for name in added)
 
 
-@pytest.mark.skipif(clang_check.CLANG is None, reason="no clang: apt-get install clang")
+@clang_check.needs_clang
 @pytest.mark.parametrize("scoring", [Scoring(True), Scoring(False, True), Scoring(True, True, True)], ids=str)
 def test_address_spaces(scoring: Scoring, tmp_path: Path) -> None:
     for dims, dtype in (((64, 64), "float16"), ((80, 40), "bfloat16"), ((256, 256), "float32")):

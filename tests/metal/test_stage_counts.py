@@ -8,9 +8,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from metal.simulated_stages import listed, lists_of, stages, tensor
 from metal.stage_launches import Recorder
 from metal.steel_gemm import TILES, steel_gemm
-from metal.test_metal_stages import listed, lists_of, stages, tensor
 
 from flextrace.kernels.call import Mods
 from flextrace.kernels.metal import MetalBackend

@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 import zoo
 from calls import formulas
-from metal import clang_check, test_text
+from metal import clang_check
 from metal.mods import traces
 from metal.stage_launches import Launched, Recorder, every_launch
 
@@ -26,8 +26,7 @@ FILES = sorted([*FOLDER.glob("*.h"), *FOLDER.glob("*.metal")])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_a_stage_file_keeps_the_habits(file: Path) -> None:
-    test_text.test_a_file_keeps_the_habits(file)
+def test_loops_of_a_stage_are_unrolled(file: Path) -> None:
     for before, line in itertools.pairwise(file.read_text().splitlines()):
         if re.search(r"for \(int \w+ = 0; \w+ < (P::\w+_FRAGMENTS|COUNT|ITEMS|ROW_GROUPS|2);", line):
             assert before.strip() in ("UNROLL", '_Pragma("clang loop unroll_count(8)")'), line
@@ -99,13 +98,13 @@ def ids(launched: Launched) -> str:
     )
 
 
-@test_text.needs_clang
+@clang_check.needs_clang
 @pytest.mark.parametrize("launched", list(every_launch(*traces("alibi", "causal"))), ids=ids)
 def test_address_spaces_of_every_stage(launched: Launched, tmp_path: Path) -> None:
     assert clang_check.complaints(launched.instance(), tmp_path) == ""
 
 
-@test_text.needs_clang
+@clang_check.needs_clang
 @pytest.mark.parametrize("entry", [e for i, e in enumerate(zoo.ZOO.values()) if i % 8 == 0], ids=str)
 def test_address_spaces_of_stages_with_mods(entry: zoo.Entry, tmp_path: Path) -> None:
     for launched in every_launch(*traces(entry.name)):
@@ -113,7 +112,7 @@ def test_address_spaces_of_stages_with_mods(entry: zoo.Entry, tmp_path: Path) ->
             assert clang_check.complaints(launched.instance(), tmp_path) == ""
 
 
-@test_text.needs_clang
+@clang_check.needs_clang
 @pytest.mark.parametrize("stage", WITH_MODS)
 def test_a_stage_compiles_as_it_lies(stage: str, tmp_path: Path) -> None:
     """With the checked-in mod.h."""
@@ -135,7 +134,7 @@ MISTAKES = [
 ]
 
 
-@test_text.needs_clang
+@clang_check.needs_clang
 @pytest.mark.parametrize(("stage", "right", "wrong"), MISTAKES, ids=lambda text: text[:20])
 def test_clang_finds_mistakes_planted_in_a_stage(stage: str, right: str, wrong: str, tmp_path: Path) -> None:
     found = next(e for e in every_launch(*traces("identity", "causal")) if f"flextrace_{stage}" in e.definition["name"])
@@ -144,7 +143,7 @@ def test_clang_finds_mistakes_planted_in_a_stage(stage: str, right: str, wrong: 
     assert "error:" in clang_check.complaints(source.replace(right, wrong), tmp_path)
 
 
-@test_text.needs_clang
+@clang_check.needs_clang
 def test_no_pointer_of_a_stage_is_without_an_address_space(tmp_path: Path) -> None:
     seen = set()
     for launched in every_launch(*traces("alibi", "causal")):

@@ -31,7 +31,6 @@ FILES = [
 RESERVED = r"\b(fragment|vertex|kernel|mesh|object|visible|sampler|texture\w*|ray_data|object_data|imageblock\w*)\b"
 TRANSCENDENTAL = "exp|exp2|log|log2|log10|a?(?:sin|cos|tan)h?|atan2|r?sqrt|fmod"
 LOOPS = ("UNROLL", "ROLLED", '_Pragma("clang loop unroll_count(8)")')
-needs_clang = pytest.mark.skipif(clang_check.CLANG is None, reason="no clang: apt-get install clang")
 
 
 # ---- habits of safe MSL -------------------------------------------------------------------------------------------
@@ -134,7 +133,7 @@ def test_too_many_captured_arrays_name_the_remedy() -> None:
 # ---- address spaces -----------------------------------------------------------------------------------------------
 
 
-@needs_clang
+@clang_check.needs_clang
 def test_the_kernel_compiles_as_it_lies(tmp_path: Path) -> None:
     """With the checked-in mod.h, whose bodies leave the scores as they are."""
     text = kernel_text()
@@ -144,14 +143,14 @@ def test_the_kernel_compiles_as_it_lies(tmp_path: Path) -> None:
     assert clang_check.complaints(source, tmp_path) == ""
 
 
-@needs_clang
+@clang_check.needs_clang
 @pytest.mark.parametrize("entry", zoo.ZOO.values(), ids=str)
 def test_address_spaces_of_every_mod(entry: zoo.Entry, tmp_path: Path) -> None:
     source = clang_check.instance(text_of(entry.name), plan_for(64, 64, "float32"), NO_BLOCKS)
     assert clang_check.complaints(source, tmp_path) == ""
 
 
-@needs_clang
+@clang_check.needs_clang
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("dims", [(8, 8), (17, 9), (64, 64), (80, 80), (128, 96), (192, 128), (256, 256), (512, 512)])
 def test_address_spaces_of_every_plan(dims: tuple[int, int], dtype: str, tmp_path: Path) -> None:
@@ -175,7 +174,7 @@ MISTAKES = [
 ]
 
 
-@needs_clang
+@clang_check.needs_clang
 @pytest.mark.parametrize(("right", "wrong"), MISTAKES, ids=lambda text: text[:20])
 def test_clang_finds_planted_mistakes(right: str, wrong: str, tmp_path: Path) -> None:
     source = clang_check.instance(text_of("causal"), plan_for(64, 64, "float32"), NO_BLOCKS)
@@ -183,7 +182,7 @@ def test_clang_finds_planted_mistakes(right: str, wrong: str, tmp_path: Path) ->
     assert "error:" in clang_check.complaints(source.replace(right, wrong), tmp_path)
 
 
-@needs_clang
+@clang_check.needs_clang
 def test_no_pointer_is_without_an_address_space(tmp_path: Path) -> None:
     """clang lets an unqualified pointer through as __generic; Metal does not."""
     source = clang_check.instance(text_of("alibi", "document_ids"), plan_for(80, 80, "bfloat16"), CUT_TILES)
@@ -200,7 +199,7 @@ WIDE = [
 ]
 
 
-@needs_clang
+@clang_check.needs_clang
 def test_offsets_into_device_memory_have_64_bits(tmp_path: Path) -> None:
     """2**31 elements are 4 GB of float16: keys and values of a long context."""
     source = clang_check.instance(text_of("alibi", "document_ids"), plan_for(80, 80, "bfloat16"), CUT_TILES)
