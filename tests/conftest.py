@@ -56,7 +56,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for outcome in ("passed", "failed", "skipped"):
         reports = terminalreporter.stats.get(outcome, [])
         counts[outcome] = sum(
-            any(part in report.nodeid for part in ("tests/metal/", "tests/simulator/", "simulator"))
+            any(part in report.nodeid for part in ("tests/metal/", "tests/kernels/metal/", "simulator"))
             for report in reports
             if outcome == "skipped" or report.when == "call"
         )

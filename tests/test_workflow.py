@@ -57,7 +57,7 @@ def test_it_probes_the_device_first_and_keeps_what_doctor_says(jobs: dict[str, A
 
 
 def test_the_probe_multiplies_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tests" / "metal"))
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "apparatus"))
     import device_probe
 
     assert device_probe.product_is_right(metal_kernel)

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import zoo
-from metal import clang_check
+from apparatus import clang_check
 from random_masks import random_case
 
 import flextrace as flex

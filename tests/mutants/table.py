@@ -28,6 +28,7 @@ class Mutant(NamedTuple):
 
 # file -> the tests that hold it, and (old, new) or, where other tests hold a line, (old, new, tests).
 Change = tuple[str, str] | tuple[str, str, str]
+TWENTY_ARRAYS = "tests/kernels/metal/test_metal_captures.py::test_twenty_arrays_in_the_fused_kernel"
 TABLE: dict[tuple[str, str], list[Change]] = {
     # ---- tracer ------------------------------------------------------------------------------------------------
     ("tracer/expr/node.py", "tests/tracer/expr/test_expr.py"): [
@@ -601,17 +602,17 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("row_groups = np.where(documents[at] == rows, at, 0)", "row_groups = at + (documents[at] != rows)"),
     ],
     # ---- Metal text, in the simulator --------------------------------------------------------------------------
-    ("kernels/metal/tile/staging.h", "tests/metal/test_metal_attention.py::test_shapes"): [
+    ("kernels/metal/tile/staging.h", "tests/kernels/metal/test_metal_attention.py::test_shapes"): [
         ("if (EVEN || row < ROWS) to[row", "to[row"),
         ("&& column < columns.end ? *at", "? *at"),
         ("values[i] = row < rows.end &&", "values[i] ="),
     ],
-    ("kernels/metal/attention/softmax.h", "tests/metal/test_metal_attention.py"): [
+    ("kernels/metal/attention/softmax.h", "tests/kernels/metal/test_metal_attention.py"): [
         ("sum = row.sum * shrink;", "sum = row.sum;"),
         ("largest = max_of_row(largest);", ""),
         ("row.max = largest;", ""),
     ],
-    ("kernels/metal/attention/walk.h", "tests/metal/test_metal_tile_state.py"): [
+    ("kernels/metal/attention/walk.h", "tests/kernels/metal/test_metal_tile_state.py"): [
         ("base = ahead - 32 * (32 - stretch);", "base = ahead - 32 * (31 - stretch);"),
         ("ahead += 32 * 32;", "ahead += 32 * 31;"),
         ("sure = (whole_stretches >> stretch) & 1;", "sure = true;"),
@@ -621,18 +622,18 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         (
             "if (ends[middle] > candidate) high",
             "if (ends[middle] >= candidate) high",
-            "tests/metal/test_metal_attention.py",
+            "tests/kernels/metal/test_metal_attention.py",
         ),
-        ("block == 2 || (block == 1 &&", "block != 0 && (", "tests/metal/test_metal_attention.py"),
+        ("block == 2 || (block == 1 &&", "block != 0 && (", "tests/kernels/metal/test_metal_attention.py"),
     ],
-    ("kernels/metal/tile/matrix.h", "tests/metal/test_metal_tile_state.py"): [
+    ("kernels/metal/tile/matrix.h", "tests/kernels/metal/test_metal_tile_state.py"): [
         ("range.end = metal::min(first + count, length);", "range.end = first + count;"),
     ],
-    ("kernels/metal/attention/products.h", "tests/metal/test_metal_attention.py::test_shapes"): [
+    ("kernels/metal/attention/products.h", "tests/kernels/metal/test_metal_attention.py::test_shapes"): [
         ("column + 1 < P::HEAD_DIM ?", "column < P::HEAD_DIM ?"),
         ("int column = tile * (P::BV / FRAGMENT) + d;", "int column = d;"),
     ],
-    ("kernels/metal/tile/fragments.h", "tests/metal/test_metal_attention.py::test_shapes"): [
+    ("kernels/metal/tile/fragments.h", "tests/kernels/metal/test_metal_attention.py::test_shapes"): [
         ("return x + metal::simd_shuffle_xor(x, ushort(8));", "return x;"),
         ("return metal::max(x, metal::simd_shuffle_xor(x, ushort(8)));", "return x;"),
     ],
@@ -670,38 +671,44 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("if not keys_may_be_left_out or _is_finite(v):", "if True:"),
         ("sums > minus * MINUS", "sums > 0"),
     ],
-    ("kernels/metal/attention/smooth.h", "tests/metal/test_metal_quantised.py"): [
+    ("kernels/metal/attention/smooth.h", "tests/kernels/metal/test_metal_quantised.py"): [
         ("float unit = metal::simd_shuffle(key_scale, ushort(i));", "float unit = key_scale;"),
         ("if (SMOOTHED_Q) score +=", "if (false) score +="),
     ],
-    ("kernels/metal/attention/forward.metal", "tests/metal/test_launches.py::test_the_bits_are_the_same"): [
+    ("kernels/metal/attention/forward.metal", "tests/kernels/metal/test_launches.py::test_the_bits_are_the_same"): [
         ("head * out_rows + (row - first_out)", "head * out_rows + row"),
     ],
-    ("kernels/metal/attention/lane_rows.h", "tests/metal/test_launches.py::test_the_bits_are_the_same"): [
+    ("kernels/metal/attention/lane_rows.h", "tests/kernels/metal/test_launches.py::test_the_bits_are_the_same"): [
         ("p.first_tile + q_tiles - 1 - int(at.group.x)", "q_tiles - 1 - int(at.group.x)"),
     ],
-    ("kernels/metal/attention/walk.h", "tests/metal/test_launches.py::test_the_bits_are_the_same"): [
+    ("kernels/metal/attention/walk.h", "tests/kernels/metal/test_launches.py::test_the_bits_are_the_same"): [
         ("all_tiles = (p.q_len + P::BQ - 1) / P::BQ;", "all_tiles = rows.q_tiles;"),
     ],
-    ("kernels/metal/mod/ops.h", "tests/metal/test_metal_captures.py::test_twenty_arrays_in_the_fused_kernel"): [
+    ("kernels/metal/mod/ops.h", TWENTY_ARRAYS): [
         ("for (int axis = 1; axis < NDIM; axis++)", "for (int axis = 0; axis < NDIM; axis++)"),
         ("next.shape = shape + 1;", "next.shape = shape;"),
     ],
-    ("kernels/metal/mod/captures.py", "tests/metal/test_metal_captures.py::test_twenty_arrays_in_the_fused_kernel"): [
+    (
+        "kernels/metal/mod/captures.py",
+        TWENTY_ARRAYS,
+    ): [
         ("shape_at += array.ndim", "shape_at += 1"),
     ],
-    ("kernels/metal/arguments.py", "tests/metal/test_metal_captures.py::test_twenty_arrays_in_the_fused_kernel"): [
+    (
+        "kernels/metal/arguments.py",
+        TWENTY_ARRAYS,
+    ): [
         ("[mx.contiguous(x) for x in given] if packed else given", "given"),
     ],
-    ("kernels/metal/device.py", "tests/metal/test_product_plan.py"): [("512: 104", "512: 128")],
-    ("kernels/metal/launch.py", "tests/metal/test_launches.py::test_launches_are_even_and_hold_to_the_limit"): [
+    ("kernels/metal/device.py", "tests/kernels/metal/test_product_plan.py"): [("512: 104", "512: 128")],
+    ("kernels/metal/launch.py", "tests/kernels/metal/test_launches.py::test_launches_are_even_and_hold_to_the_limit"): [
         ("max(1, MOST_MULTIPLIES // multiplies)", "MOST_MULTIPLIES // multiplies + 1"),
     ],
-    ("kernels/simulator/async.h", "tests/simulator/test_async_copy.py"): [
+    ("kernels/simulator/async.h", "tests/kernels/simulator/test_async_copy.py"): [
         ("return pending || !ordered || !was_read;", "return pending || !was_read;"),
         ("return pending || !ordered || !was_read;", "return pending || !ordered;"),
     ],
-    ("kernels/simulator/metal_types.h", "tests/simulator/test_findings.py"): [
+    ("kernels/simulator/metal_types.h", "tests/kernels/simulator/test_findings.py"): [
         (
             "constexpr bfloat(const bfloat& other) : bits(other.bits) {}",
             "constexpr bfloat(const bfloat& other) = default;",

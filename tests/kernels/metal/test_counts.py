@@ -6,8 +6,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from apparatus.simulated import BARRIER, backend, broken, inputs
 from calls import attention_call, run_on
-from metal.simulated import BARRIER, backend, broken, inputs
 
 import flextrace as flex
 from flextrace.kernels.metal.attention.plan import plan_for

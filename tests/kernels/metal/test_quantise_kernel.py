@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import quant_reference
 import reference
+from apparatus import clang_check
+from apparatus.quantised import smoothing
+from apparatus.simulated import DTYPES, ORDERS
+from apparatus.stage_launches import Launched, Recorder
 from calls import attention_call
-from metal import clang_check
-from metal.quantised import smoothing
-from metal.simulated import DTYPES, ORDERS
-from metal.stage_launches import Launched, Recorder
 
 from flextrace.kernels import AttentionCall, QKQuant, Smoothing
 from flextrace.kernels.metal import MetalBackend

@@ -7,10 +7,10 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from apparatus import clang_check
+from apparatus.mods import traces
+from apparatus.simulated import DTYPES, ORDERS, SHAPES, backend, check, inputs
 from calls import attention_call, formulas, run_on
-from metal import clang_check
-from metal.mods import traces
-from metal.simulated import DTYPES, ORDERS, SHAPES, backend, check, inputs
 
 import flextrace as flex
 from flextrace.kernels import AttentionCall

@@ -9,11 +9,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from apparatus import clang_check
+from apparatus.mods import traces
+from apparatus.quantised import smoothing
+from apparatus.simulated import backend, broken, inputs
 from calls import attention_call, formulas, run_on
-from metal import clang_check
-from metal.mods import traces
-from metal.quantised import smoothing
-from metal.simulated import backend, broken, inputs
 
 import flextrace as flex
 from flextrace.int8.smoothing import smoothing as smoothing_of

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import reference
 import zoo
+from apparatus.simulated import DTYPES, ORDERS, SHAPES, backend, check, inputs
 from calls import attention_call, run_on
-from metal.simulated import DTYPES, ORDERS, SHAPES, backend, check, inputs
 
 import flextrace as flex
 from flextrace.kernels import Blocks

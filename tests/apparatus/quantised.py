@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 import quant_reference
 import reference
+from apparatus.simulated import Shape, backend, inputs
 from calls import attention_call, run_on
-from metal.simulated import Shape, backend, inputs
 from reference import Array
 
 import flextrace as flex

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import reference
 import zoo
+from apparatus import clang_check
+from apparatus.int8_rows import Rows, Tensors, call_of, compare, expected, heads_last, rounded, run, tensors
+from apparatus.mods import traces
+from apparatus.simulated import BARRIER, DTYPES, ORDERS, SHAPES, Shape, backend, broken, inputs
 from calls import attention_call, formulas, run_on
-from metal import clang_check
-from metal.int8_rows import Rows, Tensors, call_of, compare, expected, heads_last, rounded, run, tensors
-from metal.mods import traces
-from metal.simulated import BARRIER, DTYPES, ORDERS, SHAPES, Shape, backend, broken, inputs
 
 import flextrace as flex
 from flextrace.kernels import AttentionCall

@@ -10,8 +10,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from apparatus.mods import traces
 from calls import attention_call, formulas, run_on
-from metal.mods import traces
 
 import flextrace as flex
 from flextrace.kernels import registry

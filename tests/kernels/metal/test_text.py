@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import zoo
+from apparatus import clang_check
+from apparatus.mods import text_of, traces
 from calls import formulas
-from metal import clang_check
-from metal.mods import text_of, traces
 
 from flextrace.kernels.metal import generate
 from flextrace.kernels.metal.async_copy.probe import why_no_async_copy

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import reference
 import zoo
+from apparatus.quantised import SCALE, biased, compare, floats, relative_l1, run, smoothing
+from apparatus.simulated import DTYPES, ORDERS, SHAPES, Shape, backend, inputs
 from calls import attention_call, run_on
-from metal.quantised import SCALE, biased, compare, floats, relative_l1, run, smoothing
-from metal.simulated import DTYPES, ORDERS, SHAPES, Shape, backend, inputs
 
 import flextrace as flex
 from flextrace.kernels import QKQuant

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import reference
 import zoo
+from apparatus.simulated import ORDERS, backend, broken, inputs
 from calls import attention_call, formulas, run_on
-from metal.simulated import ORDERS, backend, broken, inputs
 
 import flextrace as flex
 from flextrace.kernels.metal import MetalBackend

@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from apparatus.simulated import ORDERS, SHAPES, Shape, backend, inputs, mods
 from calls import attention_call, run_on
-from metal.simulated import ORDERS, SHAPES, Shape, backend, inputs, mods
 from zoo import mx_array
 
 import flextrace as flex

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from apparatus.mods import traces
 from calls import attention_spec
-from metal.mods import traces
 
 import flextrace as flex
 from flextrace.kernels import registry
@@ -45,7 +45,7 @@ def test_the_simulator_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None
 def test_tests_of_the_simulator_are_skipped_without_a_compiler() -> None:
     here = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-m", "not long"]
-    files = [here.parent / "simulator" / "test_async_copy.py", here / "test_counts.py", here.parent / "test_zoo.py"]
+    files = [here.parent / "simulator" / "test_async_copy.py", here / "test_counts.py", here.parents[1] / "test_zoo.py"]
     environment = os.environ | {"CXX": "no-such-compiler"}
     environment.pop("CI", None)
     chosen = ["-k", "async_copy or test_counts or (simulator and causal and not every_shape)"]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import reference
 import zoo
-from metal.simulated_stages import Array, listed, lists_of, stages, tensor
-from metal.stage_launches import Recorder
+from apparatus.simulated_stages import Array, listed, lists_of, stages, tensor
+from apparatus.stage_launches import Recorder
 
 from flextrace.kernels.call import Mods
 from flextrace.kernels.metal import MetalBackend

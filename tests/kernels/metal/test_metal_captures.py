@@ -9,10 +9,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from apparatus import clang_check
+from apparatus.simulated import ORDERS, backend, inputs
+from apparatus.stage_launches import every_launch
 from calls import attention_call, formulas, run_on
-from metal import clang_check
-from metal.simulated import ORDERS, backend, inputs
-from metal.stage_launches import every_launch
 
 import flextrace as flex
 from flextrace.kernels import AttentionCall, backend_for

@@ -9,10 +9,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 import zoo
+from apparatus import clang_check
+from apparatus.mods import traces
+from apparatus.stage_launches import Launched, Recorder, every_launch
 from calls import formulas
-from metal import clang_check
-from metal.mods import traces
-from metal.stage_launches import Launched, Recorder, every_launch
 
 from flextrace.kernels.metal import MetalBackend, generate
 from flextrace.kernels.metal.stages.text import STAGES, WITH_MODS, stage_text

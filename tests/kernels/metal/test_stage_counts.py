@@ -8,9 +8,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from metal.simulated_stages import listed, lists_of, stages, tensor
-from metal.stage_launches import Recorder
-from metal.steel_gemm import TILES, steel_gemm
+from apparatus.simulated_stages import listed, lists_of, stages, tensor
+from apparatus.stage_launches import Recorder
+from apparatus.steel_gemm import TILES, steel_gemm
 
 from flextrace.kernels.call import Mods
 from flextrace.kernels.metal import MetalBackend
