@@ -143,6 +143,11 @@ def test_causal_evaluates_the_diagonal_alone() -> None:
     assert run(flex.mask_mod(causal).bind(), q, k, v, blocks)[1] == counts
 
 
+def test_bounds_end_where_the_keys_do() -> None:
+    counts = run(flex.mask_mod(lambda b, h, q_idx, kv_idx: kv_idx < 70).bind(), *tensors(1, 1, 40, 70))[1]
+    assert counts.evaluated == 0 and counts.visited > 0
+
+
 def test_no_key_behind_the_last_one_is_asked_about() -> None:
     """An element that no int32 holds is an error where it is read: here it belongs to key 75 of 70."""
     table = np.where(np.arange(96) == 75, 2**32 - 1, np.arange(96) % 3).astype(np.uint32)
