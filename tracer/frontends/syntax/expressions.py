@@ -134,13 +134,14 @@ def _ways(node: ast.expr, frame: SourceFrame) -> Way:
         links = _links(node, frame)
         return _until_decided([partial(_next_link, links, frame)] * len(node.ops), True, frame)
     if isinstance(node, ast.BoolOp):
-        operands = [partial(_operand, operand, frame) for operand in node.values]
+        operands = [*(partial(_operand, operand, frame) for operand in node.values[:-1])]
+        operands.append(partial(_ways, node.values[-1], frame))
         return _until_decided(operands, isinstance(node.op, ast.And), frame)
     return _leaf(value_of(node, frame), frame)
 
 
 def _operand(node: ast.expr, frame: SourceFrame) -> Way:
-    """Of `and` within `or` the lanes are kept apart: it is known of each whether it decides."""
+    """One that others follow. Of `and` within `or` the lanes are kept apart: it is known of each whether it decides."""
     return _ways(node, frame) if isinstance(node, ast.BoolOp) else _leaf(value_of(node, frame), frame)
 
 

@@ -204,7 +204,14 @@ def _continue(node: ast.Continue, frame: SourceFrame) -> Way:
 
 def _if(node: ast.If, frame: SourceFrame) -> Way:
     way = test_of(node.test, frame)
-    then(frame, way, (YES, partial(block, node.body, frame)), (NO, partial(block, node.orelse, frame)))
+    body = partial(block, node.body, frame)
+    if node.orelse:
+        then(frame, way, (YES, body), (NO, partial(block, node.orelse, frame)))
+        return way
+    then(frame, way, (YES, body))
+    for some in waiting(way):
+        if some.to == NO:
+            some.to = FALL
     return way
 
 
