@@ -35,6 +35,11 @@ kernels/template/
 kernels/
 kernels/stages/
 kernels/backend kernels/loading
+kernels/cpu/tile/
+kernels/cpu/mod/
+kernels/cpu/int8/
+kernels/cpu/attention/
+kernels/cpu/stages/
 kernels/cpu/
 kernels/metal/device kernels/metal/scoring
 kernels/metal/tile/
@@ -76,7 +81,6 @@ IN_CIRCLES: set[str] = set()
 
 FLAT = 14  # files of one folder
 CROWDED = {
-    "kernels/cpu/",
     "kernels/simulator/",
 }  # their rooms are on their way
 

@@ -55,7 +55,7 @@ def peak_gflops(threads: int) -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "peak.so"
-        compiler.build(Path(cpu.__file__).parent / "peak.cpp", library)
+        compiler.build(Path(cpu.__file__).parent / "tile" / "peak.cpp", library)
         entry = ctypes.CDLL(str(library)).flextrace_peak
     entry.argtypes, entry.restype = [ctypes.c_int64], ctypes.c_double
     rounds = 4_000_000

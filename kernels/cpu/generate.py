@@ -15,16 +15,17 @@ from ..spec import ATTENTION, Formulas, KernelSpec
 from ..template.assemble import assemble
 from ..template.hole import fill
 
-HOLE = Path(__file__).parent / "mod.h"
+HOLE = "mod/mod.h"
+FOLDER = Path(__file__).parent
 PLAIN = "PLAIN"  # Keys of params.h
-FILES = {ATTENTION: "attention.cpp"}  # a stage lies in a file of its name
+FILES = {ATTENTION: "attention/forward.cpp"}  # a stage lies in a file of its name
 
 
 def kernel_text(spec: KernelSpec) -> str:
     """The complete C++ text of a kernel; its variant is how it reads keys, plainly without one."""
-    file = FILES.get(spec.kernel, f"{spec.kernel}.cpp")
+    file = FILES.get(spec.kernel, f"stages/{spec.kernel}.cpp")
     header = mod_header(spec.mods, PLAIN if spec.variant is None else str(spec.variant))
-    return assemble(Path(__file__).parent, file, {"mod.h": header})
+    return assemble(FOLDER, file, {HOLE: header})
 
 
 def mod_header(mods: Formulas, keys: str = PLAIN) -> str:
@@ -40,7 +41,7 @@ def mod_header(mods: Formulas, keys: str = PLAIN) -> str:
         values |= {name: "true" for name, index in (("MASK_USES_BATCH", B), ("MASK_USES_HEAD", H)) if index in used}
         texts["mask_mod"] = _body(mask, "vint kv_idx", _comment(mods.mask))
         texts |= {"tile_state": tile_state_text(mask), "ranged_arrays": _ranged_arrays(mask)}
-    return fill(HOLE, texts, values)
+    return fill(FOLDER / HOLE, texts, values)
 
 
 def tile_state_text(mask: Expr) -> str:

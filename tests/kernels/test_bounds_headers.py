@@ -161,7 +161,7 @@ EXPORTED void run_{i}(const int32_t* tiles, int64_t* out, const Array* arrays, c
 
 
 def run_cpp(what: Batch, folder: Path) -> np.ndarray:
-    text = assemble(Path(cpu.__file__).parent, "gathers.h", {}) + CPP_FUNCTIONS
+    text = assemble(Path(cpu.__file__).parent, "mod/gathers.h", {}) + CPP_FUNCTIONS
     for i, expr in enumerate(what.exprs):
         statements, result = range_lines(expr, CPP_RANGES)
         text += CPP_FUNCTION.format(i=i, tiles=what.tiles.shape[1], statements="\n    ".join(statements), result=result)
@@ -208,7 +208,7 @@ def test_cpp_bounds_long(part: int, tmp_path: Path) -> None:
 def test_the_cpp_header_has_no_warnings(tmp_path: Path) -> None:
     compiler = find_compiler()
     assert compiler is not None
-    header = Path(cpu.__file__).parent / "gathers.h"
+    header = Path(cpu.__file__).parent / "mod" / "gathers.h"
     options = ("-std=c++17", "-Wall", "-Wextra", "-Wno-psabi", "-fsyntax-only", "-x", "c++")
     done = subprocess.run([compiler.path, *options, str(header)], capture_output=True, text=True, check=False)
     assert [line for line in done.stderr.splitlines() if "warning" in line and "pragma once" not in line] == []

@@ -36,14 +36,14 @@ def causal(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
 def test_the_kernel_compiles_as_it_lies() -> None:
     compiler = toolchain.find_compiler()
     assert compiler is not None
-    for file in sorted(path.name for path in FOLDER.glob("*.cpp")):
+    for file in sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.cpp")):
         command = [compiler.path, "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wno-psabi", file]
         done = subprocess.run([*command, "-march=native"], cwd=FOLDER, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_kernel_files_are_ascii() -> None:
-    for file in [*FOLDER.glob("*.h"), *FOLDER.glob("*.cpp")]:
+    for file in [*FOLDER.rglob("*.h"), *FOLDER.rglob("*.cpp")]:
         file.read_text(encoding="ascii")
 
 

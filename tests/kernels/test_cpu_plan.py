@@ -1,6 +1,6 @@
 """How the cpu kernel cuts a call: rounds of packed heads, threads, the tiles that a job visits, means per batch.
 
-Each test needs one line of jobs.h, attention.h, visits.h or launch.py: without it, wrong numbers.
+Each test needs one line of jobs.h, attention.h, walk.h or launch.py: without it, wrong numbers.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Verbs:
     def __init__(self, folder: Path, flags: tuple[str, ...]) -> None:
         compiler = toolchain.find_compiler()
         assert compiler is not None
-        flags = (*compiler.flags, *flags, f"-I{FOLDER}")
+        flags = (*compiler.flags, *flags, f"-I{FOLDER / 'int8'}")
         self.compiler = toolchain.Compiler(compiler.path, flags, "")
         self.compiler.build(Path(__file__).parent / "int8_check.cpp", folder / "check.so")
         self.library = ctypes.CDLL(str(folder / "check.so"))

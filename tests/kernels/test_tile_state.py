@@ -309,7 +309,7 @@ def test_extremes_of_any_range_are_exact(tmp_path: Path) -> None:
     arrays = [np.asarray(array) for array in bound.arrays]  # by slot
     header = generate.mod_header(formulas(None, bound.trace))
     text = "#include <stdlib.h>\n#include <math.h>\n" + assemble(
-        Path(generate.__file__).parent, "extremes.h", {"mod.h": header}
+        Path(generate.__file__).parent, "mod/extremes.h", {"mod/mod.h": header}
     )
     (tmp_path / "ranges.cpp").write_text(text + RANGES, encoding="ascii")
     compiler = find_compiler()

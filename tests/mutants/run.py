@@ -6,7 +6,7 @@ Lipton, Sayward: Hints on test data selection, 1978.) All copies compile into on
 set, so a kernel that a mistake does not touch is compiled once.
 
     python tests/mutants/run.py                 every row, on as many processes as there are cores
-    python tests/mutants/run.py visits.h joins  the rows whose file or change has one of these words
+    python tests/mutants/run.py walk.h joins    the rows whose file or change has one of these words
 
 Exit status 0: every mistake is caught. 1: one survived, or tests fail without it. 2: a row fits the tree no more.
 """

@@ -516,7 +516,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("same = bool(value.dtype == dtype)", "same = True"),
     ],
     # ---- the cpu backend ---------------------------------------------------------------------------------------
-    ("kernels/cpu/jobs.h", "tests/kernels/test_cpu_plan.py"): [
+    ("kernels/cpu/attention/jobs.h", "tests/kernels/test_cpu_plan.py"): [
         ("smaller(units_per_round, units - first);", "units_per_round;"),
         ("p.means_batch <= 1 && p.key_groups_batch <= 1", "p.key_groups_batch <= 1"),
         ("p.means_batch <= 1 && p.key_groups_batch <= 1", "p.means_batch <= 1"),
@@ -526,14 +526,14 @@ TABLE: dict[tuple[str, str], list[Change]] = {
             "tests/kernels/test_cpu_threads.py",
         ),
     ],
-    ("kernels/cpu/attention.h", "tests/kernels/test_cpu_plan.py"): [
+    ("kernels/cpu/attention/attention.h", "tests/kernels/test_cpu_plan.py"): [
         ("unit % units_per_round * kv_tiles", "unit * kv_tiles"),
     ],
-    ("kernels/cpu/attention.cpp", "tests/kernels/test_cpu_plan.py"): [
+    ("kernels/cpu/attention/forward.cpp", "tests/kernels/test_cpu_plan.py"): [
         ("if (jobs.wait_until_done(round.first_job)) a.run_pack_job", "a.run_pack_job"),
         ("if (done > 0 && !jobs.wait_until_done(done)) return;", ""),
     ],
-    ("kernels/cpu/threads.h", "tests/kernels/test_cpu_threads.py"): [
+    ("kernels/cpu/tile/threads.h", "tests/kernels/test_cpu_threads.py"): [
         ("if (python.interrupted()) __atomic", "if (false) __atomic"),
         ("    wait_until_done(work.total);\n", ""),
         ("if (!is_stopped()) work.run", "work.run"),
@@ -546,7 +546,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("(quant.q_block, quant.k_block) if quant", "(quant.q_block, quant.q_block) if quant"),
         ("(quant.q_block, quant.k_block) if quant", "(quant.k_block, quant.k_block) if quant"),
     ],
-    ("kernels/cpu/visits.h", "tests/kernels/test_tile_state.py"): [
+    ("kernels/cpu/attention/walk.h", "tests/kernels/test_tile_state.py"): [
         (
             "if constexpr (RAGGED) kv_idx",
             "if constexpr (false) kv_idx",
@@ -579,11 +579,11 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("state.masked |= state.end != 0 && state.end != i;", "", "tests/kernels/test_cpu_plan.py"),
         ("if (state.end == 0) state.begin = i;", "", "tests/kernels/test_cpu_plan.py"),
     ],
-    ("kernels/cpu/ops.h", "tests/test_zoo.py"): [
+    ("kernels/cpu/mod/ops.h", "tests/test_zoo.py"): [
         ("return quotient - (a % b != 0 && (a ^ b) < 0);", "return quotient;"),
         ("return (b < 0) != (remainder < 0) ? remainder + b : remainder;", "return remainder;"),
     ],
-    ("kernels/cpu/arrays.h", "tests/kernels/test_captures.py"): [
+    ("kernels/cpu/mod/arrays.h", "tests/kernels/test_captures.py"): [
         ("int64_t i = index < 0 ? index + size : index;", "int64_t i = index;"),
         ("i = select(i < n, i, splat(n - 1));", ""),
         (
@@ -597,18 +597,18 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         (" || !same_sign", ""),
         ("array.strides[LAST] == 1 && ", ""),
     ],
-    ("kernels/cpu/smooth.h", "tests/kernels/test_int8.py"): [
+    ("kernels/cpu/int8/smooth.h", "tests/kernels/test_int8.py"): [
         ("if (!row_is_finite(rows, row)) continue;", ""),
         ("rows.group(run.end) == rows.group(row)", "true"),
         ("int64_t first = row / block * block,", "int64_t first = row,"),
     ],
-    ("kernels/cpu/int8.h", "tests/kernels/test_int8.py"): [
+    ("kernels/cpu/int8/int8.h", "tests/kernels/test_int8.py"): [
         ("return largest < SMALLEST ? 0 : largest / LEVELS;", "return largest / LEVELS;"),
         ("return -128 * sum;", "return 0;"),
         ("special |= !finite;", ""),
         ("largest = larger(select(is_finite(x), x, vfloat{}), largest);", "largest = larger(x, largest);"),
     ],
-    ("kernels/cpu/scores.h", "tests/kernels/test_int8.py"): [
+    ("kernels/cpu/attention/scores.h", "tests/kernels/test_int8.py"): [
         ("if (p.q_scale_rows == 1) unit =", "if (false) unit ="),
         ("bool has_mean = means.data && group >= 0;", "bool has_mean = means.data;"),
         ("s.row_scale[i] = unit * p.scale;", "s.row_scale[i] = unit;"),
@@ -658,15 +658,15 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("return metal::max(x, metal::simd_shuffle_xor(x, ushort(8)));", "return x;"),
     ],
     # ---- what a row does not attend to ---------------------------------------------------------------------------
-    ("kernels/cpu/attention.cpp", "tests/test_left_out.py"): [
+    ("kernels/cpu/attention/forward.cpp", "tests/test_left_out.py"): [
         ("const bool special = values[floats_of_values(p)] != 0;", "const bool special = false;"),
     ],
-    ("kernels/cpu/tiles.h", "tests/test_left_out.py"): [
+    ("kernels/cpu/tile/panels.h", "tests/test_left_out.py"): [
         ("zeros[i % 2] += block[i] * 0.0f;", ""),
         ("select(x == 0.0f, x, columns[j])", "columns[j]"),
     ],
-    ("kernels/cpu/int8_rows.h", "tests/test_left_out.py"): [("zeros += scale(row) * 0;", "")],
-    ("kernels/cpu/product.h", "tests/test_left_out.py"): [
+    ("kernels/cpu/int8/rows.h", "tests/test_left_out.py"): [("zeros += scale(row) * 0;", "")],
+    ("kernels/cpu/stages/product.h", "tests/test_left_out.py"): [
         ("if (!is_finite(y.rows, y.columns)) product", "if (false) product")
     ],
     ("kernels/metal/attention/forward.metal", "tests/test_left_out.py"): [

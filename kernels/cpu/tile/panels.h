@@ -1,4 +1,4 @@
-// tiles.h: the verbs over tiles: pack keys, values and queries as float32 in the order in which the matmul reads
+// panels.h: the verbs over tiles: pack keys, values and queries as float32 in the order in which the matmul reads
 // them, multiply a group of rows by a tile, write rows back.
 #pragma once
 #include "params.h"

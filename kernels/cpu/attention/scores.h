@@ -1,7 +1,7 @@
 // scores.h: scale Q K^T of a group of rows and a tile of keys. What smoothing has subtracted comes back as terms: of
 // the keys one per row, t = scale q . mean(K); of the queries one per block of rows and key, scale mean(Q) . k.
 #pragma once
-#include "visits.h"
+#include "walk.h"
 
 // -- rows --------------------------------------------------------------------------------------------------------
 

@@ -12,4 +12,4 @@ inline float trunc_of(float x) { return fx::trunc(x); }
 inline float round_of(float x) { return fx::round(x); }
 
 }  // namespace bounds
-#include "../template/ranges.h"
+#include "../../template/ranges.h"

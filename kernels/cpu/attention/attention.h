@@ -4,7 +4,7 @@
 #include <sys/mman.h>
 
 #include "jobs.h"
-#include "threads.h"
+#include "../tile/threads.h"
 
 constexpr int64_t HUGE_PAGE = 2 << 20, LARGE = 8 << 20;  // memory from LARGE on is asked for in huge pages
 

@@ -4,8 +4,8 @@
 #pragma once
 #include "arrays.h"
 #include "functions.h"
-#include "params.h"
-#include "vector.h"
+#include "../tile/params.h"
+#include "../tile/vector.h"
 
 // The constants that generated text names, as <math.h> has them.
 #ifndef INFINITY

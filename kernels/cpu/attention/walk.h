@@ -1,4 +1,4 @@
-// visits.h: which tiles of keys a tile of query rows visits. Neither the whole row of tiles nor all elements of a tile
+// walk.h: which tiles of keys a tile of query rows visits. Neither the whole row of tiles nor all elements of a tile
 // are looked at: the block mask is a few runs, and of what it leaves to mask_mod, tile_state decides large ranges of
 // tiles first, then smaller ones, then single tiles for each group of rows. Only what is still open is evaluated.
 //
@@ -6,7 +6,7 @@
 //                               tiles whose keys are all in          visit_all
 //                               tiles that a run cuts                visit_by_groups
 #pragma once
-#include "mod.h"
+#include "../mod/mod.h"
 #include "attention.h"
 
 // Which rows a job computes.

@@ -1,8 +1,8 @@
-// attention.cpp: attention forward on the CPU, a tile at a time, never the full score matrix (FlashAttention,
+// forward.cpp: attention forward on the CPU, a tile at a time, never the full score matrix (FlashAttention,
 // arXiv 2205.14135; online softmax, arXiv 1805.02867).
 //
 //   for each tile of query rows, of each head
-//     find which tiles of keys the masks leave             find_visits (visits.h)
+//     find which tiles of keys the masks leave             find_visits (walk.h)
 //     for each of those tiles of keys, for each group of rows
 //       S = (scale Q) K^T                                  score_keys (scores.h)
 //       S = mask(score_mod(S)); P = exp(S - max)           softmax_rows
@@ -10,11 +10,11 @@
 //     out = O / sum of P; lse = max + log(sum)             write_rows
 //
 // Shapes, strides and dtypes are run-time values; only the mods are compiled in. jobs.h cuts a call into jobs.
-#include "mod.h"
+#include "../mod/mod.h"
 #include "attention.h"
 #include "scores.h"
-#include "tiles.h"
-#include "visits.h"
+#include "../tile/panels.h"
+#include "walk.h"
 
 // -- one group of rows and one tile of keys ----------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
 // jobs.h: one call -> its jobs: query tiles, rounds of packed heads, threads.
 #pragma once
-#include "extremes.h"
+#include "../mod/extremes.h"
 #include "keys.h"
 #include "means.h"
-#include "params.h"
+#include "../tile/params.h"
 #include "scratch.h"
 
 constexpr int64_t TILES_PER_PACK = 8;          // tiles of keys packed by one job

@@ -2,7 +2,7 @@
 // within a few ulp of float32 and right at 0, inf and nan; the others call the C library a lane at a time. The
 // polynomials are minimax fits made for this file.
 #pragma once
-#include "vector.h"
+#include "../tile/vector.h"
 
 typedef double vdouble __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t half_vint __attribute__((vector_size(VECTOR_BYTES / 2)));

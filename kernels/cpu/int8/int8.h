@@ -5,7 +5,7 @@
 // of a row; elsewhere one column, as a float, which the float matmul multiplies without rounding below 2^24.
 #pragma once
 #include "smooth.h"
-#include "tiles.h"
+#include "../tile/panels.h"
 
 #if defined(FLEXTRACE_PORTABLE_INT8)
 #define INT8_DOT 0

@@ -1,8 +1,8 @@
-// int8_rows.h: keys and values that are in int8 in the caller's memory already, as a cache keeps them. A tile at a
+// rows.h: keys and values that are in int8 in the caller's memory already, as a cache keeps them. A tile at a
 // time, the bytes of keys become words, and values become float32.
 #pragma once
 #include "int8.h"
-#include "params.h"
+#include "../tile/params.h"
 
 typedef int8_t vbyte __attribute__((vector_size(VL)));
 

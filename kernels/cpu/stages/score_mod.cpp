@@ -1,6 +1,6 @@
 // score_mod.cpp: scores = mask(score_mod(scores)), a row at a time. With block lists, blocks that they do not name
 // become -inf unseen, and mask_mod is asked in partial blocks only.
-#include "mod.h"
+#include "../mod/mod.h"
 #include "stage.h"
 
 struct ScoreMod {

@@ -2,9 +2,9 @@
 #pragma once
 #include <stdlib.h>
 
-#include "params.h"
-#include "threads.h"
-#include "tiles.h"
+#include "../tile/params.h"
+#include "../tile/threads.h"
+#include "../tile/panels.h"
 
 // Four axes, leading ones of size 1 where there are fewer; any strides, 0 for a broadcast axis.
 struct Tensor {

@@ -1,9 +1,9 @@
 // keys.h: one tile of keys as the kernel text reads them: PLAIN, as they are; SMOOTHED, less their mean, for which
 // their documents may have one each; QUANTISED, as int8, less their mean or not. And one tile of values.
 #pragma once
-#include "int8_rows.h"
-#include "mod.h"
-#include "params.h"
+#include "../int8/rows.h"
+#include "../mod/mod.h"
+#include "../tile/params.h"
 
 // Whether a mean is subtracted from the queries too.
 inline bool smooths_queries(const Params& p) { return KEYS == QUANTISED && p.q_mean_rows > 0; }

@@ -2,7 +2,7 @@
 // keys, SageAttention2 (arXiv 2411.10958) for the queries too. What is taken away comes back as one number per row of
 // scores or per key.
 #pragma once
-#include "tiles.h"
+#include "../tile/panels.h"
 
 // Rows of a matrix, less the mean of the group of each. No groups: all rows are of group 0.
 struct Rows {

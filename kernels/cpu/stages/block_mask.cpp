@@ -1,7 +1,7 @@
 // block_mask.cpp: mask_mod -> which blocks of keys each block of queries reads: empty ones are left out, full ones,
 // whose every position is kept, go to one list, the others to another. A block that the end cuts is full if all its
 // positions that exist are kept.
-#include "mod.h"
+#include "../mod/mod.h"
 #include "stage.h"
 
 struct BlockMask {

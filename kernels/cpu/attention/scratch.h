@@ -1,6 +1,6 @@
 // scratch.h: one thread's working memory, and how it is cut from a block.
 #pragma once
-#include "tiles.h"
+#include "../tile/panels.h"
 
 constexpr int GROUPS = 8;                      // row groups of a query tile: they share one read of a tile of keys
 constexpr int64_t Q_TILE = GROUPS * ROWS;

@@ -1,6 +1,6 @@
 // softmax.cpp: weights = exp(x - max of the row), divided by their sum if asked; the maximum and the sum in one pass
 // over the row, tile by tile (online softmax, Milakov and Gimelshein, arXiv 1805.02867), the weights in a second one.
-#include "functions.h"
+#include "../mod/functions.h"
 #include "stage.h"
 
 struct Softmax {

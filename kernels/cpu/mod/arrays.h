@@ -1,8 +1,8 @@
 // arrays.h: reading a captured array inside a mod. Indices are Python's: a negative one counts from the end, once;
 // what is still outside is clamped, so that no index reads outside the array.
 #pragma once
-#include "params.h"
-#include "vector.h"
+#include "../tile/params.h"
+#include "../tile/vector.h"
 
 struct float16 {
   uint16_t bits;

@@ -2,7 +2,7 @@
 // range of it after a few looks. Made once per call, by jobs, of the arrays that the mask's bounds read.
 #pragma once
 #include "mod.h"
-#include "tiles.h"
+#include "../tile/panels.h"
 
 class ArrayExtremes {
   static constexpr int64_t SUPERBLOCKS_PER_JOB = 16;
