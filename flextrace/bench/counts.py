@@ -26,7 +26,7 @@ from flextrace.kernels.metal.attention.plan import plan_for
 from flextrace.kernels.simulator import CompileError, Report, SimulationError, SimulatorUnavailable, recording
 from flextrace.kernels.simulator.build import compiler
 from flextrace.kernels.simulator.mlx_attention import steel_attention
-from flextrace.kernels.simulator.mlx_text import include_folder
+from flextrace.kernels.simulator.translate.mlx_text import include_folder
 
 from .cases import flextrace_mods, kept_pairs, problem
 from .errors import BenchError

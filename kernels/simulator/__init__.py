@@ -4,7 +4,7 @@ from .backend import SimulatorBackend
 from .build import CompileError, SimulatorUnavailable
 from .kernel import MetalKernel, metal_kernel, recording
 from .report import BufferCount, Finding, Report, SimulationError
-from .rewrite import RewriteError
+from .translate.rewrite import RewriteError
 
 __all__ = [
     "BufferCount",

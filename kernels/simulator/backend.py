@@ -14,8 +14,8 @@ from ..metal.kernel import Factory
 from ..spec import short_name
 from .build import SimulatorUnavailable, build, compiler
 from .kernel import PREFIX, metal_kernel
-from .signature import template_text
-from .translate import translate
+from .translate.signature import template_text
+from .translate.translate import translate
 
 
 class SimulatorBackend(MetalBackend):

@@ -16,7 +16,7 @@ from flextrace.cache import LoadError, Store, key_of
 
 from ..toolchain import CompileError, Compiler, find_compiler, native_flags
 
-HERE = Path(__file__).parent
+RUNTIME_FOLDER, STDLIB = (Path(__file__).parent / name for name in ("runtime", "stdlib"))
 LIBRARY, SOURCE, OBJECT, RUNTIME = "kernel.so", "kernel.cpp", "kernel.o", "runtime.o"
 REMEDY = "install g++ 12 or later (Debian/Ubuntu: apt install g++) or name one in CXX"
 # Constants are single precision and half stays half, as in Metal; nothing is contracted, so that results repeat.
@@ -89,7 +89,7 @@ def build(text: str, checks: bool, name: str) -> Library:
 
     def make(folder: Path) -> dict[str, Any]:
         (folder / SOURCE).write_text(text, encoding="utf-8")
-        compile_ = replace(gcc, flags=(*flags, "-I", str(HERE), "-c"))
+        compile_ = replace(gcc, flags=(*flags, "-I", str(STDLIB), "-c"))
         command = compile_.build(folder / SOURCE, folder / OBJECT)
         (folder / RUNTIME).write_bytes(_runtime(gcc))
         link = replace(gcc, flags=("-shared", "-Wl,-Bsymbolic", str(folder / RUNTIME)))
@@ -104,7 +104,7 @@ def build(text: str, checks: bool, name: str) -> Library:
             "compiler": gcc.version(),
         }
 
-    key = key_of("simulator kernel", text, _headers(), gcc.fingerprint, " ".join((*flags, *RUNTIME_FLAGS)))
+    key = key_of("simulator kernel", text, _texts(), gcc.fingerprint, " ".join((*flags, *RUNTIME_FLAGS)))
     known = _built.get(key)
     if known is None or not known.path.is_file():
         entry, loaded = Store().load_or_build(key, make, LIBRARY, _load, [SOURCE])
@@ -128,22 +128,27 @@ def _runtime(gcc: Compiler) -> bytes:
     """The object file that every kernel is linked with."""
 
     def make(folder: Path) -> dict[str, Any]:
-        for file in _files():
+        for file in RUNTIME_FOLDER.iterdir():
             shutil.copyfile(file, folder / file.name)
         compile_ = replace(gcc, flags=(*RUNTIME_FLAGS, "-c"))
         compile_.build(folder / "runtime.cpp", folder / RUNTIME)
         return {"backend": "simulator", "kernel": "the runtime", "compiler": gcc.version()}
 
-    key = key_of("simulator runtime", _headers(), gcc.fingerprint, " ".join(RUNTIME_FLAGS))
+    key = key_of("simulator runtime", _texts(), gcc.fingerprint, " ".join(RUNTIME_FLAGS))
     return Store().get_or_build(key, make, [RUNTIME]).contents[RUNTIME]
 
 
 def _files() -> list[Path]:
-    return sorted([*HERE.glob("*.h"), HERE / "runtime.cpp"])
+    return [*headers(), RUNTIME_FOLDER / "runtime.cpp"]
+
+
+def headers() -> list[Path]:
+    """The headers of the simulator, which are no lines of a kernel."""
+    return sorted([*RUNTIME_FOLDER.glob("*.h"), *STDLIB.glob("*.h")])
 
 
 @functools.cache
-def _headers() -> str:
+def _texts() -> str:
     return "".join(f"{file.name}\n{file.read_text(encoding='ascii')}" for file in _files())
 
 
@@ -163,4 +168,4 @@ def places(library: str, address: int) -> list[tuple[str, int]]:
     return found
 
 
-__all__ = ["CompileError", "Library", "SimulatorUnavailable", "build", "compiler", "places"]
+__all__ = ["CompileError", "Library", "SimulatorUnavailable", "build", "compiler", "headers", "places"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .build import HERE, places
+from .build import headers, places
 from .report import Finding
 
 KINDS = {
@@ -40,7 +40,7 @@ COPY_FAULTS = (  # enum CopyFault of async.h; a GPU may hang
     "whose tile nobody reads before the next copy to it, or the end of the kernel; read it, or do not copy",
     "with no threadgroup_barrier between its wait and the end of the kernel",
 )
-_OWN = {file.name for file in HERE.glob("*.h")}
+_OWN = {file.name for file in headers()}
 NO_SPACE = 1000
 
 

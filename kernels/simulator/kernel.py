@@ -15,8 +15,8 @@ from ..buffers import locate
 from .build import build
 from .launch import ORDERS, Argument, launch
 from .report import Report, SimulationError
-from .signature import CONSTANT_SIZE, TYPES, infos_of, template_text, write_function
-from .translate import translate
+from .translate.signature import CONSTANT_SIZE, TYPES, infos_of, template_text, write_function
+from .translate.translate import translate
 
 MAX_BUFFERS, MAX_THREADS = 31, 1024
 PREFIX = "custom_kernel_"  # MLX puts it before the name, so that a kernel may be called `max`

@@ -16,10 +16,10 @@ import numpy as np
 from .build import build
 from .kernel import record
 from .launch import Argument, launch
-from .mlx_text import KERNELS
 from .report import Report
-from .signature import type_name
-from .translate import translate
+from .translate.mlx_text import KERNELS
+from .translate.signature import type_name
+from .translate.translate import translate
 
 STEEL = KERNELS + "steel/attn/kernels/steel_attention.h"
 VECTOR = KERNELS + "sdpa_vector.h"

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from flextrace.kernels.call import Mods
 from flextrace.kernels.metal import MetalBackend
-from flextrace.kernels.simulator.signature import template_text, write_function
+from flextrace.kernels.simulator.translate.signature import template_text, write_function
 from flextrace.kernels.stages.protocol import BlockLists
 from flextrace.tracer import Bound, Trace
 

@@ -14,10 +14,10 @@ import numpy as np
 from flextrace.kernels.simulator.build import build
 from flextrace.kernels.simulator.kernel import record
 from flextrace.kernels.simulator.launch import Argument, launch
-from flextrace.kernels.simulator.mlx_text import KERNELS
 from flextrace.kernels.simulator.report import Report
-from flextrace.kernels.simulator.signature import type_name
-from flextrace.kernels.simulator.translate import translate
+from flextrace.kernels.simulator.translate.mlx_text import KERNELS
+from flextrace.kernels.simulator.translate.signature import type_name
+from flextrace.kernels.simulator.translate.translate import translate
 
 TEXT = f'#include "{KERNELS}steel/gemm/gemm.h"\n#include "{KERNELS}steel/gemm/kernels/steel_gemm_fused.h"\n'
 TILES = (64, 64, 16)

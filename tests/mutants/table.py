@@ -724,11 +724,11 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("kernels/metal/launch.py", "tests/kernels/metal/test_launches.py::test_launches_are_even_and_hold_to_the_limit"): [
         ("max(1, MOST_MULTIPLIES // multiplies)", "MOST_MULTIPLIES // multiplies + 1"),
     ],
-    ("kernels/simulator/async.h", "tests/kernels/simulator/test_async_copy.py"): [
+    ("kernels/simulator/runtime/async.h", "tests/kernels/simulator/test_async_copy.py"): [
         ("return pending || !ordered || !was_read;", "return pending || !was_read;"),
         ("return pending || !ordered || !was_read;", "return pending || !ordered;"),
     ],
-    ("kernels/simulator/metal_types.h", "tests/kernels/simulator/test_findings.py"): [
+    ("kernels/simulator/stdlib/metal_types.h", "tests/kernels/simulator/test_findings.py"): [
         (
             "constexpr bfloat(const bfloat& other) : bits(other.bits) {}",
             "constexpr bfloat(const bfloat& other) = default;",

@@ -113,7 +113,7 @@ def runs(statements: list[str], folder: Path) -> bool:
     ]
     (folder / "ops.cpp").write_text("\n".join(source), encoding="ascii")
     flags = ["-std=c++20", "-w", f"-fsanitize={UNDEFINED}", "-fsanitize-undefined-trap-on-error"]
-    paths = [f"-I{place}" for place in (folder, FOLDER / "mod", build.HERE)]
+    paths = [f"-I{place}" for place in (folder, FOLDER / "mod", build.STDLIB)]
     subprocess.run([build.compiler().path, *flags, *paths, "ops.cpp", "-o", "ops"], cwd=folder, check=True)
     return subprocess.run([folder / "ops"], check=False).returncode == 0
 

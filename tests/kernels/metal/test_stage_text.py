@@ -16,7 +16,7 @@ from calls import formulas
 
 from flextrace.kernels.metal import MetalBackend, generate
 from flextrace.kernels.metal.stages.text import STAGES, WITH_MODS, stage_text
-from flextrace.kernels.simulator.signature import ATTRIBUTES
+from flextrace.kernels.simulator.translate.signature import ATTRIBUTES
 from flextrace.kernels.template.assemble import assemble, header_and_body
 from flextrace.tracer import Bound, trace
 

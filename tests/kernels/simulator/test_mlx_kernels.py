@@ -81,7 +81,7 @@ def test_without_checks() -> None:
 @pytest.mark.parametrize("number", range(7))
 def test_each_barrier_of_steel_attention_is_missed(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Barriers with mem_threadgroup, in the order of the text, for a kernel of one simdgroup column."""
-    from flextrace.kernels.simulator import mlx_text, translate
+    from flextrace.kernels.simulator.translate import mlx_text, translate
 
     text = (mlx_text.include_folder() / mlx_attention.STEEL).read_text(encoding="utf-8")
     head, loop = text.split("for (int kb = 0", 1)

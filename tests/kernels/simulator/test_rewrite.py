@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flextrace.kernels.simulator.rewrite import (
+from flextrace.kernels.simulator.translate.rewrite import (
     RewriteError,
     inline_includes,
     read_parameters,

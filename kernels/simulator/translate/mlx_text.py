@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlx.core
 
-HERE = Path(__file__).parent
+STDLIB = Path(__file__).parents[1] / "stdlib"
 KERNELS = "mlx/backend/metal/kernels/"
 
 
@@ -29,8 +29,8 @@ def replacements() -> dict[str, str]:
         KERNELS + "bf16_math.h": "",  # metal_math.h has bfloat
         **_bfloat16(),
         KERNELS + "logging.h": "",
-        KERNELS + "complex.h": (HERE / "mlx_complex.h").read_text(encoding="ascii"),
-        KERNELS + "steel/utils/type_traits.h": (HERE / "mlx_type_traits.h").read_text(encoding="ascii"),
+        KERNELS + "complex.h": (STDLIB / "mlx_complex.h").read_text(encoding="ascii"),
+        KERNELS + "steel/utils/type_traits.h": (STDLIB / "mlx_type_traits.h").read_text(encoding="ascii"),
     }
 
 

@@ -6,7 +6,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "interface.h"
+#include "../runtime/interface.h"
 
 #define SIM_INLINE __attribute__((always_inline)) inline
 #define METAL_FUNC inline

@@ -1,0 +1,1 @@
+"""Metal text -> C++ text: what the language has that C++ lacks is written in other words."""
