@@ -39,6 +39,7 @@ kernels/cpu/tile/
 kernels/cpu/mod/
 kernels/cpu/int8/
 kernels/cpu/attention/
+kernels/cpu/params kernels/cpu/generate kernels/cpu/launch
 kernels/cpu/stages/
 kernels/cpu/
 kernels/metal/device kernels/metal/scoring

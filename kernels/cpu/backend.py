@@ -17,7 +17,7 @@ from ..toolchain import Compiler, find_compiler, no_compiler
 from .generate import kernel_text
 from .launch import Kernel, load, spec_of
 from .params import MAX_NDIM
-from .stages import CpuStages
+from .stages.stages import CpuStages
 
 LIBRARY, SOURCE = "kernel.so", "kernel.cpp"
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from flextrace.tracer import Bound
 
-from ..buffers import locate, locate_aligned, new_array
-from ..call import NO_MODS, Mods
-from ..spec import KernelSpec
-from ..stages.protocol import BlockLists, OutputParts, SoftmaxParts
-from .launch import DTYPES, HOST_AT, Kernel, address_of, captured, overflow_message, thread_count
-from .params import (
+from ...buffers import locate, locate_aligned, new_array
+from ...call import NO_MODS, Mods
+from ...spec import KernelSpec
+from ...stages.protocol import BlockLists, OutputParts, SoftmaxParts
+from ..launch import DTYPES, HOST_AT, Kernel, address_of, captured, overflow_message, thread_count
+from ..params import (
     AttentionOutput,
     BlockMask,
     BlockSparseMatmul,
@@ -28,7 +28,7 @@ from .params import (
     Stage,
     Tensor,
 )
-from .params import BlockLists as Lists
+from ..params import BlockLists as Lists
 
 # A tile of the result and the blocks of a and b that are added to it: 270 kB, which a second-level cache holds.
 TILES = (96, 128, 256)
