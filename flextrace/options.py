@@ -100,8 +100,11 @@ NO_OPTIONS = Options()
 
 
 def options_of(kernel_options: Mapping[str, Any] | None, key: mx.array | Int8Rows) -> Options:
-    """Raises ValueError or TypeError for an option that is unknown, does not take its value, or not beside another or
-    such a key."""
+    """The options of a call, whose key may be in int8.
+
+    Raises:
+        ValueError, TypeError: one is unknown, does not take its value, or does not go with another or with such a key.
+    """
     checked = check_options(kernel_options)
     quant, smooth_k = _beside_int8(checked) if isinstance(key, Int8Rows) else quant_options(checked)
     asked: dict[str, Any] = {"quant": quant, "smooth_k": smooth_k}

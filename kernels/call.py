@@ -1,4 +1,4 @@
-"""What one attention call hands to a backend, and what it gets back. All checks are done before."""
+"""What one attention call hands to a backend, complete and frozen, and what it gets back."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class Mods:
 
     @property
     def needs_row_term(self) -> bool:
-        """Whether the score_mod must see scores with what the mean of the keys took from them; else a row's weights do
-        not need it."""
+        """Whether the score_mod must see scores with what the mean of the keys took from them; without it a row's
+        weights do not change."""
         return self.score is not None and not shifts_with_score(self.score.trace.expr, self.score.numbers)
 
     def check_sizes(self, sizes: Sizes) -> None:

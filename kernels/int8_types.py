@@ -100,7 +100,7 @@ class Int8Rows(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the rows: [batch, kv_heads, length, columns]."""
+        """The shape of the rows: [batch, kv_heads, length, columns]."""
         return self.values.shape
 
     def float32(self) -> mx.array:

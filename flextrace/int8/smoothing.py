@@ -185,7 +185,7 @@ def _shares(rows: mx.array) -> mx.array:
 
 
 def _means(k: mx.array, segments: list[Segments] | None, count: int) -> mx.array:
-    """Of each group of keys: float32 [kv_batches, kv_heads, count, head_dim]."""
+    """The mean of each group of keys: float32 [kv_batches, kv_heads, count, head_dim]."""
     batch, heads, length, head_dim = k.shape
     if not k.size:
         return mx.zeros((batch, heads, count, head_dim))

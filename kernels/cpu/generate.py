@@ -64,7 +64,7 @@ def tile_lines(mask: Expr) -> list[str]:
 
 
 def ranged_axes(mask: Expr) -> dict[int, tuple[str, int]]:
-    """Of each captured array that a mask reads ranges of: the type of its elements, and the axis of the ranges.
+    """By slot, for each captured array that a mask reads ranges of: the type of its elements, and the axis of them.
 
     Along that axis the cpu kernel keeps the extremes of blocks of neighbours.
     """
