@@ -183,7 +183,7 @@ def _shape(way: Way, *places: Hashable) -> Way | None:
     lanes are one fork with `and` or `or` between their conditions."""
 
     def kept(fork: Fork, yes: Way | None, no: Way | None) -> Way | None:
-        if yes is None or no is None:
+        if yes is None or no is None or yes is no:
             return no if yes is None else yes
         return fork if yes is fork.yes and no is fork.no else Fork(fork.condition, yes, no, fork.since)
 

@@ -6,7 +6,9 @@ follows an `if` is read once, as it was written.
 
 from __future__ import annotations
 
+import heapq
 import types
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,12 +23,14 @@ class Block:
     """Steps that are done one after the other, and where they lead.
 
     after: the blocks that may follow: of a branch the one jumped to comes first; of a loop's `next` the end does.
-    order: a block comes after all that lead to it, but for the jumps back of loops.
+    at: where its first step stands in the code.
+    order: a block comes after all that lead to it, but for the jumps back of loops; else as they stand in the code.
     loop: the loop that this block is the head of.
     """
 
     steps: list[Step]
     after: list[Block] = field(default_factory=list)
+    at: int = 0
     order: int = -1
     loop: Loop | None = None
 
@@ -65,7 +69,8 @@ def _blocks(steps: list[Step]) -> Block:
         elif step.do in (*ENDS, "yield"):
             starts.add(index + 1)
     cuts = sorted(start for start in starts if start < len(steps))
-    blocks = {start: Block(steps[start:end]) for start, end in zip(cuts, [*cuts[1:], len(steps)], strict=True)}
+    ends = [*cuts[1:], len(steps)]
+    blocks = {start: Block(steps[start:end], at=start) for start, end in zip(cuts, ends, strict=True)}
     for start, block in blocks.items():
         last, following = block.steps[-1], start + len(block.steps)
         if last.target is not None:
@@ -139,7 +144,7 @@ def _share_end(entry: Block, a: Block, b: Block, count: int) -> None:
     elif count == len(b.steps) and b is not entry:
         a, b, shared = b, a, b
     else:
-        shared = Block(a.steps[-count:], a.after)
+        shared = Block(a.steps[-count:], a.after, at=a.at + len(a.steps) - count)
         a.steps, a.after = a.steps[:-count], [shared]
     b.steps, b.after = b.steps[:-count], [shared]
 
@@ -172,7 +177,20 @@ def _numbered(entry: Block) -> list[Block]:
     blocks = reachable(entry)[::-1]
     for number, block in enumerate(blocks):
         block.order = number
-    return blocks
+    onward = {block: [other for other in block.after if other.order > block.order] for block in blocks}
+    missing = Counter(other for others in onward.values() for other in others)
+    ready = [(entry.at, entry.order, entry)]
+    in_order: list[Block] = []
+    while ready:
+        *_, block = heapq.heappop(ready)
+        in_order.append(block)
+        for other in onward[block]:
+            missing[other] -= 1
+            if not missing[other]:
+                heapq.heappush(ready, (other.at, other.order, other))
+    for number, block in enumerate(in_order):
+        block.order = number
+    return in_order
 
 
 def _depths(entry: Block) -> dict[Block, int]:
@@ -208,7 +226,7 @@ def _end_with_iterator(loop: Loop, loops: list[Loop], depths: dict[Block, int]) 
             ):
                 break  # what is returned was computed within
             if now < depth and following:
-                rest = Block(block.steps[count:], block.after)
+                rest = Block(block.steps[count:], block.after, at=block.at + count)
                 block.steps, block.after = block.steps[:count], [rest]
                 depths[rest] = now
                 for other in loops:

@@ -80,6 +80,9 @@ class CodeFrame(Frame):
 
     def lanes_with(self, stack: list[Any], to: Block) -> Lanes:
         """Lanes with this stack. What a block only takes off it is off at once, for lanes that meet behind it."""
+        for index, value in enumerate(stack):
+            if isinstance(value, FunctionInMaking):  # one for all lanes
+                stack[index] = value.whole()
         while len(to.after) == 1 and to.loop is None and all(step.do == "pop" for step in to.steps):
             stack = stack[: len(stack) - len(to.steps)]
             to = to.after[0]
@@ -152,6 +155,7 @@ class FunctionInMaking:
     frame: CodeFrame
     code: types.CodeType
     defaults: dict[str, Any] = field(default_factory=dict)
+    made: Closure | None = None
 
     def give(self, attribute: str, value: Any) -> None:
         """One of the things that instructions add to it."""
@@ -162,6 +166,11 @@ class FunctionInMaking:
             self.defaults.update(zip(names[len(names) - len(value) :], value, strict=True))
 
     def whole(self) -> Closure:
+        if self.made is None:
+            self.made = self._make()
+        return self.made
+
+    def _make(self) -> Closure:
         outer, code = self.frame, self.code
         if code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
             raise Untraceable("the statement `async def` has no meaning in a mod", "write a plain def")
