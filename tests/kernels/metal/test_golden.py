@@ -6,7 +6,7 @@ import difflib
 import subprocess
 import sys
 
-from metal import golden
+from apparatus import golden
 
 
 def test_the_text_is_the_golden_file() -> None:

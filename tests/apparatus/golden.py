@@ -1,4 +1,4 @@
-"""A mod -> tests/golden: what a reader sees of it as Metal text. `python tests/metal/golden.py` writes it anew."""
+"""A mod -> tests/golden: what a reader sees of it as Metal text. `python tests/apparatus/golden.py` writes it anew."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import mlx.core as mx
 import flextrace as flex
 
 FILE = Path(__file__).parent.parent / "golden" / "alibi.metal"
-COMMAND = "python tests/metal/golden.py"
+COMMAND = "python tests/apparatus/golden.py"
 
 slopes = mx.array([2.0 ** (-8 * (h + 1) / 8) for h in range(8)])
 
