@@ -516,24 +516,24 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("same = bool(value.dtype == dtype)", "same = True"),
     ],
     # ---- the cpu backend ---------------------------------------------------------------------------------------
-    ("kernels/cpu/attention/jobs.h", "tests/kernels/test_cpu_plan.py"): [
+    ("kernels/cpu/attention/jobs.h", "tests/kernels/cpu/test_cpu_plan.py"): [
         ("smaller(units_per_round, units - first);", "units_per_round;"),
         ("p.means_batch <= 1 && p.key_groups_batch <= 1", "p.key_groups_batch <= 1"),
         ("p.means_batch <= 1 && p.key_groups_batch <= 1", "p.means_batch <= 1"),
         (
             "p.q_len == 1 ? ROWS / 2 : round_up(p.q_len, ROWS)",
             "round_up(p.q_len, ROWS)",
-            "tests/kernels/test_cpu_threads.py",
+            "tests/kernels/cpu/test_cpu_threads.py",
         ),
     ],
-    ("kernels/cpu/attention/attention.h", "tests/kernels/test_cpu_plan.py"): [
+    ("kernels/cpu/attention/attention.h", "tests/kernels/cpu/test_cpu_plan.py"): [
         ("unit % units_per_round * kv_tiles", "unit * kv_tiles"),
     ],
-    ("kernels/cpu/attention/forward.cpp", "tests/kernels/test_cpu_plan.py"): [
+    ("kernels/cpu/attention/forward.cpp", "tests/kernels/cpu/test_cpu_plan.py"): [
         ("if (jobs.wait_until_done(round.first_job)) a.run_pack_job", "a.run_pack_job"),
         ("if (done > 0 && !jobs.wait_until_done(done)) return;", ""),
     ],
-    ("kernels/cpu/tile/threads.h", "tests/kernels/test_cpu_threads.py"): [
+    ("kernels/cpu/tile/threads.h", "tests/kernels/cpu/test_cpu_threads.py"): [
         ("if (python.interrupted()) __atomic", "if (false) __atomic"),
         ("    wait_until_done(work.total);\n", ""),
         ("if (!is_stopped()) work.run", "work.run"),
@@ -542,7 +542,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("kernels/buffers.py", "tests/kernels/test_captures.py"): [
         ("if isinstance(array, np.ndarray) and not array.flags.aligned:", "if False:"),
     ],
-    ("kernels/cpu/launch.py", "tests/kernels/test_cpu_plan.py"): [
+    ("kernels/cpu/launch.py", "tests/kernels/cpu/test_cpu_plan.py"): [
         ("(quant.q_block, quant.k_block) if quant", "(quant.q_block, quant.q_block) if quant"),
         ("(quant.q_block, quant.k_block) if quant", "(quant.k_block, quant.k_block) if quant"),
     ],
@@ -574,10 +574,10 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ),
         ("(HAS_MASK_MOD && MASK_USES_BATCH) || mask.batch > 1", "mask.batch > 1"),
         ("(HAS_MASK_MOD && MASK_USES_HEAD) || mask.heads > 1", "mask.heads > 1"),
-        (" || mask.heads > 1;", ";", "tests/kernels/test_cpu_plan.py"),
-        (" || mask.batch > 1;", ";", "tests/kernels/test_cpu_plan.py"),
-        ("state.masked |= state.end != 0 && state.end != i;", "", "tests/kernels/test_cpu_plan.py"),
-        ("if (state.end == 0) state.begin = i;", "", "tests/kernels/test_cpu_plan.py"),
+        (" || mask.heads > 1;", ";", "tests/kernels/cpu/test_cpu_plan.py"),
+        (" || mask.batch > 1;", ";", "tests/kernels/cpu/test_cpu_plan.py"),
+        ("state.masked |= state.end != 0 && state.end != i;", "", "tests/kernels/cpu/test_cpu_plan.py"),
+        ("if (state.end == 0) state.begin = i;", "", "tests/kernels/cpu/test_cpu_plan.py"),
     ],
     ("kernels/cpu/mod/ops.h", "tests/test_zoo.py"): [
         ("return quotient - (a % b != 0 && (a ^ b) < 0);", "return quotient;"),
@@ -597,18 +597,18 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         (" || !same_sign", ""),
         ("array.strides[LAST] == 1 && ", ""),
     ],
-    ("kernels/cpu/int8/smooth.h", "tests/kernels/test_int8.py"): [
+    ("kernels/cpu/int8/smooth.h", "tests/kernels/cpu/test_int8.py"): [
         ("if (!row_is_finite(rows, row)) continue;", ""),
         ("rows.group(run.end) == rows.group(row)", "true"),
         ("int64_t first = row / block * block,", "int64_t first = row,"),
     ],
-    ("kernels/cpu/int8/int8.h", "tests/kernels/test_int8.py"): [
+    ("kernels/cpu/int8/int8.h", "tests/kernels/cpu/test_int8.py"): [
         ("return largest < SMALLEST ? 0 : largest / LEVELS;", "return largest / LEVELS;"),
         ("return -128 * sum;", "return 0;"),
         ("special |= !finite;", ""),
         ("largest = larger(select(is_finite(x), x, vfloat{}), largest);", "largest = larger(x, largest);"),
     ],
-    ("kernels/cpu/attention/scores.h", "tests/kernels/test_int8.py"): [
+    ("kernels/cpu/attention/scores.h", "tests/kernels/cpu/test_int8.py"): [
         ("if (p.q_scale_rows == 1) unit =", "if (false) unit ="),
         ("bool has_mean = means.data && group >= 0;", "bool has_mean = means.data;"),
         ("s.row_scale[i] = unit * p.scale;", "s.row_scale[i] = unit;"),

@@ -15,7 +15,7 @@ from flextrace.kernels.toolchain import find_compiler
 FLAGS = "-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all -g1"
 NAMES = list(zoo.ZOO)
 PARTS = 12
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 def sanitised(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def sanitised(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
         "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0:exitcode=99",
         "UBSAN_OPTIONS": "print_stacktrace=1:exitcode=98",
     }
-    command = [sys.executable, str(TESTS / "kernels" / "sanitised.py"), *arguments]
+    command = [sys.executable, str(Path(__file__).parent / "sanitised.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
