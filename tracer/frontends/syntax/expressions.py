@@ -124,8 +124,18 @@ def _chosen(node: ast.BoolOp | ast.IfExp | ast.Compare, frame: SourceFrame) -> A
     return value
 
 
-def _ways(node: ast.expr, frame: SourceFrame) -> Way:
-    """Lanes that wait at `VALUE`, each with its value, as Python comes there."""
+def _ways(node: ast.expr, frame: SourceFrame, is_tested: bool = False) -> Way:
+    """Lanes that wait at `VALUE`, each with its value, as Python comes there.
+
+    is_tested: another operand of `and` or `or` follows. Of an `and` within an `or` the lanes are kept apart, for it is
+        known of each whether it decides; what else parts lanes comes together before it is asked for its truth.
+    """
+    if isinstance(node, ast.BoolOp):
+        *first, last = node.values
+        operands = [partial(_ways, operand, frame, True) for operand in first]
+        return _until_decided([*operands, partial(_ways, last, frame, is_tested)], isinstance(node.op, ast.And), frame)
+    if is_tested:
+        return _leaf(value_of(node, frame), frame)
     if isinstance(node, ast.IfExp):
         way = test_of(node.test, frame)
         then(frame, way, (YES, partial(_ways, node.body, frame)), (NO, partial(_ways, node.orelse, frame)))
@@ -133,16 +143,7 @@ def _ways(node: ast.expr, frame: SourceFrame) -> Way:
     if isinstance(node, ast.Compare) and len(node.ops) > 1:
         links = _links(node, frame)
         return _until_decided([partial(_next_link, links, frame)] * len(node.ops), True, frame)
-    if isinstance(node, ast.BoolOp):
-        operands = [*(partial(_operand, operand, frame) for operand in node.values[:-1])]
-        operands.append(partial(_ways, node.values[-1], frame))
-        return _until_decided(operands, isinstance(node.op, ast.And), frame)
     return _leaf(value_of(node, frame), frame)
-
-
-def _operand(node: ast.expr, frame: SourceFrame) -> Way:
-    """One that others follow. Of `and` within `or` the lanes are kept apart: it is known of each whether it decides."""
-    return _ways(node, frame) if isinstance(node, ast.BoolOp) else _leaf(value_of(node, frame), frame)
 
 
 def _next_link(links: Iterator[Any], frame: SourceFrame) -> Way:
