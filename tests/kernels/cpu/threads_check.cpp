@@ -18,7 +18,7 @@ static int create(pthread_t* thread, const pthread_attr_t* attributes, Start sta
 static int detach(pthread_t thread) { return when == NOW ? pthread_detach(thread) : 0; }
 #define pthread_create create
 #define pthread_detach detach
-#include "../../kernels/cpu/tile/threads.h"
+#include "../../../kernels/cpu/tile/threads.h"
 
 constexpr int64_t JOBS = 40;
 struct State {
