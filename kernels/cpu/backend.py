@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,12 @@ class CpuBackend:
     name = "cpu"
     lazy = False
     quantises = True
-    spec = staticmethod(spec_of)
-    text = staticmethod(kernel_text)
+    spec: Callable[[AttentionCall], KernelSpec] = staticmethod(spec_of)
+    text: Callable[[KernelSpec], str] = staticmethod(kernel_text)
 
     def __init__(self) -> None:
-        self.kernels = Kernels(self._made)
-        self.load = self.kernels.__getitem__
+        self.kernels: Kernels[Kernel] = Kernels(self._made)
+        self.load: Callable[[KernelSpec], Kernel] = self.kernels.__getitem__
         self.built = 0  # kernels compiled by this process
 
     def unavailable(self) -> str | None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from typing import Any
+from typing import Any, TypeAlias
 
 from flextrace.cache import LoadError
 
 from ..spec import ATTENTION
 
 MAX_NDIM = 8
-Pointer, Int64, Int32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+Pointer: TypeAlias = ctypes.c_void_p
+Int64: TypeAlias = ctypes.c_int64
+Int32: TypeAlias = ctypes.c_int32
 _CODES: dict[Any, str] = {Pointer: "Q", Int64: "q", Int32: "i", ctypes.c_float: "f", ctypes.c_double: "d"}
 
 

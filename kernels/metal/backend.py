@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,9 @@ class MetalBackend:
 
     def __init__(self, metal_kernel: Factory = mx.fast.metal_kernel) -> None:
         self.metal_kernel = metal_kernel
-        self.kernels = Kernels(self._made)
-        self.load = self.kernels.__getitem__
-        self.rounding = Rounding(self.load)
+        self.kernels: Kernels[MetalKernel] = Kernels(self._made)
+        self.load: Callable[[KernelSpec], MetalKernel] = self.kernels.__getitem__
+        self.rounding: Rounding = Rounding(self.load)
         self._stages = MetalStages(self.load)
         self._probed: list[str | None] = []  # what no_async_copy found out
         self.built = 0  # texts that were not on disk

@@ -9,7 +9,7 @@ early return use n elements. What the contents of arrays or the score decide is 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,7 +52,7 @@ class ArraySizes:
     def __init__(self, name: str, expr: Expr, arrays: Sequence[ArrayCapture], starts: Sequence[int]) -> None:
         """starts: slots of the numbers that say where an index is counted from, so that index + number is one too."""
         self._name, self._arrays = name, arrays
-        self.check = functools.lru_cache(MOST_KNOWN)(self._check)
+        self.check: Callable[[Shapes, Numbers, Sizes], None] = functools.lru_cache(MOST_KNOWN)(self._check)
         gathers = list(_gathers(expr, frozenset(starts)))
         self._direct = [(g.slot, g.axis, INDICES.index(g.counted), g) for g in gathers if g.counted and g.start is None]
         self._others = [g for g in gathers if g.counted is None or g.start is not None]

@@ -13,6 +13,7 @@ import mlx.core as mx
 import pytest
 
 import flextrace as flex
+from flextrace.kernels import registry
 
 
 @flex.mask_mod
@@ -72,6 +73,7 @@ def test_the_whole_traceback_is_shown_on_request(shell: types.SimpleNamespace) -
 
 def test_a_backend_that_cannot_run_is_brief_too(shell: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(registry, "made", {})
     lines = raised(flex.BackendUnavailable, kernel_options={"BACKEND": "cpu"})._render_traceback_()
     assert any(line.startswith("BackendUnavailable: the cpu backend found no C++ compiler: CXX=") for line in lines)
 

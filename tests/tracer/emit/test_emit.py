@@ -144,7 +144,8 @@ def test_cpp_compiles_for_every_op_and_constants_are_exact(tmp_path: Path) -> No
     lines.append(f"int main() {{\n{prints}}}")
     (tmp_path / "all.cpp").write_text("\n".join(lines))
     kernels = Path(flextrace.kernels.__file__).parent / "cpu"
-    command = [str(compiler()), "-std=c++17", "-w", "-O0", f"-I{kernels}", "all.cpp", "-o", "all"]
+    folders = [f"-I{kernels / room}" for room in ("mod", "tile")]
+    command = [str(compiler()), "-std=c++17", "-w", "-O0", *folders, "all.cpp", "-o", "all"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:3000]
     bits = subprocess.run(["./all"], cwd=tmp_path, capture_output=True, text=True).stdout.split()

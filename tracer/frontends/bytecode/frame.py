@@ -69,7 +69,8 @@ class CodeFrame(Frame):
 
     def take(self, variables: Variables) -> None:
         """Lanes come here with these variables and this stack."""
-        self.variables = {name: value for name, value in variables.items() if isinstance(name, str)}
+        named: dict[str, Any] = {name: value for name, value in variables.items() if isinstance(name, str)}
+        self.variables = named
         self.stack = [variables[index] for index in range(len(variables) - len(self.variables))]
 
     def lanes(self, to: Block) -> Lanes:
