@@ -157,7 +157,7 @@ QUICK = [
 ]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("way", "how"), QUICK)
 def test_what_a_row_does_not_attend_to_never_reaches_it(way: str, how: str) -> None:
     for spoiled in ("v", "k"):

@@ -378,6 +378,7 @@ def test_operators_in_numpy(group: str) -> None:
         check_numpy(program, points)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("group", OPERATORS)
 @pytest.mark.parametrize("backend", ["cpu", "ops"])
 def test_operators_in_a_kernel(backend: str, group: str) -> None:

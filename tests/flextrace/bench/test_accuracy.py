@@ -38,7 +38,7 @@ def figures(call: AttentionCall) -> quant_reference.Figures:
     return quant_reference.figures(quantised_attention(call).out, exact_attention(call).out)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("inputs", accuracy.INPUTS)
 @pytest.mark.parametrize("entry", [e for e in zoo.ZOO.values() if e.name != "empty"], ids=str)
 def test_the_algorithm_meets_the_targets(entry: zoo.Entry, inputs: str) -> None:

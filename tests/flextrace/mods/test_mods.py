@@ -383,7 +383,7 @@ ATTENDED += ("morton_natten", "sliding_tile 3-D", "video_heads", "vision_cross_a
 ATTENDED += ("document, padded", "per_document, padded")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", [c for c in MASKS if c.name in ATTENDED], ids=str)
 @pytest.mark.parametrize("prepared", [False, True], ids=["mask_mod", "BlockMask"])
 def test_attention_on_the_cpu(case: Mask, prepared: bool) -> None:

@@ -392,7 +392,7 @@ def test_block_mask_of_nothing(backend: str, lengths: tuple[int, int]) -> None:
 # ---- block_sparse_matmul -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @EVERY
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("block_size", [64, 16, (5, 11), (1, 40)], ids=str)

@@ -344,7 +344,7 @@ def made(name: str, shape: Shape) -> list[Any]:
     return [zoo.ZOO[name].make(*sizes, rng(3), array) for array in (zoo.mx_array, reference.array)]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("quant", ["block", "row_smooth_q", "no_smoothing"])
 @pytest.mark.parametrize("name", [*MODS, *MASKS])
 def test_every_kind_of_mod_sees_the_whole_score(name: str, quant: str) -> None:

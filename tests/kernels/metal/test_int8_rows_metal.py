@@ -38,7 +38,7 @@ def checked(shape: str, kind: str, dtype: str, order: str) -> None:
     compare(given, run(call_of(given), order=order), expected(given))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("shape", QUICK)
 @pytest.mark.parametrize("kind", ["smoothed keys", "both", "smoothed both"])
 def test_numbers(shape: str, kind: str) -> None:

@@ -31,7 +31,7 @@ QUANTS = {
 KINDS = ("ragged", "odd_dims", "gqa", "kv_batch_one", "short_q", "one", "dim_128", "dim_512")
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("shape", "quant"), [(s, q) for i, s in enumerate(KINDS) for j, q in enumerate(QUANTS) if (i + j) % 2 == 0]
 )
@@ -53,7 +53,7 @@ def made(name: str, shape: Shape) -> list[Any]:
     return [zoo.ZOO[name].make(*sizes, rng(3), array) for array in (zoo.mx_array, reference.array)]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [*MODS, *MASKS])
 def test_every_kind_of_mod_sees_the_whole_score(name: str, dtype: str) -> None:

@@ -51,7 +51,7 @@ def alive(dense: np.ndarray, rows: int, keys: int) -> np.ndarray:
 # ---- what is visited ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("block_mask", [False, True], ids=["mask_mod", "BlockMask"])
 @pytest.mark.parametrize("entry", zoo.MASK_MODS, ids=str)
 def test_tiles_visited_are_those_of_the_dense_mask(entry: zoo.Entry, block_mask: bool) -> None:

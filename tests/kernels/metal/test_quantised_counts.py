@@ -74,6 +74,7 @@ def test_the_plain_text_does_not_pay() -> None:
 
 
 @clang_check.needs_clang
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("scoring", [Scoring(True), Scoring(False, True), Scoring(True, True, True)], ids=str)
 def test_address_spaces(scoring: Scoring, tmp_path: Path) -> None:
     for dims, dtype in (((64, 64), "float16"), ((80, 40), "bfloat16"), ((256, 256), "float32")):
