@@ -43,7 +43,15 @@ def environment(version: str, interpreter: Path, extra: str) -> Path:
     python, done = folder / "bin" / "python", folder / ".installed"
     if not done.exists() or done.stat().st_mtime < (ROOT / "pyproject.toml").stat().st_mtime:
         subprocess.run([interpreter, "-m", "venv", "--clear", folder], check=True)
-        wanted = ["-e", f".[{extra}]", "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ipython"]
+        extra = extra.strip(",")
+        wanted = [
+            "-e",
+            f".[{extra}]" if extra else ".",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "ipython",
+        ]
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, *wanted], check=True, cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "ignore"})
         done.touch()
