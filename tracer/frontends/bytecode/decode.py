@@ -74,8 +74,8 @@ def _named(do: str) -> Callable[[dis.Instruction, types.CodeType], list[tuple[st
 
 
 def _fast(ins: dis.Instruction, code: types.CodeType) -> list[tuple[str, Any]]:
-    """A local variable, or from 3.11 on the cell of one, which a function made here takes along."""
-    is_cell = VERSION >= (3, 11) and ins.argval in (*code.co_cellvars, *code.co_freevars)
+    """A local variable, or from 3.13 on the cell of one, which a function made here takes along."""
+    is_cell = VERSION >= (3, 13) and ins.argval in (*code.co_cellvars, *code.co_freevars)
     return [("cell" if is_cell else "load", ins.argval)]
 
 
