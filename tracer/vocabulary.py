@@ -13,8 +13,10 @@ from typing import Any
 from .captures.recorder import ARRAY_TYPES
 from .expr import functions
 from .frontends.frames import MAX_DEPTH
+from .frontends.refusals import MAX_ITERATIONS
+from .frontends.refusals import REMEDIES as REMEDIES_OF_STATEMENTS
 from .frontends.syntax.expressions import COMPARE_SYMBOLS, EXPRESSIONS
-from .frontends.syntax.statements import MAX_ITERATIONS, STATEMENTS, UNSUPPORTED
+from .frontends.syntax.statements import STATEMENTS
 from .porting.advice import FOREIGN
 from .semantics.calls import SPECIAL
 from .semantics.objects import MAX_CHOICES, MAX_UNROLLED
@@ -172,10 +174,8 @@ def _captures() -> Iterable[tuple[str, str]]:
 
 def _refused() -> Iterable[tuple[str, str]]:
     statements: dict[str, list[str]] = {}
-    for keyword, remedy in UNSUPPORTED.values():
-        keywords = statements.setdefault(remedy, [])
-        if keyword not in keywords:
-            keywords.append(keyword)
+    for keyword, remedy in REMEDIES_OF_STATEMENTS.items():
+        statements.setdefault(remedy, []).append(keyword)
     for remedy, keywords in statements.items():
         yield _code(keywords), _cell(remedy)
     yield "generators, `async`, `yield`, `await`", "a plain function that returns one value"

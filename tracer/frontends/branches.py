@@ -31,7 +31,8 @@ class Lanes:
     to: the place.
     variables: what they hold there.
     since: containers made before this time must not change while these lanes wait.
-    value, origin: what a return gives, and where in the user's source.
+    value, origin: what a return gives, and where in the user's source; what an expression gives.
+    known: the truth of `value`, where it is known in these lanes.
     then: what became of them, once they went on.
     """
 

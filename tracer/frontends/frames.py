@@ -6,6 +6,7 @@ Shared by all front ends: nothing here knows how a function is read.
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import types
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,6 +148,15 @@ def assign_in_expression(frame: Frame, name: str, value: Any) -> Any:
     if t.unmerged > home.entry:
         t.half_assigned.append((home, name))
     return value
+
+
+def absolute_name(frame: Frame, name: str, level: int) -> str:
+    """The name of a module that an `import` names with `level` dots before it."""
+    if not level:
+        return name
+    package = str(frame.outermost()[0].__globals__.get("__package__") or "")
+    resolved: str = verbs.run(importlib.util.resolve_name, "." * level + name, package)
+    return resolved
 
 
 def super_arguments(frame: Frame) -> list[Any]:

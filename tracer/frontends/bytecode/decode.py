@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from ..refusals import changed_object, why_statement
+
 VERSION = sys.version_info[:2]
 
 
@@ -294,19 +296,10 @@ _row("RETURN_CONST", "12-13", lambda ins, code: [("const", ins.argval), ("return
 _row("RAISE_VARARGS", ALL, _argument("raise"))
 
 
-def _statement(keyword: str, remedy: str) -> tuple[str, str]:
-    return f"the statement `{keyword}` has no meaning in a mod", remedy
-
-
 WITH_SOURCE = "define the function in a file, where it is read from its text"
-_TRY = _statement("try", "a kernel raises nothing: test the condition with `if`")
-_WITH = _statement("with", "open resources outside the mod and capture what they give")
-_ASYNC = _statement("async", "write a plain function")
-_MATCH = _statement("match", "write if/elif")
-_GLOBAL = _statement("global", "a mod must not change outside variables: return the value instead")
-_DEL = _statement("del", "just stop using the name")
-_CLASS = _statement("class", "define the class outside the mod")
-_OBJECT = ("a mod must not change objects", "keep intermediate values in local variables")
+_TRY, _WITH, _MATCH, _GLOBAL, _DEL, _CLASS = map(why_statement, ("try", "with", "match", "global", "del", "class"))
+_ASYNC = ("the statement `async` has no meaning in a mod", "write a plain function")
+_OBJECT = (changed_object().reason, changed_object().remedy)
 _INNER = ("an instruction of the interpreter's own has no meaning in a mod", WITH_SOURCE)
 _YIELD = ("YieldFrom expressions have no meaning in a mod", "use plain arithmetic on numbers")
 _TEMPLATE = ("TemplateStr expressions have no meaning in a mod", "write an f-string")

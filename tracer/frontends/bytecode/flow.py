@@ -7,6 +7,7 @@ follows an `if` is read once, as it was written.
 from __future__ import annotations
 
 import heapq
+import itertools
 import types
 from collections import Counter
 from collections.abc import Iterable
@@ -47,13 +48,9 @@ class Loop:
     blocks: set[Block]
 
 
+@lru_cache(maxsize=512)
 def flow_of(code: types.CodeType) -> Block:
     """The first block of a function's code, and from there all others."""
-    return _flow_of(code)
-
-
-@lru_cache(maxsize=512)
-def _flow_of(code: types.CodeType) -> Block:
     entry = _blocks(decode(code))
     _join_copies(entry)
     _order(entry)
@@ -105,24 +102,18 @@ def reachable(entry: Block) -> list[Block]:
 
 def _join_copies(entry: Block) -> None:
     """Make one block of the equal ends of blocks that lead to the same place."""
-    changed = True
-    while changed:
-        changed = False
-        groups: dict[object, list[Block]] = {}
-        for block in reachable(entry):
-            if block.steps and (not block.after or len(block.after) == 1):
-                groups.setdefault((*map(id, block.after), block.steps[-1].do, block.steps[-1].span), []).append(block)
-        for group in groups.values():
-            for i, a in enumerate(group):
-                for b in group[i + 1 :]:
-                    if a is not b and (count := _equal_end(a, b)):
-                        _share_end(entry, a, b, count)
-                        changed = True
-                        break
-                if changed:
-                    break
-            if changed:
-                break
+    while (copies := _copies(entry)) is not None:
+        _share_end(entry, *copies)
+
+
+def _copies(entry: Block) -> tuple[Block, Block, int] | None:
+    """Two blocks that end alike, and how many of their last steps are the same."""
+    groups: dict[object, list[Block]] = {}
+    for block in reachable(entry):
+        if block.last is not None and len(block.after) < 2:
+            groups.setdefault((*map(id, block.after), block.last.do, block.last.span), []).append(block)
+    pairs = (pair for group in groups.values() for pair in itertools.combinations(group, 2))
+    return next(((a, b, count) for a, b in pairs if (count := _equal_end(a, b))), None)
 
 
 def _equal_end(a: Block, b: Block) -> int:

@@ -10,9 +10,10 @@ from functools import lru_cache
 from typing import Any
 
 from ... import semantics as verbs
-from ...errors import Place, Untraceable
+from ...errors import Place
 from ...expr.node import Expr
 from ...semantics import Callback, Conflict, Tracing
+from .. import refusals
 from ..branches import Lanes, Variables
 from ..frames import Call, Closure, Frame, Parameters
 from .decode import Step, decode
@@ -174,7 +175,7 @@ class FunctionInMaking:
     def _make(self) -> Closure:
         outer, code = self.frame, self.code
         if code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
-            raise Untraceable("the statement `async def` has no meaning in a mod", "write a plain def")
+            raise refusals.statement("async def")
         parent, parameters, names = outer.scope, parameters_of(code), local_names(code)
 
         def called(*args: Any, **kwargs: Any) -> Any:

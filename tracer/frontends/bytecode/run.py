@@ -11,6 +11,7 @@ from ...captures.paths import Path
 from ...errors import Place, Untraceable
 from ...expr.node import Expr
 from ...semantics import Tracing
+from .. import refusals
 from ..branches import RETURN, Lanes, Way, go_on, keep_returned, merged, part, returned, waiting
 from ..frames import Call, defaults_of
 from .decode import NULL, REFUSED, VERSION, WITH_SOURCE, Step
@@ -18,7 +19,6 @@ from .flow import Block, Loop, flow_of
 from .frame import NOTHING, CodeFrame, Failure, local_names, parameters_of
 from .steps import STEPS, some_kept
 
-MAX_ITERATIONS = 10_000
 MAX_ASKED = 500  # iterations of a `while` on a condition known only inside the kernel, which may end for another reason
 
 
@@ -96,7 +96,7 @@ def _loop(frame: CodeFrame, loop: Loop) -> Ways:
     gone = 0  # containers made before must not change, for the lanes that left the loop
     is_for = head.last is not None and head.last.do == "next"
     first: tuple[Expr, Place] | None = None  # what the first iteration asked first, if lanes left the loop by it
-    for count in range(MAX_ITERATIONS):
+    for count in range(refusals.MAX_ITERATIONS):
         base, frame.asked = t.since, None
         t.since = max(base, gone)
         way = _block(frame, head)
@@ -115,13 +115,10 @@ def _loop(frame: CodeFrame, loop: Loop) -> Ways:
             return whole
         frame.take(merged(t, way, entering))
         if first is not None and count == MAX_ASKED:
-            error = Untraceable(
-                f"`while` on {first[0]!r}, which is known only inside the kernel",
-                "loop over a fixed range and stop with `if`: for _ in range(8): if not (...): break",
-            )
+            error = refusals.while_on(first[0])
             error.places.append(first[1])
             raise error
-    raise Untraceable(f"a loop ran {MAX_ITERATIONS} times", "give it an end that plain Python reaches soon")
+    raise refusals.endless()
 
 
 def _block(frame: CodeFrame, block: Block) -> Way:
@@ -158,7 +155,7 @@ def _jump_if(frame: CodeFrame, step: Step, block: Block) -> Way:
             frame.push(value)
         return frame.lanes(target if jumps else following)
     if any(block.steps and block.steps[0].do == "assertion" for block in block.after):
-        raise Untraceable("an assert on a value known only inside the kernel", "check captured values outside the mod")
+        raise refusals.assert_in_kernel()
     since = t.clock
     frame.asked = truth, frame.place(step)
     sides = []
@@ -193,7 +190,7 @@ def _return(frame: CodeFrame, step: Step, block: Block) -> Way:
 def _raise(frame: CodeFrame, step: Step, block: Block) -> Way:
     error, *_ = [*frame.pop_many(step.value), None]
     if isinstance(error, Failure):
-        raise Untraceable(f"assertion failed{error.message}", "call the mod with values that satisfy it")
+        raise refusals.assertion_failed(error.message)
     verbs.check_raise(frame.tracing)
     raise verbs.raised(error)
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 from ... import semantics as verbs
 from ...errors import Untraceable
-from ...semantics import UnknownText
-from ..frames import Frame, assign_in_expression, lookup, outside, super_arguments
+from ...semantics import Conflict, UnknownText
+from .. import refusals
+from ..frames import Frame, absolute_name, assign_in_expression, lookup, outside, super_arguments
 from .decode import NULL, VERSION
 from .frame import INLINE, NOTHING, CodeFrame, Converted, Failure, FunctionInMaking, InMaking, Saved
 
 
 def _pop(frame: CodeFrame, _: Any) -> None:
-    if not isinstance(frame.stack[-1], (InMaking, FunctionInMaking)):
-        frame.pop()
-    else:
-        frame.stack.pop()
+    value = frame.stack.pop()
+    if isinstance(value, Conflict):
+        raise value.refuse()
 
 
 def _rotate(frame: CodeFrame, count: int) -> None:
@@ -49,10 +48,7 @@ def _store(frame: CodeFrame, name: str) -> None:
     elif frame.code.co_name in INLINE and name in frame.home.names:
         assign_in_expression(frame, name, value)
     else:
-        raise Untraceable(
-            "the statement `nonlocal` has no meaning in a mod",
-            "a mod must not change outside variables: return the value instead",
-        )
+        raise refusals.statement("nonlocal")
 
 
 def _take_name(frame: CodeFrame, name: str) -> None:
@@ -81,29 +77,28 @@ def _set_item(frame: CodeFrame, _: Any) -> None:
 
 
 def _call(frame: CodeFrame, count: int, names: tuple[str, ...] = ()) -> None:
-    values = frame.pop_many(count)
+    args, kwargs = _arguments(frame, count, names)
     second, first = frame.pop(), frame.pop()
-    function, args = (second, []) if first is NULL else (first, [] if second is NULL else [second])
-    positional = len(values) - len(names)
-    _do_call(frame, function, [*args, *values[:positional]], dict(zip(names, values[positional:], strict=True)))
+    function, own = (second, []) if first is NULL else (first, [] if second is NULL else [second])
+    _do_call(frame, function, [*own, *args], kwargs)
+
+
+def _call_310(frame: CodeFrame, count: int, names: tuple[str, ...] = ()) -> None:
+    args, kwargs = _arguments(frame, count, names)
+    _do_call(frame, frame.pop(), args, kwargs)
+
+
+def _arguments(frame: CodeFrame, count: int, names: tuple[str, ...]) -> tuple[list[Any], dict[str, Any]]:
+    """The topmost values as arguments, of which the last have names."""
+    values = frame.pop_many(count)
+    positional = count - len(names)
+    return values[:positional], dict(zip(names, values[positional:], strict=True))
 
 
 def _do_call(frame: CodeFrame, function: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
     if function is super and not args and not kwargs:
         args = super_arguments(frame)
     frame.push(verbs.call(frame.tracing, function, args, kwargs))
-
-
-def _call_310(frame: CodeFrame, count: int) -> None:
-    args = frame.pop_many(count)
-    _do_call(frame, frame.pop(), args, {})
-
-
-def _call_kw_310(frame: CodeFrame, count: int) -> None:
-    names = frame.pop()
-    values = frame.pop_many(count)
-    positional = len(values) - len(names)
-    _do_call(frame, frame.pop(), values[:positional], dict(zip(names, values[positional:], strict=True)))
 
 
 def _call_ex(frame: CodeFrame, has_kwargs: bool) -> None:
@@ -158,10 +153,7 @@ def _check_added(frame: CodeFrame, found: InMaking) -> None:
 
 def some_kept(frame: CodeFrame) -> Untraceable:
     """A comprehension adds an element for some lanes only."""
-    error = Untraceable(
-        "a comprehension keeps elements by a condition known only inside the kernel",
-        "keep every element and make the unwanted ones neutral: sum(x if c else 0 for ...)",
-    )
+    error = refusals.kept_in_kernel()
     if frame.asked is not None:
         error.places.append(frame.asked[1])
     return error
@@ -182,7 +174,7 @@ def _merge(frame: CodeFrame, depth: int) -> None:
     held = _in_making(frame, depth).held
     for name in given:
         if name in held:
-            raise Untraceable(f"a call gives {name} twice", "pass it once")
+            raise refusals.given_twice(name)
     held.update(given)
 
 
@@ -218,9 +210,7 @@ def _function_attribute(frame: CodeFrame, attribute: str) -> None:
 def _import(frame: CodeFrame, name: str) -> None:
     t = frame.tracing
     level, wanted = frame.pop_many(2)
-    if level:
-        package = str(frame.outermost()[0].__globals__.get("__package__") or "")
-        name = verbs.run(importlib.util.resolve_name, "." * level + name, package)
+    name = absolute_name(frame, name, level)
     module = verbs.imported(t, name)
     frame.push(module if wanted else verbs.imported(t, name.split(".")[0]))
 
@@ -280,7 +270,7 @@ STEPS: dict[str, Callable[[CodeFrame, Any], None]] = {
     "call_named": lambda frame, value: _call(frame, *value),
     "call_kw": lambda frame, count: _call(frame, count, frame.pop()),
     "call_310": _call_310,
-    "call_kw_310": _call_kw_310,
+    "call_kw_310": lambda frame, count: _call_310(frame, count, frame.pop()),
     "call_ex": _call_ex,
     "tuple": _push(lambda frame, count: tuple(frame.pop_many(count))),
     "list": _push(lambda frame, count: InMaking(frame.tracing, frame.pop_many(count))),

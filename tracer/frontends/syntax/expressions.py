@@ -15,6 +15,7 @@ from ...expr.node import Expr
 from ...porting.advice import Ported, WrittenCall
 from ...semantics import Conflict, UnknownText
 from ...source.find import FunctionNode, Source
+from .. import refusals
 from ..branches import Lanes, Way, merged, part, then, waiting
 from ..frames import Call, Closure, Frame, Parameters, assign_in_expression, lookup, super_arguments
 
@@ -328,10 +329,7 @@ def _targets(
 def _keeps(test: ast.expr, frame: SourceFrame) -> bool:
     truth = verbs.truth(frame.tracing, value_of(test, frame))
     if isinstance(truth, Expr):
-        error = Untraceable(
-            "a comprehension keeps elements by a condition known only inside the kernel",
-            "keep every element and make the unwanted ones neutral: sum(x if c else 0 for ...)",
-        )
+        error = refusals.kept_in_kernel()
         error.places.append(frame.source.place(test))
         raise error
     return truth
@@ -387,7 +385,7 @@ def _call(node: ast.Call, frame: SourceFrame) -> Any:
         given = verbs.known(t, value) if keyword.arg is None else {keyword.arg: value}
         for name in given:
             if name in kwargs:
-                raise Untraceable(f"a call gives {name} twice", "pass it once")
+                raise refusals.given_twice(name)
         kwargs.update(given)
     if function is super and not args and not kwargs:
         args = super_arguments(frame)
@@ -525,7 +523,7 @@ def assign(target: ast.expr, value: Any, frame: SourceFrame) -> None:
         container = value_of(target.value, frame)
         verbs.set_item(frame.tracing, container, value_of(target.slice, frame), value)
     else:
-        raise Untraceable("a mod must not change objects", "keep intermediate values in local variables")
+        raise refusals.changed_object()
 
 
 EXPRESSIONS: dict[type[ast.AST], Callable[[Any, SourceFrame], Any]] = {

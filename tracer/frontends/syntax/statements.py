@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import types
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -15,8 +14,9 @@ from ...errors import Untraceable
 from ...expr.node import Expr
 from ...semantics import Tracing
 from ...source.find import source_of
+from .. import refusals
 from ..branches import RETURN, Lanes, Way, go_on, keep_returned, merged, returned, then, waiting
-from ..frames import Call, Closure, defaults_of
+from ..frames import Call, Closure, absolute_name, defaults_of
 from .expressions import (
     BINARY_SYMBOLS,
     NO,
@@ -30,21 +30,20 @@ from .expressions import (
     value_of,
 )
 
-MAX_ITERATIONS = 10_000
 FALL, BREAK, CONTINUE = "fall", "break", "continue"
-UNSUPPORTED: dict[str, tuple[str, str]] = {  # statement -> keyword, remedy
-    "Try": ("try", "a kernel raises nothing: test the condition with `if`"),
-    "TryStar": ("try", "a kernel raises nothing: test the condition with `if`"),
-    "With": ("with", "open resources outside the mod and capture what they give"),
-    "AsyncWith": ("async with", "open resources outside the mod and capture what they give"),
-    "Global": ("global", "a mod must not change outside variables: return the value instead"),
-    "Nonlocal": ("nonlocal", "a mod must not change outside variables: return the value instead"),
-    "Delete": ("del", "just stop using the name"),
-    "ClassDef": ("class", "define the class outside the mod"),
-    "Match": ("match", "write if/elif"),
-    "AsyncFor": ("async for", "write a plain for"),
-    "AsyncFunctionDef": ("async def", "write a plain def"),
-    "TypeAlias": ("type", "define the alias outside the mod"),
+UNSUPPORTED: dict[str, str] = {  # statement that is refused -> its keyword
+    "Try": "try",
+    "TryStar": "try",
+    "With": "with",
+    "AsyncWith": "async with",
+    "Global": "global",
+    "Nonlocal": "nonlocal",
+    "Delete": "del",
+    "ClassDef": "class",
+    "Match": "match",
+    "AsyncFor": "async for",
+    "AsyncFunctionDef": "async def",
+    "TypeAlias": "type",
 }
 
 
@@ -93,8 +92,7 @@ def _run(statement: ast.stmt, frame: SourceFrame) -> Way | None:
         run = STATEMENTS.get(type(statement))
         if run is None:
             kind = type(statement).__name__
-            keyword, remedy = UNSUPPORTED.get(kind, (kind.lower(), "use if, for, assignments and return"))
-            raise Untraceable(f"the statement `{keyword}` has no meaning in a mod", remedy)
+            raise refusals.statement(UNSUPPORTED.get(kind, kind.lower()))
         way = run(statement, frame)
         if way is not None:
             lanes = waiting(way)
@@ -133,7 +131,7 @@ def _augmented(node: ast.AugAssign, frame: SourceFrame) -> None:
         verbs.set_item(t, container, key, verbs.augmented(t, symbol, old, value_of(node.value, frame)))
         return
     if not isinstance(target, ast.Name):
-        raise Untraceable("a mod must not change objects", "keep intermediate values in local variables")
+        raise refusals.changed_object()
     old = value_of(target, frame)
     frame.variables[target.id] = verbs.augmented(t, symbol, old, value_of(node.value, frame))
 
@@ -161,10 +159,7 @@ def _import(node: ast.Import, frame: SourceFrame) -> None:
 
 
 def _import_from(node: ast.ImportFrom, frame: SourceFrame) -> None:
-    t, name = frame.tracing, node.module or ""
-    if node.level:
-        package = str(frame.outermost()[0].__globals__.get("__package__") or "")
-        name = verbs.run(importlib.util.resolve_name, "." * node.level + name, package)
+    t, name = frame.tracing, absolute_name(frame, node.module or "", node.level)
     module = verbs.imported(t, name)
     for alias in node.names:
         if not hasattr(module, alias.name):
@@ -175,10 +170,10 @@ def _import_from(node: ast.ImportFrom, frame: SourceFrame) -> None:
 def _assert(node: ast.Assert, frame: SourceFrame) -> None:
     truth = verbs.truth(frame.tracing, value_of(node.test, frame))
     if isinstance(truth, Expr):
-        raise Untraceable("an assert on a value known only inside the kernel", "check captured values outside the mod")
+        raise refusals.assert_in_kernel()
     if not truth:
         message = "" if node.msg is None else f": {value_of(node.msg, frame)}"
-        raise Untraceable(f"assertion failed{message}", "call the mod with values that satisfy it")
+        raise refusals.assertion_failed(message)
 
 
 def _raise(node: ast.Raise, frame: SourceFrame) -> None:
@@ -228,10 +223,7 @@ def _tests(node: ast.While, frame: SourceFrame) -> Iterable[None]:
     while True:
         truth = verbs.truth(frame.tracing, value_of(node.test, frame))
         if isinstance(truth, Expr):
-            raise Untraceable(
-                f"`while` on {truth!r}, which is known only inside the kernel",
-                "loop over a fixed range and stop with `if`: for _ in range(8): if not (...): break",
-            )
+            raise refusals.while_on(truth)
         if not truth:
             return
         yield
@@ -243,8 +235,8 @@ def _loop(node: ast.For | ast.While, frame: SourceFrame, items: Iterable[Any]) -
     entering = [whole]
     breaks: list[Lanes] = []
     for count, item in enumerate(items):
-        if count == MAX_ITERATIONS:
-            raise Untraceable(f"a loop ran {MAX_ITERATIONS} times", "give it an end that plain Python reaches soon")
+        if count == refusals.MAX_ITERATIONS:
+            raise refusals.endless()
         if isinstance(node, ast.For):
             assign(node.target, item, frame)
         way = block(node.body, frame)
