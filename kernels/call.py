@@ -176,3 +176,34 @@ class Result:
     max_scores: mx.array | None
     notice: str | None = None
     intermediates: dict[str, mx.array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BackwardCall:
+    """One call, what it gave, and the cotangents of that.
+
+    call: plain keys and values (not int8, not smoothed).
+    out, d_out: [batch, query_heads, q_len, value_dim], dtype of q, any strides.
+    lse: float32 [batch, query_heads, q_len], as the forward gave it; -inf for a row without keys. d_lse, d_max_scores:
+        the same shape, or None where nothing follows from them.
+    wanted: the slots of captured floating arrays whose gradients are asked for.
+    """
+
+    call: AttentionCall
+    out: mx.array
+    lse: mx.array
+    d_out: mx.array
+    d_lse: mx.array | None = None
+    max_scores: mx.array | None = None
+    d_max_scores: mx.array | None = None
+    wanted: tuple[int, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Gradients:
+    """Each of the shape and dtype of what it is the gradient of; arrays: by `wanted`."""
+
+    q: mx.array
+    k: mx.array
+    v: mx.array
+    arrays: tuple[mx.array, ...] = ()

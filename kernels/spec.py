@@ -12,6 +12,7 @@ from flextrace.tracer import ArrayCapture, Expr, Formula, NumberCapture
 from flextrace.tracer.expr.node import rebuild
 
 ATTENTION = "attention_forward"  # the fused kernel; stages go by their own names
+BACKWARD = "attention_backward"  # its gradients
 
 
 @dataclass(frozen=True)
