@@ -21,8 +21,9 @@ from flextrace.tracer.source.signature import MaskFunction, ScoreFunction
 
 from .advice.keywords import OF_ATTENTION, knows
 from .block_mask import BlockMask
-from .checks import check_tensors, checked_scale
+from .checks import check_sinks, check_tensors, checked_scale
 from .decorators import MaskMod, ScoreMod, as_mod
+from .merge import with_sinks
 from .options import NO_OPTIONS, Options, options_of
 from .run import run
 
@@ -86,6 +87,7 @@ def flex_attention(
     kernel_options: KernelOptions = None,
     *,
     return_aux: None = None,
+    sinks: mx.array | None = None,
 ) -> mx.array: ...
 @overload
 def flex_attention(
@@ -100,6 +102,7 @@ def flex_attention(
     return_lse: Literal[True],
     kernel_options: KernelOptions = None,
     return_aux: None = None,
+    sinks: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def flex_attention(
@@ -114,6 +117,7 @@ def flex_attention(
     kernel_options: KernelOptions = None,
     *,
     return_aux: AuxRequest,
+    sinks: mx.array | None = None,
 ) -> tuple[mx.array, AuxOutput]: ...
 @overload
 def flex_attention(
@@ -128,6 +132,7 @@ def flex_attention(
     kernel_options: KernelOptions = None,
     *,
     return_aux: None = None,
+    sinks: mx.array | None = None,
 ) -> mx.array | tuple[mx.array, mx.array]: ...
 @overload
 def flex_attention(
@@ -142,6 +147,7 @@ def flex_attention(
     kernel_options: KernelOptions = None,
     *,
     return_aux: AuxRequest | None,
+    sinks: mx.array | None = None,
 ) -> mx.array | tuple[mx.array, mx.array] | tuple[mx.array, AuxOutput]: ...
 @knows(OF_ATTENTION)
 def flex_attention(
@@ -156,6 +162,7 @@ def flex_attention(
     kernel_options: KernelOptions = None,
     *,
     return_aux: AuxRequest | None = None,
+    sinks: mx.array | None = None,
 ) -> mx.array | tuple[mx.array, mx.array] | tuple[mx.array, AuxOutput]:
     """Attention whose scores and mask are plain Python functions.
 
@@ -181,10 +188,12 @@ def flex_attention(
             "SMOOTH_K": False, beside QK_QUANT, leaves key as it is; True by itself smooths and does not quantise.
             "SMOOTH_Q": True, beside QK_QUANT, smooths query too.
         return_aux: which by-products to return as an `AuxOutput`.
+        sinks: [query_heads], float32 or query's dtype: a logit per head that only the denominator of the softmax sees,
+            not multiplied by scale; learned, or None. lse then counts it, and max_scores does not.
 
     Returns:
         out [batch, query_heads, q_len, value_dim] of query's dtype; or (out, lse); or (out, AuxOutput). A row that
-        attends to nothing gives 0, with lse and max_scores -inf.
+        attends to nothing gives 0, with lse -inf (or its sink) and max_scores -inf.
 
     Raises:
         TypeError, ValueError: arguments that do not fit, before any work; also captured arrays that are too short.
@@ -195,7 +204,8 @@ def flex_attention(
 
     Captured arrays and numbers are read at every call; a changed number compiles nothing. The API is that of
     torch.nn.attention.flex_attention (Dong et al., arXiv 2412.05496); the algorithm is FlashAttention (Dao et al.,
-    arXiv 2205.14135).
+    arXiv 2205.14135); sinks are those of mx.fast.scaled_dot_product_attention and of gpt-oss (arXiv 2508.10925), after
+    Xiao et al., arXiv 2309.17453.
 
     Example:
         >>> import mlx.core as mx, flextrace as flex
@@ -205,18 +215,27 @@ def flex_attention(
         ...     return q_idx >= kv_idx
         >>> flex.flex_attention(q, k, v, block_mask=causal).shape
         (1, 2, 16, 8)
+        >>> sinks = mx.log(mx.array([0.0, 16.0]))  # the weight of no key, and of 16
+        >>> flex.flex_attention(q, k, v, scale=0.0, sinks=sinks)[0, :, 0, 0]
+        array([1, 0.5], dtype=float32)
     """
     check_tensors(query, key, value, enable_gqa)
+    if sinks is not None:
+        check_sinks(sinks, query)
     factor = checked_scale(scale, query.shape[-1])
     aux = _by_products(return_lse, return_aux)
     options = NO_OPTIONS if kernel_options is None else options_of(kernel_options, key)
     _check_intermediates(aux, options)
     mods, blocks = _mods(score_mod, block_mask, query, key)
-    call = AttentionCall.of(query, key, value, factor, mods, blocks, aux.lse, aux.max_scores, **options.asked)
+    want_lse = aux.lse or sinks is not None
+    call = AttentionCall.of(query, key, value, factor, mods, blocks, want_lse, aux.max_scores, **options.asked)
     result = run(call, options.backend)
+    if sinks is not None:
+        result = with_sinks(result, sinks)
+    lse = result.lse if aux.lse else None
     if return_aux is not None:
-        return result.out, AuxOutput(result.lse, result.max_scores, result.intermediates if aux.intermediates else None)
-    return result.out if result.lse is None else (result.out, result.lse)
+        return result.out, AuxOutput(lse, result.max_scores, result.intermediates if aux.intermediates else None)
+    return result.out if lse is None else (result.out, lse)
 
 
 def _by_products(return_lse: bool, return_aux: AuxRequest | None) -> AuxRequest:

@@ -59,6 +59,18 @@ def check_tensors(query: mx.array, key: Rows, value: Rows, enable_gqa: bool) -> 
             raise ValueError(f"with enable_gqa the {hq} query heads must be a multiple of the {hkv} key heads")
 
 
+def check_sinks(sinks: Any, query: mx.array) -> None:
+    """Raises TypeError or ValueError unless there is a number for each query head, float32 or of query's dtype."""
+    if not isinstance(sinks, mx.array):
+        raise TypeError(f"sinks is {with_article(type(sinks).__name__)}; convert it with mx.array(...)")
+    heads = query.shape[1]
+    if sinks.shape != (heads,):
+        raise ValueError(f"sinks has shape {sinks.shape}; expected one number per query head: ({heads},)")
+    if sinks.dtype not in (mx.float32, query.dtype):
+        kinds = " or ".join(dict.fromkeys(("float32", _name(query))))
+        raise TypeError(f"sinks is {_name(sinks)}; make it {kinds} with .astype(...)")
+
+
 def checked_scale(scale: Any, head_dim: int) -> float:
     """The factor of the dot products. Raises ValueError."""
     if scale is None:

@@ -65,8 +65,9 @@ flextrace/decorators
 flextrace/block_mask/
 flextrace/stages/
 flextrace/int8/
+flextrace/merge
 flextrace/checks flextrace/options flextrace/run flextrace/attention
-flextrace/merge flextrace/mods/
+flextrace/mods/
 flextrace/simulator
 flextrace/show/
 flextrace/warm

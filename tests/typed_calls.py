@@ -44,6 +44,7 @@ class Window:
 
 def results(q: mx.array, flag: bool, request: flex.AuxRequest | None) -> None:
     assert_type(flex.flex_attention(q, q, q), mx.array)
+    assert_type(flex.flex_attention(q, q, q, sinks=q), mx.array)
     assert_type(flex.flex_attention(q, q, q, return_lse=True), Pair)
     assert_type(flex.flex_attention(q, q, q, return_lse=flag), mx.array | Pair)
     assert_type(flex.flex_attention(q, q, q, None, None, None, False, flag), mx.array | Pair)

@@ -34,7 +34,7 @@ OF_ATTENTION: dict[str, str] = {  # what other libraries call it, or have, -> wh
     **dict.fromkeys("softcap logit_cap logits_soft_cap".split(), "write score_mod=flex.mods.softcap(...)"),
     **dict.fromkeys("window window_size sliding_window".split(), "write block_mask=flex.mods.sliding_window(...)"),
     **dict.fromkeys("alibi alibi_slopes".split(), "write score_mod=flex.mods.alibi(...)"),
-    "sinks": "write return_lse=True, and multiply out by mx.sigmoid(lse - sinks[:, None])[..., None]",
+    **dict.fromkeys("sink s_aux".split(), "write sinks="),
     "backend": 'write kernel_options={"BACKEND": ...}',
     "num_threads": 'write kernel_options={"NUM_THREADS": ...}',
     "BLOCK_SIZE": "it belongs to create_block_mask, which makes a block_mask",

@@ -765,6 +765,16 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ),
         ("return quant, quant.smooth_k", "return quant, True"),
     ],
+    ("flextrace/merge.py", "tests/flextrace/test_sinks.py"): [
+        ("share, _, lse = _shares(result.lse, sinks", "_, share, lse = _shares(result.lse, sinks"),
+        ("seen = total > 0", "seen = total >= 0"),
+        ("mx.where(highest == -mx.inf, 0.0, highest)", "highest"),
+        ('{"out": out, "lse": lse}.get(name, array)', "array"),
+    ],
+    ("flextrace/checks.py", "tests/flextrace/test_sinks.py"): [
+        ("if sinks.shape != (heads,):", "if sinks.size != heads:"),
+        ("sinks.dtype not in (mx.float32, query.dtype)", "sinks.dtype not in DTYPES"),
+    ],
     ("flextrace/run.py", "tests/flextrace/test_quant_options.py"): [
         (
             "    if call.staged:\n        raise ValueError(f'{asked} and",

@@ -215,7 +215,7 @@ def test_torchs_device_by_position_is_named() -> None:
 
 
 def test_signatures_stay_what_they_are() -> None:
-    names = "query key value score_mod block_mask scale enable_gqa return_lse kernel_options return_aux".split()
+    names = "query key value score_mod block_mask scale enable_gqa return_lse kernel_options return_aux sinks".split()
     assert list(inspect.signature(flex.flex_attention).parameters) == names
     assert "offset" in inspect.signature(flex.create_block_mask).parameters
     assert flex.create_block_mask.__doc__ and inspect.unwrap(flex.create_block_mask) is not flex.create_block_mask
@@ -240,16 +240,6 @@ def test_calls_without_wrong_names_pass_through() -> None:
     assert message(TypeError, lambda: both(1, c=3)) == "both() has no argument 'c'; did you mean a=?"  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         both()  # type: ignore[call-arg]
-
-
-def test_sinks_are_what_the_remedy_says() -> None:
-    """mx.fast has sinks: one logit per head in the denominator."""
-    sinks = mx.array([0.5, -1.0, 2.0])
-    out, lse = attend(return_lse=True)
-    told = out * mx.sigmoid(lse - sinks[:, None])[..., None]
-    expected = mx.fast.scaled_dot_product_attention(Q, Q, Q, scale=0.25, sinks=sinks)
-    np.testing.assert_allclose(np.array(told), np.array(expected), atol=2e-5)
-    assert "mx.sigmoid(lse - sinks[:, None])[..., None]" in message(TypeError, lambda: attend(sinks=sinks))
 
 
 # ---- masks and MLX's transformations, indices -----------------------------------------------------------------------
