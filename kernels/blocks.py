@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,9 +116,39 @@ class Blocks:
         np.subtract.at(steps, (row, self.end), state)
         return np.cumsum(steps[:, :-1], axis=1, dtype=np.int8).reshape(self.shape)
 
+    @functools.cached_property
     def transposed(self) -> Blocks:
-        """Rows and columns of blocks exchanged."""
-        return Blocks.from_states(np.swapaxes(self.states(), 2, 3), self.kv_block, self.q_block)
+        """Rows and columns of blocks exchanged; kept, as gradients ask for it at every step.
+
+        In time and memory proportional to the runs of both.
+        """
+        b, h, q_blocks, kv_blocks = self.shape
+        # Each run begins and ends in its own row; what was before, in the next one.
+        line = self.rows + self.rows // max(1, q_blocks)  # a head has one more line than rows: its last run ends there
+        lines, place = (
+            np.concatenate([line, line, line + 1, line + 1]),
+            np.tile(np.concatenate([self.first, self.end]), 2),
+        )
+        new, old = np.zeros((2, 4, len(line)), np.int64)
+        new[0], old[2] = self.state, self.state
+        new[1], old[3] = -new[0], -old[2]
+        order = np.lexsort((place, lines))
+        lines, place = lines[order], place[order].astype(np.int64)
+        new, old = (np.cumsum(change.reshape(-1)[order]) for change in (new, old))
+        # Up to the next place of the line the columns are in one state; where it is not that of the line before, runs
+        # of columns begin or end. Behind the last place of a line both are empty.
+        changed = np.flatnonzero(new != old)
+        width = place[changed + 1] - place[changed] if len(changed) else place[:0]
+        column = np.arange(int(width.sum())) - np.repeat(np.cumsum(width) - width - place[changed], width)
+        line, state = np.repeat(lines[changed], width), np.repeat(new[changed], width)
+        head, row = np.divmod(line, q_blocks + 1)
+        order = np.lexsort((row, column, head))
+        head, column, row, state = (x[order] for x in (head, column, row, state))
+        begins = np.flatnonzero(state)  # the next change of the column ends the run
+        line = head[begins] * kv_blocks + column[begins]
+        ends = row[np.minimum(begins + 1, len(row) - 1)]
+        shape = (b, h, kv_blocks, q_blocks)
+        return Blocks.from_runs(shape, line, row[begins], ends, state[begins], self.kv_block, self.q_block)
 
     def lists(self, state: int) -> tuple[Array, Array]:
         """(counts, indices) of the blocks in a state, ascending, int32, as in torch's BlockMask; 0 beyond a count."""

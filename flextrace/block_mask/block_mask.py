@@ -194,7 +194,7 @@ class BlockMask:
 
     @property
     def _by_columns(self) -> tuple[mx.array, ...]:
-        return self._listed("columns", lambda blocks: blocks.transposed())
+        return self._listed("columns", lambda blocks: blocks.transposed)
 
     def _listed(self, by: str, turned: Callable[[Blocks], Blocks]) -> tuple[mx.array, ...]:
         """Counts and indices of partial blocks, then of full ones; writing to them changes no others."""

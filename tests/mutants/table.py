@@ -839,6 +839,10 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("kernels/blocks.py", "tests/flextrace/block_mask/test_block_mask_methods.py"): [
         ("array.setflags(write=False)", "pass"),
     ],
+    ("kernels/blocks.py", "tests/kernels/test_blocks.py"): [
+        ("line = self.rows + self.rows // max(1, q_blocks)", "line = self.rows"),
+        ("np.concatenate([line, line, line + 1, line + 1])", "np.concatenate([line] * 4)"),
+    ],
     (
         "flextrace/stages/checks.py",
         "tests/flextrace/stages/test_stages.py::test_lists_of_one_batch_do_not_serve_several_that_the_mask_tells_apart",
