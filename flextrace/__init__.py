@@ -22,7 +22,7 @@ from .merge import merge_attention
 from .notices import FlextraceWarning
 
 if TYPE_CHECKING:
-    from . import mods, simulator, stages
+    from . import mods, nn, simulator, stages
     from .show import figures as visualize
 
 __version__ = "0.1.0"
@@ -50,6 +50,7 @@ __all__ = [
     "mask_mod",
     "merge_attention",
     "mods",
+    "nn",
     "noop_mask",
     "or_masks",
     "score_mod",
@@ -60,6 +61,7 @@ __all__ = [
 
 _LATER = {  # the public modules that `import flextrace` does not import
     "mods": "flextrace.mods",
+    "nn": "flextrace.nn",
     "simulator": "flextrace.simulator",
     "stages": "flextrace.stages",
     "visualize": "flextrace.show.figures",

@@ -40,7 +40,7 @@ def test_every_public_name_has_an_example() -> None:
         public = getattr(flextrace, name)
         if not isinstance(public, types.ModuleType) and ">>>" not in (public.__doc__ or ""):
             without.append(name)
-    for module in (flextrace.mods, flextrace.visualize):
+    for module in (flextrace.mods, flextrace.nn, flextrace.visualize):
         without += [name for name in module.__all__ if ">>>" not in (getattr(module, name).__doc__ or "")]
     assert without == []
     # A mod is an object, not a function: its example must be found all the same.

@@ -68,6 +68,7 @@ flextrace/int8/
 flextrace/merge
 flextrace/checks flextrace/options flextrace/run flextrace/attention
 flextrace/mods/
+flextrace/nn/
 flextrace/simulator
 flextrace/show/
 flextrace/warm

@@ -781,6 +781,19 @@ TABLE: dict[tuple[str, str], list[Change]] = {
             "    if False:\n        raise ValueError(f'{asked} and",
         ),
     ],
+    ("flextrace/nn/positions.py", "tests/flextrace/nn/test_nn_positions.py"): [
+        ("power * exact**j >= max_distance**j", "power * exact**j > max_distance**j"),
+        ("for j in range(1, shared)", "for j in range(1, shared + 1)"),
+        ("return [*before, 0, *after]", "return [*after[::-1], 0, *before[::-1]]"),
+        ("max(kv_idx - q_idx + self.max_distance, 0)", "max(q_idx - kv_idx + self.max_distance, 0)"),
+        ("if max_distance <= exact:", "if max_distance < exact:"),
+        ("self._buckets: mx.array", "self.buckets: mx.array"),
+    ],
+    ("flextrace/nn/attention.py", "tests/flextrace/nn/test_nn_attention.py"): [
+        ("sinks=self.sinks,", "sinks=None,"),
+        ("out.swapaxes(1, 2).reshape(queries.shape)", "out.reshape(queries.shape)"),
+        ("values = keys if values is None", "values = queries if values is None"),
+    ],
     ("flextrace/block_mask/refine.py", "tests/flextrace/block_mask/test_refine.py"): [
         ('distinct = (shape[0] if "b" in used else 1, shape[1] if "h" in used else 1)', "distinct = shape[:2]"),
         ("repr(bound.numbers), contents", "contents"),
