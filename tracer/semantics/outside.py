@@ -17,6 +17,7 @@ from ..captures.guards import is_same
 from ..captures.paths import Path
 from ..captures.recorder import ARRAY_TYPES
 from ..errors import Untraceable, with_article
+from ..expr import functions
 from ..expr.node import Expr
 from ..porting import advice as porting
 from .tracing import Tracing
@@ -57,7 +58,7 @@ def _capture(t: Tracing, value: Any, path: Path) -> Any:
     if kind in (str, bytes, range, mx.Dtype) or (kind is frozenset and is_data(value)):
         path.check("value", lambda now: is_same_data(now, value))
         return value
-    if isinstance(value, FIXED):
+    if isinstance(value, FIXED) or functions.rule_for(value) is not None:  # functions of mx and numpy share one type
         path.check("identity", is_same(value))
         if value is not None and value is not Ellipsis:
             t.recorder.remember(value, path, fixed=True)
