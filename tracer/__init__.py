@@ -5,10 +5,11 @@ No MLX operation runs here, no kernel is known, no file is written.
 
 from .captures.guards import ArrayCapture, NumberCapture, Start
 from .emit.cpp import CPP
-from .emit.emit import Emitted, Language, emit
+from .emit.emit import Emitted, EmittedMany, Language, emit, emit_many
 from .emit.metal import METAL
 from .emit.python import PYTHON, function_text, show
 from .errors import Place, TraceError, Untraceable
+from .expr.derivative import derivative, gradient_sites
 from .expr.evaluate import evaluate
 from .expr.node import OPS, Expr, leaves
 from .expr.simplify import simplify
@@ -24,6 +25,7 @@ __all__ = [
     "ArrayCapture",
     "Bound",
     "Emitted",
+    "EmittedMany",
     "Expr",
     "Formula",
     "Kind",
@@ -37,9 +39,12 @@ __all__ = [
     "Traces",
     "Untraceable",
     "count_parameters",
+    "derivative",
     "emit",
+    "emit_many",
     "evaluate",
     "function_text",
+    "gradient_sites",
     "leaves",
     "name_of",
     "show",

@@ -12,6 +12,7 @@ from typing import Any
 
 from .captures.recorder import ARRAY_TYPES
 from .expr import functions
+from .expr.derivative import KINKS
 from .frontends.frames import MAX_DEPTH
 from .frontends.refusals import MAX_ITERATIONS
 from .frontends.refusals import REMEDIES as REMEDIES_OF_STATEMENTS
@@ -95,6 +96,10 @@ def vocabulary() -> str:
         _table(("captured", "what becomes of it"), _captures()),
         "## What is refused, and what to write instead",
         _table(("refused", "instead"), _refused()),
+        "## Gradients",
+        "Every function and operator has a derivative in the score and in captured floating arrays, exact where the "
+        "function is smooth. Elsewhere:",
+        _table(("at", "the derivative"), ((_cell(at), _cell(what)) for at, what in KINKS.items())),
         "## Functions without source",
         "Where the text of a function is nowhere (a prompt, `python -c`, `exec`, a `.pyc`) or is another by now, its "
         "bytecode is read, in CPython 3.10 to 3.14: the same expressions by the same rules. `mod.inspect()` says which "

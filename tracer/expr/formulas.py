@@ -20,8 +20,11 @@ def clip(a: Any, low: Any = None, high: Any = None) -> Any:
 
 
 def logaddexp(a: Any, b: Any) -> Any:
-    top, low = build.arithmetic("max", a, b), build.arithmetic("min", a, b)
-    spread = build.where(build.compare("eq", low, top), 0.0, build.arithmetic("sub", low, top))
+    """log(exp(a) + exp(b)); one condition chooses, so that where both are equal the derivative is half of each."""
+    is_less = build.compare("lt", a, b)
+    top, low = build.where(is_less, b, a), build.where(is_less, a, b)
+    both_infinite = build.logical("and", build.compare("eq", low, top), is_infinite(top))
+    spread = build.where(both_infinite, 0.0, build.arithmetic("sub", low, top))
     return build.arithmetic("add", top, build.unary("log1p", build.unary("exp", spread)))
 
 
@@ -144,5 +147,6 @@ def rounded(op: str, a: Any, *, to_int: bool) -> Expr:
 def sign(a: Any) -> Expr:
     node = build.positive(a)
     zero, one = build.cast(0, node.dtype), build.cast(1, node.dtype)
-    below = build.where(build.compare("lt", node, zero), build.negate(one), node)
+    itself = apply("trunc", node) if node.dtype == "float" else node  # 0 and nan; what is cut off has no derivative
+    below = build.where(build.compare("lt", node, zero), build.negate(one), itself)
     return build.where(build.compare("lt", zero, node), one, below)
