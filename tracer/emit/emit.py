@@ -6,7 +6,7 @@ A node used once is written in place, one used more often gets a name, so that n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..expr.node import Expr, walk
@@ -43,16 +43,50 @@ class Emitted:
     outer: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class EmittedMany:
+    """As `Emitted`, with the texts of several results, in the order that was asked for."""
+
+    statements: tuple[str, ...]
+    results: tuple[str, ...]
+    outer: tuple[str, ...] = ()
+
+
 def emit(root: Expr, language: Language, is_outer: Callable[[Expr], bool] | None = None) -> Emitted:
     """The statements that compute `root` in `language`.
 
     `is_outer(node)` tells what is the same for the whole inner loop: such values get a name among the outer
     statements when an inner one needs them.
     """
-    order = list(walk(root))
-    uses = Counter(arg for node in order for arg in node.args)
+    statements, texts, outer = _statements((root,), language, is_outer, frozenset())
+    return Emitted(statements, texts[0], outer)
+
+
+def emit_many(roots: Sequence[Expr], language: Language, is_outer: Callable[[Expr], bool] | None = None) -> EmittedMany:
+    """The statements that compute all `roots`, each shared part once: a function beside its derivatives.
+
+    All results are read in the inner loop, so one that is the same for the whole of it has a name among `outer`.
+
+    Example:
+        >>> from flextrace.tracer.emit.python import PYTHON
+        >>> from flextrace.tracer.expr.derivative import derivative
+        >>> from flextrace.tracer.expr.node import SCORE, apply
+        >>> squashed = apply("tanh", SCORE)
+        >>> emit_many((squashed, derivative(squashed, SCORE)), PYTHON)
+        EmittedMany(statements=('e0 = tanh(score)',), results=('e0', '1.0 - (e0 * e0)'), outer=())
+    """
+    statements, texts, outer = _statements(tuple(roots), language, is_outer, frozenset(roots))
+    return EmittedMany(statements, texts, outer)
+
+
+def _statements(
+    roots: tuple[Expr, ...], language: Language, is_outer: Callable[[Expr], bool] | None, inner: frozenset[Expr]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Inner statements, the texts of the roots, outer statements. inner: the roots that the inner loop needs."""
+    order = list(walk(*roots))
+    uses = Counter([*roots, *(arg for node in order for arg in node.args)])
     outside = {node for node in order if is_outer is not None and is_outer(node)}
-    carried = {arg for node in order if node not in outside for arg in node.args if arg in outside}
+    carried = {arg for node in order if node not in outside for arg in node.args if arg in outside} | (inner & outside)
     text: dict[Expr, str] = {}
     depth: dict[Expr, int] = {}
     statements: list[str] = []
@@ -62,13 +96,14 @@ def emit(root: Expr, language: Language, is_outer: Callable[[Expr], bool] | None
         text[node] = _spell(node, args, language)
         depth[node] = 1 + max((depth[arg] for arg in node.args), default=0)
         reads = bool(node.args) or node.op in ("load", "param")
-        shared = bool(node.args) and (uses[node] > 1 or depth[node] >= MAX_NESTING)
-        if node is not root and (shared or (reads and node in carried)):
+        is_last = node in roots and uses[node] == 1
+        shared = bool(node.args) and (uses[node] > 1 or (depth[node] >= MAX_NESTING and not is_last))
+        if shared or (reads and node in carried):
             prefix, block = ("u", outer) if node in outside else ("e", statements)
             name = f"{prefix}{len(block)}"
             block.append(language.local.format(name=name, value=_bare(text[node])))
             text[node], depth[node] = name, 1
-    return Emitted(tuple(statements), _bare(text[root]), tuple(outer))
+    return tuple(statements), tuple(_bare(text[root]) for root in roots), tuple(outer)
 
 
 def _spell(node: Expr, args: list[str], language: Language) -> str:

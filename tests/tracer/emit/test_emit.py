@@ -7,16 +7,45 @@ import shutil
 import struct
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
+import numpy as np
 import pytest
+import zoo
 
 import flextrace
 from flextrace import tracer
-from flextrace.tracer.emit.c_family import c_const
-from flextrace.tracer.emit.emit import MAX_NESTING
+from flextrace.tracer.emit.c_family import FUNCTIONS, c_const, is_uniform
+from flextrace.tracer.emit.emit import MAX_NESTING, emit_many
+from flextrace.tracer.expr.derivative import derivative, gradient_sites
 from flextrace.tracer.expr.node import KV_IDX, OPS, Q_IDX, SCORE, B, Expr, H, apply, const
 
 P = apply("lt", Q_IDX, KV_IDX)
+RUNNABLE = {
+    **{name: getattr(math, name) for name in FUNCTIONS if hasattr(math, name)},
+    "rsqrt": lambda x: 1 / math.sqrt(x),
+    "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
+    "inf": math.inf,
+}
+
+
+def as_numpy(array: Any) -> np.ndarray:
+    return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
+
+
+class Clamped:
+    """An array by a kernel's indices."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __getitem__(self, indices: int | tuple[int, ...]) -> Any:
+        several = indices if isinstance(indices, tuple) else (indices,)
+        sizes = zip(several, self.array.shape, strict=True)
+        return self.array[tuple(min(max(i + n if i < 0 else i, 0), n - 1) for i, n in sizes)].item()
+
+
 SYMBOLS = {"bool": (P, apply("eq", H, B), P), "int": (Q_IDX, KV_IDX, H), "float": (SCORE,) * 3}
 
 
@@ -44,6 +73,53 @@ def test_deep_expressions_are_cut_into_statements() -> None:
         emitted = tracer.emit(node, language)
         assert len(emitted.statements) > 500 // MAX_NESTING
         assert max(text.count("(") for text in emitted.statements) <= 2 * MAX_NESTING
+
+
+def test_parts_of_several_results_are_computed_once() -> None:
+    squashed = apply("tanh", SCORE)
+    slope = apply("sub", const(1.0), apply("mul", squashed, squashed))
+    many = emit_many((squashed, slope, squashed), tracer.CPP)
+    assert many.statements == ("const auto e0 = fx::tanh(score);",) and many.outer == ()
+    assert many.results == ("e0", "fx::sub(1.0f, fx::mul(e0, e0))", "e0")
+
+
+def test_results_that_stay_the_same_come_before_the_loop() -> None:
+    """Alone, the caller decides where a result is computed; among several, it is read in the inner loop."""
+    bias = apply("mul", apply("load", H, value=(0, "float32")), const(2.0))
+    number = Expr("param", "float", value=1)
+    many = emit_many((apply("mul", SCORE, bias), bias, number, const(1.0), Q_IDX), tracer.CPP, is_uniform)
+    assert many.outer == (
+        "const auto u0 = fx::mul(fx::load<float>(in, 0, h), 2.0f);",
+        "const auto u1 = in.numbers[1].f;",
+    )
+    assert many.statements == () and many.results == ("fx::mul(score, u0)", "u0", "u1", "1.0f", "q_idx")
+    alone = tracer.emit(bias, tracer.CPP, is_uniform)
+    assert alone.outer == () and alone.result == "fx::mul(fx::load<float>(in, 0, h), 2.0f)"
+
+
+def test_one_result_is_written_as_by_emit() -> None:
+    for entry in zoo.SCORE_MODS:
+        expr = flextrace.score_mod(entry.make(2, 3, 16, 16, np.random.default_rng(0))).bind().trace.expr
+        for language in (tracer.CPP, tracer.METAL, tracer.PYTHON):
+            one, many = tracer.emit(expr, language), emit_many((expr,), language)
+            assert (one.statements, (one.result,), one.outer) == (many.statements, many.results, many.outer)
+
+
+def test_several_results_mean_their_expressions() -> None:
+    """Every mod of the zoo beside its derivatives, as text that Python runs."""
+    names = {"score": 0.75, "b": 1, "h": 2, "q_idx": 5, "kv_idx": 3}
+    for entry in zoo.SCORE_MODS:
+        bound = flextrace.score_mod(entry.make(2, 3, 16, 16, np.random.default_rng(0))).bind()
+        expr, arrays = bound.trace.expr, [as_numpy(array) for array in bound.arrays]
+        roots = [expr, derivative(expr, SCORE), *(derivative(expr, site) for site in gradient_sites(expr))]
+        many = emit_many(roots, tracer.PYTHON)
+        scope = {**RUNNABLE, **names, **{f"number{i}": n for i, n in enumerate(bound.numbers)}}
+        scope |= {f"array{i}": Clamped(array) if array.ndim else array.item() for i, array in enumerate(arrays)}
+        for statement in many.statements:
+            exec(statement, scope)
+        got = [float(eval(text, scope)) for text in many.results]
+        want = [float(tracer.evaluate(root, names, numbers=bound.numbers, arrays=arrays)) for root in roots]
+        assert got == pytest.approx(want, rel=1e-4, abs=1e-5, nan_ok=True), entry.name
 
 
 @pytest.mark.parametrize(
