@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import mlx.core as mx
 
 from flextrace.kernels import BACKENDS, AttentionCall, Backend, BackendUnavailable, Result, backend_for, registry
 from flextrace.kernels.backend import needs_values
-from flextrace.kernels.gradients import is_traced, refuse_gradient
+from flextrace.kernels.differentiation import differentiated, refused
+from flextrace.kernels.gradients import is_traced
 from flextrace.kernels.stages.pipeline import run_staged
 
 from .int8.smoothing import smoothed
@@ -35,7 +37,7 @@ def run(call: AttentionCall, asked: str | None = None) -> Result:
     if backend.name == "ops":
         return attend(backend, call)
     try:
-        result = _forward_only(backend, smoothed(call) if call.smooth_k else call)
+        result = _differentiable(backend, call)
     except (ValueError, RuntimeError) as error:
         if not needs_values(error):
             raise
@@ -57,11 +59,14 @@ def run(call: AttentionCall, asked: str | None = None) -> Result:
 
 
 def attend(backend: Backend, call: AttentionCall) -> Result:
-    """The fused kernel, or its stages where the call asks for them. A backend that is not lazy gets evaluated arrays.
+    """The fused kernel, or its stages where the call asks for them, without a gradient. A backend that is not lazy gets
+    evaluated arrays.
 
     Raises:
         ValueError, RuntimeError: MLX forbids to evaluate, inside mx.compile and mx.vmap.
     """
+    if call.smooth_k:
+        call = smoothed(call)
     if call.staged:
         return run_staged(backend.stages(call.threads), call)
     if not backend.lazy:
@@ -69,26 +74,32 @@ def attend(backend: Backend, call: AttentionCall) -> Result:
     return backend.load(backend.spec(call)).run(call)
 
 
-def _forward_only(backend: Backend, call: AttentionCall) -> Result:
-    """Run `call` so that differentiating its result by q, k, v or a captured mlx array raises GradientError: never a
-    silent zero gradient."""
-    result = attend(backend, call)
-    if not backend.lazy and not is_traced(call.arrays):
-        return result
-    statistics = [part for part in (result.lse, result.max_scores) if part is not None]
-    message = (
-        f"the {backend.name} backend has no backward pass; differentiate with "
-        'kernel_options={"BACKEND": "ops"} (or FLEXTRACE_BACKEND=ops)'
-    )
-    outputs = [result.out, *statistics, *result.intermediates.values()]
-    parts = iter(refuse_gradient(call.arrays, outputs, backend.lazy, message))
-    return Result(
-        next(parts),
-        None if result.lse is None else next(parts),
-        None if result.max_scores is None else next(parts),
-        result.notice,
-        dict(zip(result.intermediates, parts, strict=True)),
-    )
+def _differentiable(backend: Backend, call: AttentionCall) -> Result:
+    """Run `call` so that MLX can differentiate its result by q, k, v and captured arrays, where it might."""
+    if not backend.lazy:
+        mx.eval(*call.arrays)
+        if not is_traced(call.arrays):
+            return attend(backend, call)
+    reason = _no_gradient(backend, call)
+    if reason is not None:
+        return refused(attend(backend, call), call, reason)
+    return differentiated(attend(backend, replace(call, want_lse=True)), call, backend)
+
+
+def _no_gradient(backend: Backend, call: AttentionCall) -> str | None:
+    """Why a call has no gradient, and what to do, or None."""
+    if backend.name != "cpu" or call.mods.score is not None:
+        return (
+            f"the {backend.name} backend has no backward pass; differentiate with "
+            'kernel_options={"BACKEND": "ops"} (or FLEXTRACE_BACKEND=ops)'
+        )
+    if call.staged:
+        return 'the stages have no backward pass; leave "PIPELINE": "staged" out to differentiate'
+    if call.k_scales is not None:
+        return "keys and values in int8 have no gradient; differentiate with *cache.dequantised() of the Int8KV"
+    if call.quant is not None:
+        return "QK_QUANT has no backward pass, as rounding has no derivative; leave it out in training"
+    return None
 
 
 def refuse_what_is_not_followed(backend: Backend, call: AttentionCall) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from flextrace.tracer.errors import Brief
 
-from .call import AttentionCall, Result
+from .call import AttentionCall, BackwardCall, Gradients, Result
 from .spec import KernelSpec
 from .stages.protocol import Stages
 
@@ -73,6 +73,9 @@ class Backend(Protocol):
 
     def build(self, call: AttentionCall) -> list[Built]:
         """Have on disk what a call needs, without running it."""
+
+    def backward(self, call: BackwardCall) -> Gradients:
+        """What MLX's differentiation asks for. A backend that only adds MLX operations leaves that to MLX."""
 
     def stages(self, threads: int = 0) -> Stages:
         """Its stage kernels. Raises ValueError where there are none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,12 @@ class Mods:
         """Whether the score_mod must see scores with what the mean of the keys took from them; without it a row's
         weights do not change."""
         return self.score is not None and not shifts_with_score(self.score.trace.expr, self.score.numbers)
+
+    def with_arrays(self, arrays: Mapping[int, mx.array]) -> Mods:
+        """The same mods with some of their captured arrays replaced, by slot."""
+        slots = iter([arrays.get(slot, array) for slot, array in enumerate(self.arrays)])
+        bound = [mod and mod._replace(arrays=[next(slots) for _ in mod.arrays]) for mod in (self.score, self.mask)]
+        return Mods(*bound)
 
     def check_sizes(self, sizes: Sizes) -> None:
         """Raises ValueError where a captured array is too short for (batch, query heads, q_len, kv_len)."""

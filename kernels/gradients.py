@@ -1,9 +1,9 @@
-"""A kernel without a backward pass inside MLX's differentiation: an error, never a silent zero gradient."""
+"""What has no gradient inside MLX's differentiation: an error, never a silent zero."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import mlx.core as mx
@@ -12,18 +12,19 @@ from flextrace.tracer.errors import Brief
 
 
 class GradientError(Brief, RuntimeError):
-    """A kernel without a backward pass was differentiated. The message names the remedy.
+    """What was differentiated has no gradient: quantised keys, a stage, or a gradient itself. The message names the
+    remedy.
 
     Example:
         >>> import mlx.core as mx, flextrace as flex
         >>> q = mx.ones((1, 1, 4, 8))
-        >>> def loss(q, backend):
-        ...     return flex.flex_attention(q, q, q, kernel_options={"BACKEND": backend}).sum()
-        >>> mx.grad(loss)(q, "ops").shape
+        >>> def loss(q, **options):
+        ...     return flex.flex_attention(q, q, q, kernel_options=options).sum()
+        >>> mx.grad(loss)(q).shape
         (1, 1, 4, 8)
-        >>> mx.eval(mx.grad(loss)(q, "cpu"))     # doctest: +IGNORE_EXCEPTION_DETAIL
+        >>> mx.grad(lambda q: loss(q, QK_QUANT="int8"))(q)     # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
-        flextrace.kernels.gradients.GradientError: the cpu backend has no backward pass ...
+        flextrace.kernels.gradients.GradientError: QK_QUANT has no backward pass ...
     """
 
 
@@ -38,13 +39,19 @@ def refuse_gradient(
     if not inputs or (not lazy and not is_traced(inputs)):
         return outputs
 
+    function = mx.custom_function(lambda *_: list(outputs))
+    function.vjp(refusal(message))
+    function.jvp(refusal(message))
+    return cast("Sequence[mx.array]", function(*inputs))
+
+
+def refusal(message: str) -> Callable[..., Any]:
+    """What MLX calls for a derivative, and gets GradientError from."""
+
     def refuse(*_: Any) -> Any:
         raise GradientError(message)
 
-    function = mx.custom_function(lambda *_: list(outputs))
-    function.vjp(refuse)
-    function.jvp(refuse)
-    return cast("Sequence[mx.array]", function(*inputs))
+    return refuse
 
 
 def is_traced(evaluated: Sequence[mx.array]) -> bool:

@@ -52,6 +52,11 @@ class Formulas:
             return None if self.mask is None else self.mask.expr
         return shift_slots(self.mask.expr, len(self.score.arrays), len(self.score.numbers))
 
+    @functools.cached_property
+    def differentiable(self) -> tuple[int, ...]:
+        """The slots of captured floating arrays that the score depends on; a mask's have no gradient."""
+        return ()
+
     def described(self) -> dict[str, Any]:
         """What a manifest says about each: name, source, expression, captured inputs."""
         return {

@@ -34,7 +34,7 @@ cache/
 kernels/template/
 kernels/
 kernels/stages/
-kernels/backend kernels/loading
+kernels/backend kernels/loading kernels/differentiation
 kernels/cpu/tile/
 kernels/cpu/mod/
 kernels/cpu/int8/

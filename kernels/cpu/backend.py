@@ -11,16 +11,18 @@ from typing import Any
 from flextrace.cache import Store, key_of
 
 from ..backend import BackendUnavailable, Built
-from ..call import AttentionCall
+from ..call import AttentionCall, BackwardCall, Gradients
 from ..loading import Kernels
-from ..spec import ATTENTION, KernelSpec
+from ..spec import ATTENTION, BACKWARD, KernelSpec
 from ..toolchain import Compiler, find_compiler, no_compiler
+from .backward import differentiate
 from .generate import kernel_text
 from .launch import Kernel, load, spec_of
 from .params import MAX_NDIM
 from .stages.stages import CpuStages
 
 LIBRARY, SOURCE = "kernel.so", "kernel.cpp"
+FUNCTIONS = {ATTENTION: "flextrace_attention", BACKWARD: "flextrace_backward"}  # a stage's has one name
 
 
 class CpuBackend:
@@ -56,6 +58,9 @@ class CpuBackend:
         title = spec.title if spec.variant is None else f"{spec.title}, keys {str(spec.variant).lower()}"
         return [Built(title, self._made(spec).key)]
 
+    def backward(self, call: BackwardCall) -> Gradients:
+        return differentiate(self.load(KernelSpec(BACKWARD, call.call.mods.formulas, call.wanted)).entry, call)
+
     def stages(self, threads: int = 0) -> CpuStages:
         return CpuStages(self.load, threads)
 
@@ -76,14 +81,14 @@ class CpuBackend:
             return {
                 "backend": self.name,
                 "kernel": spec.title,
-                "keys": spec.variant or "PLAIN",
+                **({"gradients": spec.variant} if spec.kernel == BACKWARD else {"keys": spec.variant or "PLAIN"}),
                 **spec.mods.described(),
                 "compiler": compiler.version(),
                 "flags": [*compiler.words, *compiler.flags],
                 "mlx": importlib.metadata.version("mlx"),
             }
 
-        function = "flextrace_attention" if spec.kernel == ATTENTION else "flextrace_stage"
+        function = FUNCTIONS.get(spec.kernel, "flextrace_stage")
         key = key_of(text, compiler.fingerprint)
         _, entry = Store().load_or_build(key, build, LIBRARY, lambda path: load(path, function, spec.kernel), [SOURCE])
         return Kernel(entry, key)

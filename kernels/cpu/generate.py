@@ -11,19 +11,22 @@ from flextrace.tracer.emit.cpp import CPP_ELEMENTS
 from flextrace.tracer.emit.tile_state import CPP_RANGES, tile_state_parts
 from flextrace.tracer.expr.node import B, H, walk
 
-from ..spec import ATTENTION, Formulas, KernelSpec
+from ..spec import ATTENTION, BACKWARD, Formulas, KernelSpec
 from ..template.assemble import assemble
 from ..template.hole import fill
 
 HOLE = "mod/mod.h"
 FOLDER = Path(__file__).parent
 PLAIN = "PLAIN"  # Keys of params.h
-FILES = {ATTENTION: "attention/forward.cpp"}  # a stage lies in a file of its name
+GRADIENT = "mod/gradient.h"
+FILES = {ATTENTION: "attention/forward.cpp", BACKWARD: "attention/backward.cpp"}  # a stage lies in a file of its name
 
 
 def kernel_text(spec: KernelSpec) -> str:
     """The complete C++ text of a kernel; its variant is how it reads keys, plainly without one."""
     file = FILES.get(spec.kernel, f"stages/{spec.kernel}.cpp")
+    if spec.kernel == BACKWARD:
+        return assemble(FOLDER, file, {HOLE: mod_header(spec.mods)})
     header = mod_header(spec.mods, PLAIN if spec.variant is None else str(spec.variant))
     return assemble(FOLDER, file, {HOLE: header})
 

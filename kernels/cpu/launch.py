@@ -93,41 +93,55 @@ class Kernel:
             OverflowError: a captured integer array holds a value outside int32.
             KeyboardInterrupt: Ctrl-C, or what else the handler of a signal raises; seen between two jobs.
         """
-        q, k, v = call.q, call.k, call.v
-        batch, query_heads, q_len, head_dim = q.shape
-        _, kv_heads, kv_len, value_dim = v.shape
-        rows = (batch, query_heads, q_len)
-        q_at, q_strides = locate(q)
-        k_at, k_strides = locate(k)
-        v_at, v_strides = locate(v)
-        if q_at % q.itemsize or k_at % k.itemsize or v_at % v.itemsize:  # bytes viewed as another type
-            return self.run(replace(call, q=copied(q), k=copied(k), v=copied(v)), tile_counts)
-        if k.shape[0] != batch:  # one batch of keys serves all
-            k_strides = (0, *k_strides[1:])
-            v_strides = (0, *v_strides[1:])
-        out, out_at = new_array((*rows, value_dim), q.dtype)
+        rows = call.q.shape[:3]
+        out, out_at = new_array((*rows, call.v.shape[3]), call.q.dtype)
         lse, lse_at = new_array(rows, mx.float32) if call.want_lse else (None, 0)
         max_scores, max_at = new_array(rows, mx.float32) if call.want_max else (None, 0)
-        arrays, numbers, kept = captured(call.mods)
-        smoothing = None if call.smoothing is None else contiguous(call.smoothing)
-        # `arrays`, `numbers`, `kept` and `smoothing` live until the call returns.
-        params = PARAMS.pack(  # by position: tests/kernels/test_params.py looks up each value by its name
-            *(q_at, k_at, v_at, *q_strides, *k_strides, *v_strides, out_at, lse_at, max_at),
-            *(batch, query_heads, kv_heads, q_len, kv_len, head_dim, value_dim, call.scale, DTYPES[q.dtype]),
-            *(NO_BLOCKS if call.blocks is None else _block_mask(call.blocks)),
-            *(address_of(arrays), address_of(numbers), call.threads or thread_count(), HOST_AT),
-            0 if tile_counts is None else tile_counts.ctypes.data,
-            *(NO_SMOOTHING if smoothing is None else _smoothing(smoothing)),
-            *((0, 1, 1) if call.quant is None else _quant(call.quant)),
-            *(NO_INT8 if call.k_scales is None else _int8(call)),
-        )
-        status = self.entry(params)
+        params, kept = packed_call(call, (out_at, lse_at, max_at), tile_counts)
+        check(self.entry(params), call)
         del kept
-        if status == 1:
-            raise MemoryError("no memory for the packed keys and values of one head")
-        if status == 2:
-            raise OverflowError(overflow_message(call.mods))
         return Result(out, lse, max_scores)
+
+
+def check(status: int, call: AttentionCall) -> None:
+    """Raises MemoryError, OverflowError: what a kernel's status says."""
+    if status == 1:
+        raise MemoryError("no memory for the packed keys and values of one head")
+    if status == 2:
+        raise OverflowError(overflow_message(call.mods))
+
+
+def packed_call(
+    call: AttentionCall, outputs: tuple[int, int, int], tile_counts: np.ndarray[Any, Any] | None = None
+) -> tuple[bytes, Any]:
+    """The packed Params of a call on evaluated arrays, and what has to live until the kernel returns.
+
+    outputs: the addresses of out, lse and max_scores.
+    """
+    q, k, v = call.q, call.k, call.v
+    batch, query_heads, q_len, head_dim = q.shape
+    _, kv_heads, kv_len, value_dim = v.shape
+    q_at, q_strides = locate(q)
+    k_at, k_strides = locate(k)
+    v_at, v_strides = locate(v)
+    if q_at % q.itemsize or k_at % k.itemsize or v_at % v.itemsize:  # bytes viewed as another type
+        return packed_call(replace(call, q=copied(q), k=copied(k), v=copied(v)), outputs, tile_counts)
+    if k.shape[0] != batch:  # one batch of keys serves all
+        k_strides = (0, *k_strides[1:])
+        v_strides = (0, *v_strides[1:])
+    arrays, numbers, kept = captured(call.mods)
+    smoothing = None if call.smoothing is None else contiguous(call.smoothing)
+    params = PARAMS.pack(  # by position: tests/kernels/test_params.py looks up each value by its name
+        *(q_at, k_at, v_at, *q_strides, *k_strides, *v_strides, *outputs),
+        *(batch, query_heads, kv_heads, q_len, kv_len, head_dim, value_dim, call.scale, DTYPES[q.dtype]),
+        *(NO_BLOCKS if call.blocks is None else _block_mask(call.blocks)),
+        *(address_of(arrays), address_of(numbers), call.threads or thread_count(), HOST_AT),
+        0 if tile_counts is None else tile_counts.ctypes.data,
+        *(NO_SMOOTHING if smoothing is None else _smoothing(smoothing)),
+        *((0, 1, 1) if call.quant is None else _quant(call.quant)),
+        *(NO_INT8 if call.k_scales is None else _int8(call)),
+    )
+    return params, (q, k, v, arrays, numbers, kept, smoothing)
 
 
 def spec_of(call: AttentionCall) -> KernelSpec:

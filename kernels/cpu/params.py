@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from flextrace.cache import LoadError
 
-from ..spec import ATTENTION
+from ..spec import ATTENTION, BACKWARD
 
 MAX_NDIM = 8
 Pointer: TypeAlias = ctypes.c_void_p
@@ -51,6 +51,14 @@ class Params(ctypes.Structure):
         *((name, Int64) for name in ("average_keys", "add_back", "q_mean_rows", "q_scale_rows", "k_scale_rows")),
         *((name, Pointer) for name in ("k_scales", "v_scales", "v_means")),
         *(("k_scale_strides", Int64 * 3), ("v_scale_strides", Int64 * 3), ("v_mean_strides", Int64 * 4)),
+    )
+
+
+class Backward(ctypes.Structure):
+    _fields_ = (
+        *(("forward", Params), ("d_out", Pointer), ("d_out_strides", Int64 * 4)),
+        *((name, Pointer) for name in ("d_lse", "d_max_scores", "dq", "dk", "dv")),
+        *(("key_batch", Int64), ("gradients", Pointer)),
     )
 
 
@@ -117,6 +125,7 @@ Stage = Matmul | Scale | ScoreMod | Softmax | BlockMask | BlockSparseMatmul | At
 # Kernel -> what its function takes.
 TAKEN: dict[str, type[ctypes.Structure]] = {
     ATTENTION: Params,
+    BACKWARD: Backward,
     "matmul": Matmul,
     "scale": Scale,
     "score_mod": ScoreMod,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -15,7 +16,7 @@ import numpy as np
 from flextrace.tracer import Expr
 
 from ..backend import Built, needs_values
-from ..call import AttentionCall, Result
+from ..call import AttentionCall, BackwardCall, Gradients, Result
 from ..spec import ATTENTION, KernelSpec
 from ..stages.protocol import Stages
 from .table import evaluate
@@ -55,6 +56,22 @@ class OpsBackend:
             "the ops backend has no stage kernels; choose the cpu, metal or simulator backend for them, or leave "
             'kernel_options={"PIPELINE": "staged"} out'
         )
+
+    def backward(self, call: BackwardCall) -> Gradients:
+        """By MLX's own differentiation of `run`."""
+        forward = replace(call.call, want_lse=True, want_max=call.d_max_scores is not None)
+        cotangents = [call.d_out, mx.zeros_like(call.lse) if call.d_lse is None else call.d_lse]
+        if call.d_max_scores is not None:
+            cotangents.append(call.d_max_scores)
+
+        def outputs(q: mx.array, k: mx.array, v: mx.array, *arrays: mx.array) -> list[mx.array]:
+            mods = forward.mods.with_arrays(dict(zip(call.wanted, arrays, strict=True)))
+            found = self.run(replace(forward, q=q, k=k, v=v, mods=mods))
+            return [part for part in (found.out, found.lse, found.max_scores) if part is not None]
+
+        primals = [forward.q, forward.k, forward.v, *(forward.mods.arrays[slot] for slot in call.wanted)]
+        _, (dq, dk, dv, *arrays) = mx.vjp(outputs, primals, cotangents)
+        return Gradients(dq, dk, dv, tuple(arrays))
 
     def run(self, call: AttentionCall) -> Result:
         batch, heads, q_len, _ = call.q.shape

@@ -65,15 +65,7 @@ struct Schedule {
     threads = smaller(smaller(p.caller.max_threads, MOST_THREADS), 1 + batch_heads * multiply_adds / WORK_PER_THREAD);
     if (threads < 1) threads = 1;
 
-    q_block = p.has_block_mask ? smaller(p.q_block, p.q_len) : p.q_len;
-    if (q_block < 1) q_block = 1;
-    int64_t q_blocks = (p.q_len + q_block - 1) / q_block;
-    q_tiles_per_block = (q_block + Q_TILE - 1) / Q_TILE;
-    // Smaller tiles where there would be too few to share out well. The output's bits do not depend on them.
-    int64_t wanted = threads > 1 ? 4 * threads / (batch_heads * q_blocks) : 0;  // threads > 1: there is work
-    while (q_tiles_per_block < wanted && q_tiles_per_block * ROWS < q_block) q_tiles_per_block++;
-    q_tile = round_up((q_block + q_tiles_per_block - 1) / q_tiles_per_block, ROWS);
-    q_tiles = q_blocks * q_tiles_per_block;
+    cut_rows(threads > 1 ? 4 * threads : 0);  // threads > 1: there is work
 
     bool one_batch = p.k_strides[0] == 0 && p.v_strides[0] == 0;
     if (KEYS != PLAIN) one_batch &= p.means_batch <= 1 && p.key_groups_batch <= 1;
@@ -84,13 +76,30 @@ struct Schedule {
     value_floats = floats_of_value_tile(p);
     out_floats = ROWS * round_up(p.value_dim, PANEL);
 
-    pack_jobs_per_unit = pack_ahead ? (kv_tiles + TILES_PER_PACK - 1) / TILES_PER_PACK : 0;
-    int64_t unit_bytes = kv_tiles * (key_floats + value_floats) * sizeof(float);
-    units_per_round = pack_ahead && unit_bytes ? smaller(PACKED_BYTES / unit_bytes, units) : units;
-    if (units_per_round < 1) units_per_round = 1;
-    jobs_per_round = units_per_round * (pack_jobs_per_unit + q_tiles * queries_per_unit);
     if (q_tiles > 1) extremes.plan(p.arrays, p.batch * MOST_EXTREMES * (p.q_len + p.kv_len));
     first_jobs = extremes.jobs + key_means.jobs;
+    cut_rounds(PACKED_BYTES);
+  }
+
+  // Rows -> query tiles, none of which crosses the rows of the block mask; smaller ones where all heads together would
+  // have fewer than `wanted`. A row's output does not depend on them.
+  void cut_rows(int64_t wanted) {
+    q_block = p.has_block_mask ? smaller(p.q_block, p.q_len) : p.q_len;
+    if (q_block < 1) q_block = 1;
+    int64_t q_blocks = (p.q_len + q_block - 1) / q_block, blocks = p.batch * p.query_heads * q_blocks;
+    q_tiles_per_block = (q_block + Q_TILE - 1) / Q_TILE;
+    int64_t least = blocks ? wanted / blocks : 0;
+    while (q_tiles_per_block < least && q_tiles_per_block * ROWS < q_block) q_tiles_per_block++;
+    q_tile = round_up((q_block + q_tiles_per_block - 1) / q_tiles_per_block, ROWS);
+    q_tiles = q_blocks * q_tiles_per_block;
+  }
+  // Heads -> rounds, the packed tiles of each within so many bytes; one head at least.
+  void cut_rounds(int64_t bytes) {
+    pack_jobs_per_unit = pack_ahead ? (kv_tiles + TILES_PER_PACK - 1) / TILES_PER_PACK : 0;
+    int64_t unit_bytes = kv_tiles * (key_floats + value_floats) * sizeof(float);
+    units_per_round = pack_ahead && unit_bytes ? smaller(bytes / unit_bytes, units) : units;
+    if (units_per_round < 1) units_per_round = 1;
+    jobs_per_round = units_per_round * (pack_jobs_per_unit + q_tiles * queries_per_unit);
     total_jobs = first_jobs + units * (pack_jobs_per_unit + q_tiles * queries_per_unit);
     threads = smaller(threads, total_jobs);
   }

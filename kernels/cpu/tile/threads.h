@@ -75,8 +75,6 @@ class Jobs {
       pthread_mutex_unlock(&mutex);
     }
   }
-  bool is_stopped() const { return __atomic_load_n(&stopped, __ATOMIC_RELAXED); }
-
   // The caller is thread 0.
   void run_as_caller(Unlocked& python) {
     int64_t asked = now();
@@ -112,6 +110,8 @@ class Jobs {
   }
 
  public:
+  bool is_stopped() const { return __atomic_load_n(&stopped, __ATOMIC_RELAXED); }
+
   // Returns once the first `count` jobs are done: whether the call goes on. They have all been handed out before the
   // caller's job and never wait for a later one, so this ends.
   bool wait_until_done(int64_t count) {

@@ -1,0 +1,52 @@
+"""BackwardCall -> gradients on the CPU: fills the kernel's Backward and runs it on MLX's own buffers."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import mlx.core as mx
+import numpy as np
+
+from ..buffers import locate, locate_aligned, new_array
+from ..call import BackwardCall, Gradients
+from .launch import PARAMS, address_of, check, packed_call
+from .params import Backward, packed
+
+BACKWARD = packed(Backward)
+REST = struct.Struct(BACKWARD.format.removeprefix(PARAMS.format))  # what follows the forward's
+
+
+def differentiate(entry: Callable[[bytes], int], call: BackwardCall) -> Gradients:
+    """Run the backward kernel; what is not evaluated yet is.
+
+    Raises:
+        MemoryError: no room for one head of packed keys and values with their gradients.
+        OverflowError: a captured integer array holds a value outside int32.
+        KeyboardInterrupt: Ctrl-C, or what else the handler of a signal raises; seen between two jobs.
+    """
+    forward, d_out = call.call, call.d_out
+    q, k, v = forward.q, forward.k, forward.v
+    rows = [None if x is None else mx.contiguous(x) for x in (call.lse, call.max_scores, call.d_lse, call.d_max_scores)]
+    out = mx.contiguous(call.out)
+    mx.eval(*forward.arrays, out, d_out, *rows)
+    arrays = tuple(forward.mods.arrays[slot] for slot in call.wanted)
+    sums = [_zeros(array.shape) for array in arrays]
+    if q.size == 0 or k.size == 0 or v.size == 0:
+        return Gradients(mx.zeros_like(q), mx.zeros_like(k), mx.zeros_like(v), tuple(map(mx.zeros_like, arrays)))
+    (dq, dq_at), (dk, dk_at), (dv, dv_at) = (new_array(x.shape, x.dtype) for x in (q, k, v))
+    lse_at, max_at, d_lse_at, d_max_at = (0 if x is None else locate(x)[0] for x in rows)
+    d_out, d_out_at, d_out_strides = locate_aligned(d_out)
+    gradients = struct.pack(f"={len(sums)}Q", *(at for _, at in sums))
+    params, kept = packed_call(forward, (locate(out)[0], lse_at, max_at))
+    rest = REST.pack(
+        *(d_out_at, *d_out_strides, d_lse_at, d_max_at, dq_at, dk_at, dv_at, k.shape[0], address_of(gradients))
+    )
+    check(entry(params + rest), forward)
+    del kept
+    return Gradients(dq, dk, dv, tuple(sum.astype(array.dtype) for (sum, _), array in zip(sums, arrays, strict=True)))
+
+
+def _zeros(shape: tuple[int, ...]) -> tuple[mx.array, int]:
+    made = mx.array(np.zeros(shape, np.float32))
+    return made, locate(made)[0] if made.size else 0
