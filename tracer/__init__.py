@@ -9,6 +9,7 @@ from .emit.emit import Emitted, EmittedMany, Language, emit, emit_many
 from .emit.metal import METAL
 from .emit.python import PYTHON, function_text, show
 from .errors import Place, TraceError, Untraceable
+from .expr.access import Pattern, Site, sites
 from .expr.derivative import derivative, gradient_sites
 from .expr.evaluate import evaluate
 from .expr.node import OPS, Expr, leaves
@@ -32,7 +33,9 @@ __all__ = [
     "Language",
     "NoSource",
     "NumberCapture",
+    "Pattern",
     "Place",
+    "Site",
     "Start",
     "Trace",
     "TraceError",
@@ -49,6 +52,7 @@ __all__ = [
     "name_of",
     "show",
     "simplify",
+    "sites",
     "source_of",
     "trace",
     "underlying",

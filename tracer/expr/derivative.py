@@ -51,7 +51,7 @@ def derivative(expr: Expr, wrt: Expr) -> Expr:
         e0 = tanh((score * array0[h]))
         score * (1.0 - (e0 * e0))
         >>> derivative(apply("max", SCORE, const(0.0)), SCORE)
-        1.0 if 0.0 < score else 0.0
+        1.0 if (0.0 < score) else 0.0
     """
     if wrt.dtype != "float":
         raise TypeError(f"a derivative with respect to {wrt}, which is of type {wrt.dtype}")
