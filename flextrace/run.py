@@ -88,7 +88,7 @@ def _differentiable(backend: Backend, call: AttentionCall) -> Result:
 
 def _no_gradient(backend: Backend, call: AttentionCall) -> str | None:
     """Why a call has no gradient, and what to do, or None."""
-    if backend.name != "cpu" or call.mods.score is not None:
+    if backend.name != "cpu":
         return (
             f"the {backend.name} backend has no backward pass; differentiate with "
             'kernel_options={"BACKEND": "ops"} (or FLEXTRACE_BACKEND=ops)'

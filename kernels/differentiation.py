@@ -25,9 +25,10 @@ def differentiated(result: Result, call: AttentionCall, backend: Backend) -> Res
     plain = replace(call, want_lse=True, smooth_k=False)
 
     def vjp(primals: Sequence[mx.array], cotangents: Sequence[mx.array], _: Any) -> list[mx.array]:
-        of_max = (result.max_scores, cotangents[2]) if result.max_scores is not None else (None, None)
-        lse = cast("mx.array", result.lse)
-        found = backend.backward(BackwardCall(plain, result.out, lse, *cotangents[:2], *of_max, wanted))
+        d_out, d_lse = cotangents[:2]
+        d_max_scores = None if result.max_scores is None else cotangents[2]
+        lse, largest = cast("mx.array", result.lse), result.max_scores
+        found = backend.backward(BackwardCall(plain, result.out, lse, d_out, d_lse, largest, d_max_scores, wanted))
         by_slot = dict(zip(wanted, found.arrays, strict=True))
         gradients = [found.q, found.k, found.v]
         for slot, array in enumerate(call.mods.arrays):
@@ -38,7 +39,7 @@ def differentiated(result: Result, call: AttentionCall, backend: Backend) -> Res
     function = mx.custom_function(lambda *_: list(outputs))
     function.vjp(vjp)
     function.jvp(refusal(_FORWARD_MODE.format(backend.name)))
-    return _with_parts(result, call, function(*inputs))
+    return _with_parts(result, call, cast("Sequence[mx.array]", function(*inputs)))
 
 
 _IN_OPS = 'use kernel_options={{"BACKEND": "ops"}}, whose gradients are MLX\'s own'

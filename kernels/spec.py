@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from flextrace.tracer import ArrayCapture, Expr, Formula, NumberCapture
+from flextrace.tracer import ArrayCapture, Expr, Formula, NumberCapture, Site, sites
 from flextrace.tracer.expr.node import rebuild
 
 ATTENTION = "attention_forward"  # the fused kernel; stages go by their own names
@@ -53,9 +53,14 @@ class Formulas:
         return shift_slots(self.mask.expr, len(self.score.arrays), len(self.score.numbers))
 
     @functools.cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """Where the score_mod reads captured floating arrays that move the score; those of a mask move nothing."""
+        return () if self.score is None else sites(self.score.expr)
+
+    @functools.cached_property
     def differentiable(self) -> tuple[int, ...]:
-        """The slots of captured floating arrays that the score depends on; a mask's have no gradient."""
-        return ()
+        """The slots of the arrays that have a gradient."""
+        return tuple(sorted({site.slot for site in self.sites}))
 
     def described(self) -> dict[str, Any]:
         """What a manifest says about each: name, source, expression, captured inputs."""

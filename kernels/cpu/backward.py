@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 
+from flextrace.tracer import Pattern
+
 from ..buffers import locate, locate_aligned, new_array
 from ..call import BackwardCall, Gradients
-from .launch import PARAMS, address_of, check, packed_call
+from .launch import PARAMS, address_of, check, packed_call, thread_count
 from .params import Backward, packed
 
 BACKWARD = packed(Backward)
+Q_TILE, KV_TILE = 96, 128  # rows of a query tile, at most, and keys of a tile
+MOST_BYTES = 2**30  # of memory for the gradients of captured arrays, beside those themselves
 REST = struct.Struct(BACKWARD.format.removeprefix(PARAMS.format))  # what follows the forward's
 
 
@@ -22,12 +27,16 @@ def differentiate(entry: Callable[[bytes], int], call: BackwardCall) -> Gradient
 
     Raises:
         MemoryError: no room for one head of packed keys and values with their gradients.
+        ValueError: what a thread needs for the gradients of captured arrays is more than MOST_BYTES.
         OverflowError: a captured integer array holds a value outside int32.
         KeyboardInterrupt: Ctrl-C, or what else the handler of a signal raises; seen between two jobs.
     """
-    forward, d_out = call.call, call.d_out
+    forward, d_out = replace(call.call, threads=_threads(call)), call.d_out
     q, k, v = forward.q, forward.k, forward.v
-    rows = [None if x is None else mx.contiguous(x) for x in (call.lse, call.max_scores, call.d_lse, call.d_max_scores)]
+    d_max_scores = call.d_max_scores
+    if d_max_scores is not None and not d_max_scores.any():  # it would cost a second look at all scores
+        d_max_scores = None
+    rows = [None if x is None else mx.contiguous(x) for x in (call.lse, call.max_scores, call.d_lse, d_max_scores)]
     out = mx.contiguous(call.out)
     mx.eval(*forward.arrays, out, d_out, *rows)
     arrays = tuple(forward.mods.arrays[slot] for slot in call.wanted)
@@ -45,6 +54,28 @@ def differentiate(entry: Callable[[bytes], int], call: BackwardCall) -> Gradient
     check(entry(params + rest), forward)
     del kept
     return Gradients(dq, dk, dv, tuple(sum.astype(array.dtype) for (sum, _), array in zip(sums, arrays, strict=True)))
+
+
+def _threads(call: BackwardCall) -> int:
+    """How many threads may run, each with its own sums for the sites (captures.h)."""
+    mods, kv_len = call.call.mods, call.call.k.shape[2]
+    keys = (kv_len + KV_TILE - 1) // KV_TILE * KV_TILE
+    wanted = call.call.threads or thread_count()
+    bytes_of = dict.fromkeys(call.wanted, 0)
+    for site in mods.formulas.sites:
+        if site.slot in bytes_of:
+            table = mods.arrays[site.slot].size
+            floats = {Pattern.TABLE: table, Pattern.DENSE: Q_TILE * keys, Pattern.ROW: Q_TILE}
+            bytes_of[site.slot] += 4 * floats.get(site.pattern, keys + 2 * Q_TILE)
+    needed = sum(bytes_of.values())
+    if needed <= MOST_BYTES:
+        return min(wanted, MOST_BYTES // max(1, needed))
+    largest = max(bytes_of, key=bytes_of.__getitem__)
+    raise ValueError(
+        f"the gradient of {mods.formulas.arrays[largest].name} needs {needed >> 20} MB of sums for each thread, which "
+        f"is over {MOST_BYTES >> 20} MB: its indices depend on data of both sides or on the score. Index it by one "
+        'side, by q_idx - kv_idx, or by q_idx and kv_idx themselves, make it smaller, or use {"BACKEND": "ops"}'
+    )
 
 
 def _zeros(shape: tuple[int, ...]) -> tuple[mx.array, int]:

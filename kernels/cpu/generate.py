@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
-from flextrace.tracer import CPP, Expr, Formula, emit, leaves
+from flextrace.tracer import (
+    CPP,
+    Emitted,
+    EmittedMany,
+    Expr,
+    Formula,
+    Site,
+    derivative,
+    emit,
+    emit_many,
+    leaves,
+)
 from flextrace.tracer.bounds.tiles import bounds_of
 from flextrace.tracer.emit.c_family import is_uniform
 from flextrace.tracer.emit.cpp import CPP_ELEMENTS
 from flextrace.tracer.emit.tile_state import CPP_RANGES, tile_state_parts
-from flextrace.tracer.expr.node import B, H, walk
+from flextrace.tracer.expr.node import SCORE, B, H, walk
 
 from ..spec import ATTENTION, BACKWARD, Formulas, KernelSpec
 from ..template.assemble import assemble
@@ -26,7 +39,11 @@ def kernel_text(spec: KernelSpec) -> str:
     """The complete C++ text of a kernel; its variant is how it reads keys, plainly without one."""
     file = FILES.get(spec.kernel, f"stages/{spec.kernel}.cpp")
     if spec.kernel == BACKWARD:
-        return assemble(FOLDER, file, {HOLE: mod_header(spec.mods)})
+        headers = {
+            HOLE: mod_header(spec.mods),
+            GRADIENT: gradient_header(spec.mods, cast("tuple[int, ...]", spec.variant)),
+        }
+        return assemble(FOLDER, file, headers)
     header = mod_header(spec.mods, PLAIN if spec.variant is None else str(spec.variant))
     return assemble(FOLDER, file, {HOLE: header})
 
@@ -45,6 +62,39 @@ def mod_header(mods: Formulas, keys: str = PLAIN) -> str:
         texts["mask_mod"] = _body(mask, "vint kv_idx", _comment(mods.mask))
         texts |= {"tile_state": tile_state_text(mask), "ranged_arrays": _ranged_arrays(mask)}
     return fill(FOLDER / HOLE, texts, values)
+
+
+def gradient_header(mods: Formulas, wanted: Sequence[int]) -> str:
+    """The text that fills the hole of the backward kernel; wanted: slots of the arrays whose gradients it gives."""
+    score = mods.score_expr
+    if mods.score is None or score is None:
+        return fill(FOLDER / GRADIENT, {}, {})
+    sites = [site for site in mods.sites if site.slot in wanted]
+    texts = {"score_gradient": _gradient_body(score, [site.slope for site in sites], _comment(mods.score))}
+    if sites:
+        rows = [f"{{{site.pattern.name}, {site.slot}, {wanted.index(site.slot)}}}" for site in sites]
+        table = f"constexpr Site SITE[] = {{{', '.join(rows)}}};"
+        texts["sites"] = f"constexpr int SITES = {len(sites)};\n{table}"
+        texts["place"] = _places(sites)
+    return fill(FOLDER / GRADIENT, texts, {})
+
+
+def _gradient_body(score: Expr, slopes: Sequence[Expr], comment: str) -> str:
+    emitted = emit_many([score, derivative(score, SCORE), *slopes], CPP, is_uniform)
+    value, by_score, *by_site = (f"splat({result})" for result in emitted.results)
+    result = f"ScoreGradient{{{value}, {by_score}, {{{', '.join(by_site)}}}}}"
+    return _lanes(emitted, "vfloat score, vint kv_idx", comment, [f"return {result};"])
+
+
+def _places(sites: Sequence[Site]) -> str:
+    emitted = emit_many([index for site in sites for index in site.load.args], CPP, is_uniform)
+    indices = iter(emitted.results)
+    lines = ["switch (site) {"]
+    for number, site in enumerate(sites):
+        arguments = ["in", str(site.slot), *(next(indices) for _ in site.load.args)]
+        label = "default" if number == len(sites) - 1 else f"case {number}"
+        lines.append(f"  {label}: return fx::place({', '.join(arguments)});")
+    return _lanes(emitted, "int site, vfloat score, vint kv_idx", "by the numbers of SITE", [*lines, "}"])
 
 
 def tile_state_text(mask: Expr) -> str:
@@ -92,13 +142,16 @@ def _comment(mod: Formula) -> str:
 def _body(expr: Expr, varying: str, comment: str) -> str:
     """What is the same for a whole row of scores, then a function of the rest."""
     emitted = emit(expr, CPP, is_uniform)
+    return _lanes(emitted, varying, comment, [f"return splat({emitted.result});"])
+
+
+def _lanes(emitted: Emitted | EmittedMany, varying: str, comment: str, result: Sequence[str]) -> str:
     lines = [
         "(void)b, (void)h, (void)q_idx, (void)in;",
         f"// {comment}",
         *emitted.outer,
         f"return [=]({varying}) {{",
-        *(f"  {line}" for line in emitted.statements),
-        f"  return splat({emitted.result});",
+        *(f"  {line}" for line in (*emitted.statements, *result)),
         "};",
     ]
     return "\n".join(lines)
