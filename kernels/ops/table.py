@@ -130,6 +130,7 @@ MLX: dict[str, Callable[..., Any]] = {
     "ceil": mx.ceil,
     "trunc": lambda a: mx.where(a < 0, mx.ceil(a), mx.floor(a)),
     "round": mx.round,
+    "stop_gradient": mx.stop_gradient,
     "where": mx.where,
 }
 

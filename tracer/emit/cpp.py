@@ -48,6 +48,7 @@ CPP = Language(
     ops={
         **{name: "fx::" + spelt_call(name, OPS[name].arity) for name in (*_CALLS, *FUNCTIONS)},
         **{name: "fx::" + spelt_call(f"{name}_", OPS[name].arity) for name in ("and", "or", "xor", "not")},
+        "stop_gradient": "{0}",
     },
     const=c_const,
     param=_cpp_param,

@@ -38,6 +38,7 @@ METAL = Language(
         "or": "({0} || {1})",
         "xor": "({0} != {1})",
         "not": "(!{0})",
+        "stop_gradient": "{0}",
         "to_float": "float({0})",
         "to_int": "fx::to_int({0})",
         "where": "({0} ? {1} : {2})",

@@ -19,6 +19,7 @@ PYTHON = Language(
         **{name: f"{name}({{0}})" for name in FUNCTIONS},
         "floor_div": "({0} // {1})",
         "mod": "({0} % {1})",
+        "stop_gradient": "stop_gradient({0})",
         "pow": "({0} ** {1})",
         "atan2": "atan2({0}, {1})",
         "min": "min({0}, {1})",

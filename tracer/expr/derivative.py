@@ -28,6 +28,7 @@ KINKS = {
     "x ** y": "in x: 0 for y = 0, also at x = 0; in y: 0 at x = 0, nan for x < 0",
     "atan2(y, x) at (0, 0)": "0",
     "sqrt, log, asin, ... at the end of their domain": "the limit, which is infinite",
+    "mx.stop_gradient(x)": "0",
     "an index of an array": "nothing: which element is read does not change gradually",
 }
 
@@ -241,9 +242,10 @@ FACTORS: dict[str, Factor] = {
     "atanh": lambda x, y: _over(1.0, _one_minus_square(x)),
 }
 STEPS = "floor_div floor ceil trunc round shl shr bit_and bit_or bit_xor bit_not and or xor not to_int load".split()
+STOPS = (*STEPS, *COMPARISONS, "stop_gradient")
 TANGENTS: dict[str, Row] = {
     **{name: _of(factor) for name, factor in FACTORS.items()},
-    **{name: _stands_still for name in (*STEPS, *COMPARISONS)},
+    **{name: _stands_still for name in STOPS},
     "add": lambda node, da, db: _add(da, db),
     "sub": lambda node, da, db: _add(da, _neg(db)),
     "mul": _mul,

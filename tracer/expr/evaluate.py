@@ -112,6 +112,7 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "ceil": np.ceil,
     "trunc": np.trunc,
     "round": np.rint,
+    "stop_gradient": lambda a: a,
     "where": np.where,
 }
 _NUMPY_DTYPE = {"bool": np.bool_, "int": np.int32, "float": np.float32}

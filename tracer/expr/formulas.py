@@ -28,6 +28,11 @@ def logaddexp(a: Any, b: Any) -> Any:
     return build.arithmetic("add", top, build.unary("log1p", build.unary("exp", spread)))
 
 
+def stop_gradient(a: Any) -> Any:
+    node = build.lift(a)
+    return apply("stop_gradient", node) if node.dtype == "float" else node
+
+
 def inverted(a: Any) -> Any:
     """What arrays mean by `~`: the other bits of an int, the other truth value of a bool."""
     return build.logical_not(a) if build.lift(a).dtype == "bool" else build.invert(a)

@@ -100,7 +100,7 @@ MLX_ONLY: dict[str, Rule] = {
     "left_shift": _bitwise("shl"),
     "right_shift": _bitwise("shr"),
     "bitwise_invert": formulas.inverted,
-    "stop_gradient": lambda a: a,
+    "stop_gradient": formulas.stop_gradient,
     "round": lambda a: formulas.rounded("round", a, to_int=False),
     "trunc": _rounded("trunc", False),
     "logical_xor": _logical("xor"),

@@ -55,6 +55,8 @@ def _shift(node: Expr, shifts: list[Shift], values: dict[Expr, float | None]) ->
         return Fraction(0)
     if node.op in ("add", "sub"):
         return _sum(shifts[0], shifts[1], 1 if node.op == "add" else -1)
+    if node.op == "stop_gradient":
+        return shifts[0]
     if node.op == "neg":
         return _times(shifts[0], -1)
     if node.op in ("mul", "div"):

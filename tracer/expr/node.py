@@ -51,6 +51,7 @@ OPS: dict[str, Op] = {
     **_rows("exp exp2 expm1 log log2 log10 log1p sqrt rsqrt erf sigmoid", 1, "float", "float"),
     **_rows("sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh", 1, "float", "float"),
     **_rows("floor ceil trunc round", 1, "float", "float"),
+    **_rows("stop_gradient", 1, "float", "float"),
     "where": Op(3, "where", "same"),
     "load": Op(-1, "int", "element"),
 }

@@ -69,7 +69,7 @@ ELEMENTWISE: dict[str, str] = {
     "heaviside(x, y)": "mx.where(x == 0, y, float(x > 0))",
     "isclose(x, y, rtol=1e-05, atol=1e-08)": "mx.abs(x - y) <= atol + rtol * mx.abs(y)",
     "nan_to_num(x, nan=0.0)": "mx.clip(mx.where(mx.isnan(x), nan, x), -3.4028235e+38, 3.4028235e+38)",
-    "stop_gradient(x)": "x",
+    "stop_gradient(x)": "mx.stop_gradient(x)",
     "take(array, i)": "array[i]",
 }
 GELU = "0.5 * x * (1 + mx.erf(x / 2 ** 0.5))"
@@ -208,7 +208,8 @@ METHODS: dict[str, str] = _with(  # methods of tensors, with the number itself a
         **TORCH,
         **{f"{name}(x)": "float(x)" for name in "float double half bfloat16".split()},
         **{f"{name}(x)": "int(x)" for name in "int long short".split()},
-        **{f"{name}(x)": "x" for name in "contiguous detach clone cpu cuda numpy requires_grad_ squeeze".split()},
+        **{f"{name}(x)": "x" for name in "contiguous clone cpu cuda numpy requires_grad_ squeeze".split()},
+        "detach(x)": "mx.stop_gradient(x)",
         **{f"{name}(x, *shape)": "x" for name in "expand expand_as view view_as reshape unsqueeze flatten".split()},
         "to(x, dtype, **options)": "x.astype(dtype)",
         "to(x, device, dtype, **options)": "x.astype(dtype)",

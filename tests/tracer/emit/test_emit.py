@@ -23,6 +23,7 @@ from flextrace.tracer.expr.node import KV_IDX, OPS, Q_IDX, SCORE, B, Expr, H, ap
 
 P = apply("lt", Q_IDX, KV_IDX)
 RUNNABLE = {
+    "stop_gradient": lambda x: x,
     **{name: getattr(math, name) for name in FUNCTIONS if hasattr(math, name)},
     "rsqrt": lambda x: 1 / math.sqrt(x),
     "sigmoid": lambda x: 1 / (1 + math.exp(-x)),

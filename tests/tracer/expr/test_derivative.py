@@ -82,7 +82,12 @@ POINTS = {
     "acosh": (1.2, 1.9, 5.0),
     "tan": (-1.2, -0.4, 0.3, 1.3, 1.9, 4.2),
 }
-OF_FLOATS = [op for op, row in OPS.items() if row.takes in ("float", "number") and row.gives in ("float", "same")]
+STILL = {"stop_gradient"}  # its values are no guide to its derivative
+OF_FLOATS = [
+    op
+    for op, row in OPS.items()
+    if row.takes in ("float", "number") and row.gives in ("float", "same") and op not in STILL
+]
 
 
 def points(op: str, seed: int = 0) -> np.ndarray:
@@ -140,6 +145,15 @@ def test_conversions_of_a_float_let_it_pass() -> None:
     assert derivative(apply("to_float", SCORE), SCORE).value == 1
 
 
+def test_a_stopped_gradient_is_zero_and_the_value_stays() -> None:
+    bias = mx.array([0.5, 0.25])
+    expr = of_mod(lambda score, b, h, q_idx, kv_idx: score * mx.stop_gradient(score + bias[h]))
+    assert str(derivative(expr, SCORE)) == "stop_gradient((score + array0[h]))" and gradient_sites(expr) == ()
+    assert flex.tracer.evaluate(expr, {"score": 3.0, "h": 1}, arrays=[np.array(bias)]) == 9.75
+    whole = of_mod(lambda score, b, h, q_idx, kv_idx: score + bias[mx.stop_gradient(kv_idx % 2)])
+    assert len(gradient_sites(whole)) == 1
+
+
 def test_where_chooses_between_derivatives() -> None:
     node = apply("where", apply("lt", KV_IDX, Q_IDX), apply("mul", SCORE, A), apply("sin", A))
     at = {SCORE: 0.7, A: points("sin"), Q_IDX: 3, KV_IDX: np.arange(6)[:, None]}
@@ -189,6 +203,7 @@ LIKE_MLX: dict[str, tuple[Callable[[Any], Any], tuple[float, ...]]] = {
     "log": (mx.log, (0.0, 4.0)),
     "logaddexp": (lambda x: mx.logaddexp(x, 0.0), (-2.0, 0.0, 3.0, 90.0, -200.0)),
     "logaddexp of both": (lambda x: mx.logaddexp(x, x * x), (0.0, 0.5, 1.0)),
+    "stop_gradient": (lambda x: x * mx.stop_gradient(x * x), (-3.0, 0.5)),
     "tanh": (mx.tanh, (0.0, 60.0, -60.0)),
     "sigmoid": (mx.sigmoid, (0.0, 100.0, -100.0)),
 }

@@ -176,7 +176,7 @@ CALLS = [  # the user's expression, the replacement
     ("score.relu()", "mx.maximum(score, 0)"),
     ("score.masked_fill(q_idx < kv_idx, float('-inf'))", "mx.where(q_idx < kv_idx, float('-inf'), score)"),
     ("score.where(q_idx > 1, 0.0)", "mx.where(q_idx > 1, score, 0.0)"),
-    ("score.detach()", "score"),
+    ("score.detach()", "mx.stop_gradient(score)"),
     ("a1[h].tanh()", "mx.tanh(a1[h])"),
     ("q_idx.lt(kv_idx)", "mx.less(q_idx, kv_idx)"),
     ("torch.bitwise_not(q_idx > kv_idx)", "mx.bitwise_invert(q_idx > kv_idx)"),
