@@ -16,6 +16,7 @@ WINDOW = 256
 CAP = 30.0
 DOCUMENTS = 8
 Run = Callable[[], Any]
+Attention = Callable[[mx.array, mx.array, mx.array], mx.array]
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Problem:
         return np.asarray(np.searchsorted(np.sort(cuts), np.arange(self.length), side="right"), np.int32)
 
 
-def problem(batch: int, heads: int, length: int, head_dim: int, dtype: str) -> Problem:
-    rng = np.random.default_rng(0)
+def problem(batch: int, heads: int, length: int, head_dim: int, dtype: str, seed: int = 0) -> Problem:
+    rng = np.random.default_rng(seed)
     q, k, v = (rng.standard_normal((batch, heads, length, head_dim), dtype=np.float32) for _ in range(3))
     return Problem(q, k, v, dtype)
 
@@ -93,8 +94,14 @@ def flextrace_mods(p: Problem) -> tuple[dict[str, ScoreMod], dict[str, MaskMod]]
 def flextrace_run(p: Problem, name: str) -> Run:
     """A call of flex_attention as a user writes it, with the mask given as a mask_mod."""
     q, k, v = p.tensors()
+    attend = flextrace_attention(p, name)
+    return lambda: _evaluated(attend(q, k, v))
+
+
+def flextrace_attention(p: Problem, name: str) -> Attention:
+    """The same, of any q, k and v of these sizes."""
     mods, masks = flextrace_mods(p)
-    return lambda: _evaluated(flex.flex_attention(q, k, v, mods.get(name), masks.get(name)))
+    return lambda q, k, v: flex.flex_attention(q, k, v, mods.get(name), masks.get(name))
 
 
 def _evaluated(out: mx.array) -> mx.array:
@@ -118,20 +125,26 @@ def kept_pairs(p: Problem, name: str) -> np.ndarray[Any, Any] | None:
 
 def mlx_run(p: Problem, name: str) -> Run | None:
     """mx.fast.scaled_dot_product_attention with the equivalent mask; None where it has none."""
+    q, k, v = p.tensors()
+    attend = mlx_attention(p, name)
+    return None if attend is None else lambda: _evaluated(attend(q, k, v))
+
+
+def mlx_attention(p: Problem, name: str) -> Attention | None:
+    """The same, of any q, k and v of these sizes."""
     if name == "softcap":
         return None
-    q, k, v = p.tensors()
     mask: Any = None
     if name == "causal":
         mask = "causal"
     elif name == "alibi":
         at = mx.arange(p.length)
-        mask = (mx.array(p.slopes())[:, None, None] * (at[None] - at[:, None])).astype(q.dtype)
+        mask = (mx.array(p.slopes())[:, None, None] * (at[None] - at[:, None])).astype(getattr(mx, p.dtype))
     elif (kept := kept_pairs(p, name)) is not None:
         mask = mx.array(kept)
     mx.eval([mask] if isinstance(mask, mx.array) else [])
     scale = p.q.shape[-1] ** -0.5
-    return lambda: _evaluated(mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask))
+    return lambda q, k, v: mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
 
 def torch_run(p: Problem, name: str) -> Run:

@@ -114,6 +114,24 @@ seconds = time.perf_counter() - start
 print(json.dumps({"seconds": seconds, "bytes": peak.bytes() - out.nbytes}))
 """
 
+_LONG_STEP = """
+import json, time
+import mlx.core as mx
+import flextrace as flex
+from flextrace.bench.measure import PeakMemory
+causal = flex.mask_mod(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx)
+def step(*tensors):
+    out, gradients = mx.vjp(lambda q, k, v: flex.flex_attention(q, k, v, block_mask=causal), tensors[:3], tensors[3:])
+    mx.eval(out, gradients)
+step(*[mx.ones((1, 1, 8, 64))] * 4)
+tensors = [mx.random.normal((1, 1, TOKENS, 64)) for _ in range(4)]
+mx.eval(tensors)
+peak = PeakMemory()
+start = time.perf_counter()
+step(*tensors)
+print(json.dumps({"seconds": time.perf_counter() - start, "bytes": peak.bytes()}))
+"""
+
 
 class PeakMemory:
     """The most memory that this process holds at once from now on, above what it holds now.
@@ -165,6 +183,14 @@ def long_call(mask: str) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as cache:
         result: dict[str, float] = _in_new_process(_LONG_CALL.replace("MASK", mask), cache)
+        return result
+
+
+def long_step(tokens: int = 32768) -> dict[str, float]:
+    """Causal attention over 1x1x`tokens`x64 and its gradients in a new process: seconds, and peak bytes above q, k, v
+    and the gradient of the result."""
+    with tempfile.TemporaryDirectory() as cache:
+        result: dict[str, float] = _in_new_process(_LONG_STEP.replace("TOKENS", str(tokens)), cache)
         return result
 
 

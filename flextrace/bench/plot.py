@@ -154,6 +154,13 @@ def _others(report: Report) -> Iterator[Callable[[Axes], None]]:
             (f"{row.what.split()[0]}, {row.contender}", row.milliseconds, f", {row.ratio:.2f}x") for row in report.int8
         ]
         yield _bars("int8 on the cpu backend", bars)
+    if report.steps:
+        bars = []
+        for step in report.steps:
+            peers = (("MLX", step.mlx), ("torch", step.torch))
+            beside = [f", {name} {ms / step.step:.0f}x" for name, ms in peers if ms is not None]
+            bars.append((f"{step.mod} {step.shape[2]:,}", step.step, "".join(beside)))
+        yield _bars("forward and gradients, float32, by mod and tokens", bars)
     if report.memory:
         dense = report.memory["none"]["seconds"]
         bars = [

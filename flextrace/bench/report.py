@@ -18,17 +18,20 @@ from rich.table import Table
 from flextrace.kernels.cpu.launch import thread_count
 from flextrace.show.terminal import output, print_table, working
 
+from .backward import CASES as STEPS
+from .backward import backward_table
+from .backward import measure as measure_step
 from .cases import NAMES, flextrace_run, mlx_run, problem, torch_run
 from .errors import BenchError
 from .int8 import int8_table
 from .int8 import measure as measure_int8
 from .masks import CASES, mask_calls, mask_table
 from .masks import measure as measure_mask
-from .measure import long_call, medians_ms, overhead_us, peak_gflops, start_ms
+from .measure import long_call, long_step, medians_ms, overhead_us, peak_gflops, start_ms
 from .plot import check_plot, draw
 from .results import Report, Row
 
-SECTIONS = ("attention", "start", "memory", "masks", "int8")
+SECTIONS = ("attention", "start", "memory", "masks", "int8", "backward")
 
 
 def main(
@@ -83,6 +86,14 @@ def main(
     if "int8" in sections:
         with working("int8 beside bfloat16 and float16"):
             report.int8 = measure_int8()
+    if "backward" in sections:
+        with working("gradients", steps=len(STEPS)) as say:
+            for mod, shape, beside_mlx in STEPS:
+                say(f"{mod} {shape[2]}")
+                report.steps.append(measure_step(mod, shape, peers and beside_mlx, torch))
+                say(f"{mod} {shape[2]}", done=1)
+        with working("gradients of 1x1x32768x64, in a new process"):
+            report.long_step = long_step()
     if as_json:
         print(json.dumps(asdict(report), indent=1))
     else:
@@ -151,6 +162,13 @@ def show(report: Report, console: Console) -> None:
         console.print(f"causal 1x8x4096x64 float32: {calls}")
     if report.int8:
         print_table(console, int8_table(report.int8))
+    if report.steps:
+        print_table(console, backward_table(report.steps))
+    if report.long_step:
+        long = report.long_step
+        console.print(
+            f"1x1x32768x64 float32 causal, a step: {long['seconds']:.2f} s, {long['bytes'] / 1e6:.0f} MB above inputs"
+        )
     if report.memory:
         dense = report.memory["none"]["seconds"]
         table = Table(title="1x1x131072x64 float32, masks as mask_mods")

@@ -67,6 +67,11 @@ class RelativePositionBias(nn.Module):
         place = min(max(kv_idx - q_idx + self.max_distance, 0), 2 * self.max_distance)
         return score + self.weight[self._buckets[place], h]
 
+    def dense(self, q_len: int, kv_len: int) -> mx.array:
+        """What score_mod adds, as an array [num_heads, q_len, kv_len]: for pictures, and for MLX's own attention."""
+        place = mx.clip(_distances(q_len, kv_len) + self.max_distance, 0, 2 * self.max_distance)
+        return self.weight[self._buckets[place]].transpose(2, 0, 1)
+
 
 def relative_position_buckets(num_buckets: int, max_distance: int, bidirectional: bool = True) -> list[int]:
     """T5's bucket of each distance kv_idx - q_idx from -max_distance to max_distance, in exact integers.
@@ -143,3 +148,13 @@ class AlibiSlopes(nn.Module):
     @decorators.score_mod
     def score_mod(self, score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         return score + self.slopes[h] * (-abs(q_idx - kv_idx) if self.symmetric else kv_idx - q_idx)
+
+    def dense(self, q_len: int, kv_len: int) -> mx.array:
+        """What score_mod adds, as an array [num_heads, q_len, kv_len]: for pictures, and for MLX's own attention."""
+        distances = _distances(q_len, kv_len)
+        return self.slopes[:, None, None] * (-mx.abs(distances) if self.symmetric else distances)
+
+
+def _distances(q_len: int, kv_len: int) -> mx.array:
+    """kv_idx - q_idx: int32 [q_len, kv_len]."""
+    return mx.arange(kv_len, dtype=mx.int32) - mx.arange(q_len, dtype=mx.int32)[:, None]

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flextrace.bench import measure
+from flextrace.bench.backward import StepRow
 from flextrace.bench.int8 import Int8Row
 from flextrace.bench.masks import MaskRow
 from flextrace.bench.plot import figure_of
@@ -71,17 +72,19 @@ def test_the_other_sections() -> None:
             start={"cold_ms": 1234.0, "warm_ms": 4.0, "call_us": 30.0, "kernel_us": 5.0},
             masks=[MaskRow("window", 4096, 0.17, 0, 0, 75.0, "torch", 1413.0)],
             int8=[Int8Row("forward 1x8x4096x128", "int8, K smoothed", 12.0, 100, 1.5)],
+            steps=[StepRow("causal", (1, 8, 2048, 64), 20.0, 80.0, 8000.0, None)],
             memory={"none": {"seconds": 2.0, "bytes": 5e6}, "window": {"seconds": 0.5, "bytes": 6e6}},
         )
     )
     bars = [[bar.get_width() for bar in axes.patches] for axes in figure.findobj(lambda a: hasattr(a, "get_xscale"))]
-    assert bars == [[1234.0, 4.0, 0.025], [0.17], [12.0], [2000.0, 500.0]]
+    assert bars == [[1234.0, 4.0, 0.025], [0.17], [12.0], [80.0], [2000.0, 500.0]]
     shown = texts(figure)
     for text in (
         "1,234",
         "0.17, torch 1,413",
         "window 4,096",
         "12, 1.50x",
+        "80, MLX 100x",
         "500, 6 MB, 4.0x",
         "forward, int8, K smoothed",
     ):

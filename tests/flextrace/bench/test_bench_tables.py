@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flextrace.bench import accuracy, report
+from flextrace.bench.backward import StepRow
 from flextrace.bench.int8 import Int8Row
 from flextrace.bench.masks import MaskRow
 from flextrace.show import terminal as printing
@@ -34,6 +35,8 @@ def long_report(shape: tuple[int, int, int, int]) -> report.Report:
     made.masks = [MaskRow("documents", 1048576, 12345.67, 1_234_567_890, 12_345_678, 99.99, "torch", 1234.5)]
     made.mask_calls = {"mask_mod": 1.0, "BlockMask": None}
     made.int8 = [Int8Row("decode 1x8x32768x128", "K and V in int8", 1234.5, 123_456_789, 1.23)]
+    made.steps = [StepRow("window", (1, 8, 4096, 64), 123.45, 456.78, 45678.9, 12345.6)]
+    made.long_step = {"seconds": 12.3, "bytes": 123_456_789}
     made.memory = {mask: {"seconds": 12.3, "bytes": 123_456_789} for mask in ("none", "causal", "window")}
     return made
 
@@ -47,7 +50,17 @@ def test_every_row_of_the_bench_is_whole(columns: int, encoding: str) -> None:
     for dtype in ("float32", "bfloat16"):
         for mod in report.NAMES:
             assert f"{mod:<9}{dtype:<9}1x16x131072x128" in text
-    for figure in ("123.45 1234.56", "12345.67 100.0x", "1,048,576 12345.67", "torch 1234.5 ms", "1234.50", "1234 ms"):
+    for figure in (
+        "123.45 1234.56",
+        "12345.67 100.0x",
+        "1,048,576 12345.67",
+        "torch 1234.5 ms",
+        "123.45   333.33 2.70x 456.78",
+        "45678.9 100.0x 12345.6 27.0x",
+        "12.30 s, 123 MB above",
+        "1234.50",
+        "1234 ms",
+    ):
         assert figure in text
     assert "…" not in text
 

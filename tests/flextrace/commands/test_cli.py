@@ -200,7 +200,10 @@ def test_bench_json_in_a_real_process() -> None:
         (["--sections", "masks,memory", "--lengths", "64"], "--lengths is about attention; add that to --sections, or"),
         (["--sections", "start", "--heads", "2", "--mods", "none"], "--heads is about attention; add that to"),
         (["--sections", "int8", "--mods", "none"], "leave --mods out"),
-        (["--sections", "int8", "--no-peers"], "--no-peers is about attention or masks; add that to --sections"),
+        (
+            ["--sections", "int8", "--no-peers"],
+            "--no-peers is about attention or masks or backward; add that to --sections",
+        ),
         (["--sections", "speed", "--mods", "none"], "unknown section 'speed'; known: attention"),
         (["--accuracy", "--backend", "ops", "--lengths", "16", "--mods", "none"], "--backend reference"),
         (["--head-dim", "64,-1"], "--head-dim takes positive numbers; got '64,-1'"),

@@ -96,6 +96,13 @@ def test_scores_are_what_plain_python_says(name: str, backend: str) -> None:
 
 
 @each_module
+def test_dense_is_what_the_mod_adds(name: str) -> None:
+    module = MODULES[name]()
+    expected = [[[module.score_mod(0.0, 0, h, i, j) for j in range(23)] for i in range(40)] for h in range(4)]
+    np.testing.assert_allclose(np.array(module.dense(40, 23)), np.array(expected), rtol=1e-6)
+
+
+@each_module
 def test_the_table_gets_its_gradient(name: str) -> None:
     """Against MLX's own attention over a dense bias."""
     module = MODULES[name]()
