@@ -23,6 +23,14 @@ def reader_of(code: types.CodeType) -> Reader:
     return "source"
 
 
+def reader_in(t: Tracing, code: types.CodeType) -> Reader:
+    """What a function is read from in this trace: its source is searched once."""
+    key = code, code.co_filename
+    if key not in t.readers:
+        t.readers[key] = reader_of(code)
+    return t.readers[key]
+
+
 def follow(t: Tracing, function: types.FunctionType, path: Path, args: list[Any], kwargs: dict[str, Any]) -> Any:
     """A call of a function from outside: what it returns on these values.
 
@@ -30,5 +38,5 @@ def follow(t: Tracing, function: types.FunctionType, path: Path, args: list[Any]
         Untraceable: it has no meaning in a mod.
     """
     check_plain(function.__code__)
-    read = syntax.follow if reader_of(function.__code__) == "source" else bytecode.follow
+    read = syntax.follow if reader_in(t, function.__code__) == "source" else bytecode.follow
     return read(t, function, path, args, kwargs)

@@ -25,7 +25,7 @@ from .expr.build import cast
 from .expr.node import AT_CALL, KV_IDX, Q_IDX, SCORE, B, Expr, H, const, leaves, rebuild, walk
 from .expr.simplify import simplify
 from .locks import renew_at_fork
-from .reader import Reader, follow, reader_of
+from .reader import Reader, follow, reader_in
 from .semantics.numbers import by_python
 from .semantics.tracing import Tracing
 from .source.find import NoSource
@@ -158,7 +158,7 @@ def _trace(function: Any, kind: Kind, name: str) -> Trace:
             *([numbers.index(slot) for slot in slots if slot in numbers] for slots in (divisors, counts)),
         ),
         recorder.volatile,
-        "source" if python is None else reader_of(python.__code__),
+        "source" if python is None else reader_in(t, python.__code__),
         None if python is None else weakref.ref(python.__code__),
     )
 

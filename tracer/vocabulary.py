@@ -204,7 +204,16 @@ def _from_bytecode() -> Iterable[tuple[str, str]]:
     yield "`try` around nothing", "gone"
     yield "`with`", "refused once what it opens was opened"
     yield "`while` on what only the kernel knows", "refused later, unless it ends for another reason"
-    yield "`(x if c else y) + 1`, `x + 1 if c else y + 1`", "in Python 3.10 one and the same: an equal expression"
+    yield (
+        "`(x if c else y) + 1`, `x + 1 if c else y + 1` at a function's end",
+        "one code where it has no columns (Python 3.10, or `-X no_debug_ranges`): read as the second, which is equal "
+        "where float32 holds the ints",
+    )
+    yield (
+        "`(x if c else 1) + 2` at a function's end",
+        "Python 3.14 computes `1 + 2`: read as `x + 2 if c else 3`, of equal value",
+    )
+    yield "an expression that nests too deeply", "read"
     yield "`return` alone on some paths", "the same as an end without `return`"
     yield "errors", "show the instructions of a line for its text, and call a foreign function by its own name"
 

@@ -35,7 +35,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("return TRUE if value else FALSE", "return FALSE"),
         ("-(2**31) <= value < 2**31", "-(2**31) <= value <= 2**31"),
         ('struct.pack("d", value) if isinstance(value, float) else (type(value), value)', "(type(value), value)"),
-        ('struct.unpack("f", struct.pack("f", value))[0]', "value"),
+        ("ctypes.c_float(value).value", "value"),
         ('element.startswith(("float", "bfloat"))', 'element.startswith("float")'),
     ],
     ("tracer/expr/simplify.py", "tests/tracer/expr/test_simplify.py"): [
@@ -358,6 +358,16 @@ TABLE: dict[tuple[str, str], list[Change]] = {
             'if False:\n        raise Untraceable(f"{what} changes',
             "tests/tracer/test_errors.py",
         ),
+    ],
+    ("tracer/frontends/bytecode/flow.py", "tests/tracer/frontends/test_bytecode.py"): [
+        ("jumps = jumps_if is wanted", "jumps = jumps_if is not wanted"),
+        ("if not (jumps and keeps):", "if not keeps:"),
+        ("and block is not fork)", ")"),
+        ("if depth == lowest + 1 and a.steps[-left].begins:", "if depth == lowest + 1:"),
+        ("            sure = left\n", "            sure = max(sure, left)\n"),
+    ],
+    ("tracer/frontends/bytecode/run.py", "tests/tracer/frontends/test_bytecode.py"): [
+        ("if keeps and to is target else []", "if keeps else []"),
     ],
     ("tracer/frontends/frames.py", "tests/tracer/semantics/test_exact_python.py"): [
         ("lambda now: name not in now.__globals__ and getattr(builtins, name, None) is value", "lambda now: True"),

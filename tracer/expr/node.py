@@ -6,6 +6,7 @@ subexpressions are shared for free, and a root can serve as a dictionary key.
 
 from __future__ import annotations
 
+import ctypes
 import struct
 import sys
 import threading
@@ -157,7 +158,7 @@ def const(value: bool | int | float) -> Expr:
 
 
 def round_to_float32(value: float) -> float:
-    return float(struct.unpack("f", struct.pack("f", value))[0])  # in native order, one too large becomes infinite
+    return ctypes.c_float(value).value  # one too large becomes infinite, where struct refuses it from 3.14 on
 
 
 def apply(op: str, *args: Expr, value: Any = None) -> Expr:

@@ -5,9 +5,10 @@ Every function of the meaning of Python (the verbs, and what lies below them) ta
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ..captures.recorder import Recorder
 from ..expr.node import Expr
@@ -30,6 +31,7 @@ class Tracing:
     choices: numbers that are one of several, which may be of several Python types.
     recipes: how Python computes a number from captured ones, `function(*operands)`.
     computed: such numbers as captures of their own, None where Python gives no number.
+    readers: what each function is read from, by its code and its file: equal functions of two cells are equal codes.
     """
 
     call: Callable[[Tracing, Any, list[Any], dict[str, Any]], Any]
@@ -46,3 +48,4 @@ class Tracing:
     choices: dict[Expr, tuple[Any, ...]] = field(default_factory=dict)
     recipes: dict[Expr, tuple[Callable[..., Any], tuple[Any, ...]]] = field(default_factory=dict)
     computed: dict[Expr, Expr | None] = field(default_factory=dict)
+    readers: dict[tuple[types.CodeType, str], Literal["source", "bytecode"]] = field(default_factory=dict)

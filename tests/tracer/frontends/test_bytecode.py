@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import math
 import opcode
 import os
 import random
@@ -16,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from both_readers import as_shaped
 from control_flow import Writer
 from expressions import Program, define, programs
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -23,6 +25,7 @@ from zoo import ZOO
 
 from flextrace import tracer
 from flextrace.tracer import TraceError, reader
+from flextrace.tracer.frontends.bytecode import decode as decoding
 from flextrace.tracer.frontends.bytecode.decode import REFUSED, ROWS, decode
 from flextrace.tracer.frontends.bytecode.flow import Block, flow_of, reachable
 
@@ -111,12 +114,57 @@ def test_a_block_comes_after_all_that_lead_to_it() -> None:
 
 def test_copies_of_an_end_are_one_block() -> None:
     def either(a: Any, b: Any, c: Any) -> Any:
-        return (b if a else c) + 1
+        if a:
+            x = b
+        else:
+            x = c
+        return x + 1
 
     blocks = reachable(flow_of(either.__code__))
     added = [block for block in blocks if any(step.do == "binary" for step in block.steps)]
     assert len(added) == 1 and isinstance(added[0], Block)
     assert sum(ins.opname.startswith("BINARY") for ins in dis.get_instructions(either)) in (1, 2)
+
+
+# What stands on one line -> whether its code without columns gives the same expression, or at least an equal one.
+ON_ONE_LINE = {
+    "return score + (q_idx if h else 2)": "same",
+    "return score + ((b + (q_idx if h else 2)) if kv_idx else 1)": "same",
+    "return TABLE[(q_idx if h else kv_idx)] + (score if h else 2.0)": "same",
+    "return score + (0 <= q_idx < 5)": "same",
+    "return [q_idx, kv_idx][0 if B else 1] + (h and b or q_idx) * 2": "same",
+    "return (score if h else 2.0) + 1": "equal",
+    "return score + 1 if h else kv_idx + 1": "equal",
+    "return score + ((q_idx + 1) if h else (kv_idx + 1))": "equal",
+    "return sqrt(score) if h else exp(score)": "same",
+    "x = (sqrt(score) if 0 <= q_idx <= h else exp(score)) + 1; return x * 2": "same",
+    "x = mx.abs(score) if mx.where(h, q_idx > 2, b) else float(score); return x": "same",
+    "x = list([b, h]) if kv_idx else list([q_idx, h]); return score + x[0]": "same",
+    "return (q_idx * 16777259) % 7 if h else score % 7": "same",
+    "x = {'a': b, 'b': 2} if h else {'b': 3, 'a': 1}; return score + x['b']": "refused",
+}
+
+
+@pytest.mark.one_reader
+@pytest.mark.parametrize("line", ON_ONE_LINE)
+def test_without_columns_an_end_that_may_be_of_two_expressions_is(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"mx": mx, "sqrt": math.sqrt, "exp": math.exp, "TABLE": mx.arange(64), "B": True}
+    mod = define(f"def mod(score, b, h, q_idx, kv_idx):\n    {line}\n", "mod", names)
+    wanted = ON_ONE_LINE[line]
+    if wanted == "refused":
+        for read in ("source", "bytecode"):
+            monkeypatch.setattr(reader, "reader_of", lambda code, read=read: read)
+            with pytest.raises(TraceError, match="is a dict of 2 or a dict of 2"):
+                tracer.trace(mod, "score_mod")
+        return
+    source = tracer.trace(mod, "score_mod")
+    monkeypatch.setattr(decoding, "_span", lambda ins, line: decoding.Span(line))
+    monkeypatch.setattr(reader, "reader_of", lambda code: "bytecode")
+    flow_of.cache_clear()
+    code = tracer.trace(mod, "score_mod")
+    flow_of.cache_clear()
+    assert as_shaped(source, code, mod).expr is source.expr
+    assert code.expr is source.expr or wanted == "equal"
 
 
 # ---- which reader ----------------------------------------------------------------------------------------------------
@@ -136,6 +184,22 @@ def test_helpers_choose_their_reader_by_themselves(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(reader, "reader_of", lambda code: read.append((code.co_name, real(code))) or real(code))
     tracer.trace(hidden(late), "score_mod")
     assert ("late", "bytecode") in read and ("helper", "source") in read
+
+
+@pytest.mark.one_reader
+def test_the_source_of_a_function_is_searched_once_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[str] = []
+    real = reader.reader_of
+    monkeypatch.setattr(reader, "reader_of", lambda code: searched.append(code.co_name) or real(code))
+
+    def mod(score, b, h, q_idx, kv_idx):
+        for _ in range(5):
+            score = without_source(score)  # noqa: F821
+        return score
+
+    monkeypatch.setitem(globals(), "without_source", hidden(helper))
+    assert tracer.trace(hidden(mod), "score_mod").reader == "bytecode"
+    assert sorted(searched) == ["helper", "mod"]
 
 
 def test_an_error_shows_the_instructions_of_the_line() -> None:
@@ -164,6 +228,21 @@ def test_what_cannot_be_shown_as_written_is_shown_as_a_function() -> None:
 
 # ---- as the other reader ---------------------------------------------------------------------------------------------
 # Every trace of these tests is made by both (conftest.py); tests/tracer/test_fuzz.py compares with plain Python too.
+
+
+OPERANDS = {
+    "on several lines": "x = (kv_idx or\n        h and b\n        or q_idx)\nreturn x + score",
+    "of a nested or": "x = (kv_idx and\n        (h or b)\n        and q_idx)\nreturn x + score",
+    "of a nested or that decides": "x = (kv_idx or\n        (h or b)\n        or q_idx)\nreturn x + score",
+    "of one bool": "x = score == 1\nreturn ((q_idx > h) and (x and x or x) or kv_idx) + 1",
+    "beside their own value": "return max(q_idx != 2 if h else q_idx != 2, (q_idx > h and q_idx != 2 or q_idx != 2))",
+}
+
+
+@pytest.mark.parametrize("name", OPERANDS)
+def test_operands_of_and_and_or(name: str) -> None:
+    body = OPERANDS[name].replace("\n", "\n    ")
+    tracer.trace(define(f"def mod(score, b, h, q_idx, kv_idx):\n    {body}\n", "mod", {}), "score_mod")
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))

@@ -35,6 +35,7 @@ class Step:
     shown: the instruction as `dis` prints it.
     grows: by how much the stack grows where the code goes on here, and where it jumps.
     target: the index of the step that a jump goes to.
+    begins: whether it is the first step of its instruction.
     """
 
     do: str
@@ -43,6 +44,7 @@ class Step:
     shown: str
     grows: tuple[int, int] = (0, 0)
     target: int | None = None
+    begins: bool = True
 
     def same_as(self, other: Step) -> bool:
         """Whether both come from one place of the source and do the same: compilers copy the end of a function."""
@@ -352,7 +354,7 @@ def decode(code: types.CodeType) -> list[Step]:
                 keywords = None
             if do in ("jump", "branch", "next"):
                 jumps.append((len(steps), ins.argval))
-            steps.append(Step(do, value, span, shown))
+            steps.append(Step(do, value, span, shown, begins=len(steps) == before))
         if len(steps) > before:
             steps[-1] = replace(steps[-1], grows=(grown + here, grown + there))
         grown = 0 if len(steps) > before else grown + here

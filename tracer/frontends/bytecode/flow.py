@@ -1,7 +1,8 @@
 """Steps -> flow: blocks, the order in which lanes that part come together again, and loops.
 
 A compiler copies the end of a function to where it is reached from; such copies become one block again, so that what
-follows an `if` is read once, as it was written.
+follows an `if` is read once, as it was written. Which jumps it leads past a test whose outcome is known differs by
+version and by line; here all of them are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import types
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from .decode import Step, decode
@@ -52,6 +53,8 @@ class Loop:
 def flow_of(code: types.CodeType) -> Block:
     """The first block of a function's code, and from there all others."""
     entry = _blocks(decode(code))
+    _keep_decided(entry)
+    _pass_known_tests(entry)
     _join_copies(entry)
     _order(entry)
     return entry
@@ -97,6 +100,52 @@ def reachable(entry: Block) -> list[Block]:
     return done
 
 
+# ---- `and` and `or` ----------------------------------------------------------------------------------------
+
+
+def _keep_decided(entry: Block) -> None:
+    """Say of a value that stays where it decides `and` or `or` that the jump keeps it, as an instruction of 3.10 and
+    3.11 does: later ones test a copy, and take the value off where it is not wanted."""
+    for block in reachable(entry):
+        if block.last is None or block.last.do != "branch":
+            continue
+        wanted, keeps = block.last.value
+        target, following = block.after
+        if [(step.do, step.value) for step in block.steps[-2:-1]] == [("copy", 1)] and _takes_off(following):
+            del block.steps[-2]
+            keeps, following = True, _without_first(following)
+        if keeps and _takes_off(target):
+            keeps, target = False, _without_first(target)
+        block.after = [target, following]
+        block.steps[-1] = replace(block.last, value=(wanted, keeps), grows=(-1, 0 if keeps else -1))
+
+
+def _takes_off(block: Block) -> bool:
+    return bool(block.steps) and block.steps[0].do == "pop"
+
+
+def _without_first(block: Block) -> Block:
+    """What follows the first step of a block, which is cut off for those who come there by another way."""
+    if len(block.steps) > 1:
+        rest = Block(block.steps[1:], block.after, at=block.at + 1)
+        block.steps, block.after = block.steps[:1], [rest]
+    return block.after[0]
+
+
+def _pass_known_tests(entry: Block) -> None:
+    """Lead a jump that keeps its value past tests of that same value: of `a and b or c`, where `a` is false, to `c`."""
+    for block in reachable(entry):
+        while block.last is not None and block.last.do == "branch" and block.last.value[1]:
+            wanted, test = block.last.value[0], block.after[0]
+            if test is block or [step.do for step in test.steps] != ["branch"]:
+                break
+            jumps_if, keeps = test.steps[0].value
+            jumps = jumps_if is wanted
+            block.after[0] = test.after[0 if jumps else 1]
+            if not (jumps and keeps):
+                block.steps[-1] = replace(block.last, value=(wanted, False), grows=(-1, -1))
+
+
 # ---- copies ------------------------------------------------------------------------------------------------
 
 
@@ -108,12 +157,19 @@ def _join_copies(entry: Block) -> None:
 
 def _copies(entry: Block) -> tuple[Block, Block, int] | None:
     """Two blocks that end alike, and how many of their last steps are the same."""
+    blocks = reachable(entry)
+    has_columns = any(step.span.column is not None for block in blocks for step in block.steps)
     groups: dict[object, list[Block]] = {}
-    for block in reachable(entry):
+    for block in blocks:
         if block.last is not None and len(block.after) < 2:
             groups.setdefault((*map(id, block.after), block.last.do, block.last.span), []).append(block)
-    pairs = (pair for group in groups.values() for pair in itertools.combinations(group, 2))
-    return next(((a, b, count) for a, b in pairs if (count := _equal_end(a, b))), None)
+    for a, b in (pair for group in groups.values() for pair in itertools.combinations(group, 2)):
+        count = _equal_end(a, b)
+        if count and not has_columns:
+            count = _end_of_one_value(entry, a, b, count)
+        if count:
+            return a, b, count
+    return None
 
 
 def _equal_end(a: Block, b: Block) -> int:
@@ -126,6 +182,52 @@ def _equal_end(a: Block, b: Block) -> int:
             break
         count += 1
     return count
+
+
+def _end_of_one_value(entry: Block, a: Block, b: Block, count: int) -> int:
+    """How many of the last `count` steps, which are the same, surely are copies: there are no columns (3.10), and two
+    expressions on one line may end alike, as in `x + 1 if c else y + 1`.
+
+    Between the branch where the ways to `a` and `b` part and where they meet, each side has put one value on the stack
+    at most; a step that takes it together with what lay there before the branch stands behind the place where they
+    meet.
+    """
+    while count and not a.steps[-count].begins:
+        count -= 1
+    depths, before = _depths(entry), _dominators(entry)
+    fork = max((before[a] & before[b]) - {a, b}, key=lambda block: len(before[block]), default=None)
+    if fork is None:
+        return 0
+    lowest = min(depth for block, depth in depths.items() if fork in before[block] and block is not fork)
+    depth = depths[a] + sum(step.grows[0] for step in a.steps[: len(a.steps) - count])
+    if depth <= lowest:  # between statements
+        return count
+    sure = 0
+    for left in range(count, 0, -1):
+        if depth == lowest + 1 and a.steps[-left].begins:
+            sure = left
+        depth += a.steps[-left].grows[0]
+        if depth <= lowest:
+            return sure
+    return 0
+
+
+def _dominators(entry: Block) -> dict[Block, set[Block]]:
+    """The blocks through which every way to a block leads, itself among them."""
+    blocks = reachable(entry)[::-1]
+    before: dict[Block, list[Block]] = {block: [] for block in blocks}
+    for block in blocks:
+        for following in block.after:
+            before[following].append(block)
+    found = {block: {entry} if block is entry else set(blocks) for block in blocks}
+    changed = True
+    while changed:
+        changed = False
+        for block in blocks[1:]:
+            through = set.intersection(*(found[origin] for origin in before[block])) | {block}
+            changed = changed or through != found[block]
+            found[block] = through
+    return found
 
 
 def _share_end(entry: Block, a: Block, b: Block, count: int) -> None:

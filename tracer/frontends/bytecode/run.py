@@ -160,10 +160,8 @@ def _jump_if(frame: CodeFrame, step: Step, block: Block) -> Way:
     frame.asked = truth, frame.place(step)
     sides = []
     for to, holds in ((target, wanted), (following, not wanted)):
-        stack = [*frame.stack, value] if keeps and to is target else list(frame.stack)
-        if stack and stack[-1] is value and isinstance(value, Expr) and value.dtype == "bool":
-            stack[-1] = holds
-        sides.append(frame.lanes_with(stack, to))
+        kept = [holds if isinstance(value, Expr) and value.dtype == "bool" else value] if keeps and to is target else []
+        sides.append(frame.lanes_with([*frame.stack, *kept], to))
     yes, no = sides if wanted else sides[::-1]
     return part(truth, yes, no, since)
 
