@@ -14,7 +14,7 @@ from flextrace.kernels.notebooks import html_of
 from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.kernels.spec import Formulas, KernelSpec
 from flextrace.kernels.template.hole import written_by
-from flextrace.tracer import Bound, Expr, Kind, Trace, Traces, name_of
+from flextrace.tracer import Bound, Expr, Kind, Trace, Traces, gradient_lines, name_of
 from flextrace.tracer.errors import with_article
 from flextrace.tracer.expr.invariance import shifts_with_score
 from flextrace.tracer.source.signature import PASSED_AS, WRAPPED, wrapped
@@ -160,7 +160,7 @@ class Mod:
         """The stages of this mod as text: the user's function, its expression, its captured inputs.
 
         A mask_mod also shows the bounds that decide tiles where it is passed as `block_mask` by itself; a score_mod,
-        what smoothed keys mean for it.
+        its derivatives, and what smoothed keys mean for it.
         """
         trace, _, numbers = self.bind()
         lines = [repr(self), "", *trace.source().splitlines(), "", f"read from its {trace.reader}", "", "expression:"]
@@ -174,6 +174,7 @@ class Mod:
 
             lines += ["", *tile_lines(trace.expr)]
         else:
+            lines += ["", "gradient:", *(f"  {line}" for line in gradient_lines(trace.expr))]
             invariant = shifts_with_score(trace.expr, numbers)
             fate = "dropped (shift invariant)" if invariant else "added back before the mod"
             lines += ["", f"smoothed K: the row term is {fate}"]

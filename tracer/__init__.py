@@ -7,7 +7,7 @@ from .captures.guards import ArrayCapture, NumberCapture, Start
 from .emit.cpp import CPP
 from .emit.emit import Emitted, EmittedMany, Language, emit, emit_many
 from .emit.metal import METAL
-from .emit.python import PYTHON, function_text, show
+from .emit.python import PYTHON, function_text, gradient_lines, show
 from .errors import Place, TraceError, Untraceable
 from .expr.access import Pattern, Site, sites
 from .expr.derivative import derivative, gradient_sites
@@ -47,6 +47,7 @@ __all__ = [
     "emit_many",
     "evaluate",
     "function_text",
+    "gradient_lines",
     "gradient_sites",
     "leaves",
     "name_of",

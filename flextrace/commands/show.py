@@ -101,6 +101,8 @@ def bind(score_mod: ScoreMod | None, mask_mod: MaskMod | None) -> Mods:
 
 
 def _facts(bound: Bound) -> dict[str, Any]:
+    from flextrace.tracer import gradient_lines
+
     trace, arrays, numbers = bound
     return {
         "name": trace.name,
@@ -117,6 +119,7 @@ def _facts(bound: Bound) -> dict[str, Any]:
             {"slot": f"number{slot}", "name": capture.name, "dtype": capture.dtype, "value": _finite(number)}
             for slot, (capture, number) in enumerate(zip(trace.numbers, numbers, strict=True))
         ],
+        "gradient": gradient_lines(trace.expr) if trace.kind == "score_mod" else [],
         "traced_at_every_call": trace.volatile,
     }
 
@@ -140,6 +143,10 @@ def _print_mod(console: Any, bound: Bound) -> None:
         print_heading(console, "captures")
         for slot, name, what in rows:
             console.print(f"{INDENT}{slot} = {name}: {what}", markup=False)
+        console.print()
+    if facts["gradient"]:
+        print_heading(console, "gradient")
+        print_code(console, "\n".join(facts["gradient"]), "python")
         console.print()
     if facts["traced_at_every_call"]:
         console.print("Traced anew at every call: it runs Python whose result may change.\n")

@@ -120,6 +120,10 @@ def test_inspect_shows_every_stage() -> None:
         "  score + (array0[h] * float((kv_idx - q_idx)))",
         "  array0 = slopes (float32, 1 dimensions)",
         "",
+        "gradient:",
+        "  by score: 1.0",
+        "  by array0[h] (row): float((kv_idx - q_idx))",
+        "",
         "smoothed K: the row term is dropped (shift invariant)",
     ]
 

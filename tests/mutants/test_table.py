@@ -63,6 +63,8 @@ RULES = (
     "bounds/tiles",
     "expr/simplify",
     "expr/invariance",
+    "expr/derivative",
+    "expr/access",
 )
 # Nothing in these makes a result wrong: they hold a value, or say how much is computed.
 HARMLESS = {"__init__", "__repr__", "bounds_of", "entries", "simplify", "_simplify_node"}

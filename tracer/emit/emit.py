@@ -96,8 +96,7 @@ def _statements(
         text[node] = _spell(node, args, language)
         depth[node] = 1 + max((depth[arg] for arg in node.args), default=0)
         reads = bool(node.args) or node.op in ("load", "param")
-        is_last = node in roots and uses[node] == 1
-        shared = bool(node.args) and (uses[node] > 1 or (depth[node] >= MAX_NESTING and not is_last))
+        shared = bool(node.args) and (uses[node] > 1 or (depth[node] >= MAX_NESTING and node not in roots))
         if shared or (reads and node in carried):
             prefix, block = ("u", outer) if node in outside else ("e", statements)
             name = f"{prefix}{len(block)}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..expr.node import Expr, print_by
+from ..expr.access import sites
+from ..expr.derivative import derivative
+from ..expr.node import SCORE, Expr, print_by
 from .c_family import FUNCTIONS, INFIX
-from .emit import Language, emit
+from .emit import Language, emit, emit_many
 
 
 def _python_const(node: Expr) -> str:
@@ -58,6 +60,30 @@ def function_text(name: str, arguments: Sequence[str], expr: Expr) -> str:
     emitted = emit(expr, PYTHON)
     head = f"def {name if name.isidentifier() else 'mod'}({', '.join(arguments)}):"
     return "\n".join([head, *(f"    {line}" for line in emitted.statements), f"    return {emitted.result}"])
+
+
+def gradient_lines(expr: Expr) -> list[str]:
+    """The derivatives of a score_mod's expression: by the score, and by each read of a floating array with its pattern.
+
+    Example:
+        >>> from flextrace.tracer.expr.node import SCORE, H, apply
+        >>> slope = apply("load", H, value=(0, "float32"))
+        >>> print("\\n".join(gradient_lines(apply("tanh", apply("mul", SCORE, slope)))))
+        e0 = array0[h]
+        e1 = tanh((score * e0))
+        e2 = 1.0 - (e1 * e1)
+        by score: e0 * e2
+        by array0[h] (row): score * e2
+    """
+    found = sites(expr)
+    many = emit_many([derivative(expr, SCORE), *(site.slope for site in found)], PYTHON)
+    names = ["by score", *(f"by {_in_one_line(site.load)} ({site.pattern.value})" for site in found)]
+    return [*many.statements, *(f"{name}: {text}" for name, text in zip(names, many.results, strict=True))]
+
+
+def _in_one_line(load: Expr) -> str:
+    emitted = emit(load, PYTHON)
+    return f"array{load.value[0]}[...]" if emitted.statements else emitted.result
 
 
 print_by(show)

@@ -152,7 +152,7 @@ def _multiple(node: Expr, of_args: list[int]) -> int | None:
         return 0  # whether a difference is 0, where ints wrap too
     if node.op in ("lt", "le", "min", "max") and all(arg in (Q_IDX, KV_IDX) for arg in node.args):
         return 0 if node.dtype == "bool" else 1  # positions themselves never wrap
-    if node.op == "where" and first == 0 and of_args[1] == last:
+    if node.op == "where" and of_args[1] == last:
         return last
     if node.dtype != "int":
         return None
@@ -162,8 +162,6 @@ def _multiple(node: Expr, of_args: list[int]) -> int | None:
         return -first
     if node.op == "mul" and node.args[1].op == "const":
         return first * int(node.args[1].value)
-    if node.op == "mul" and node.args[0].op == "const":
-        return last * int(node.args[0].value)
     if node.op == "shl" and node.args[1].op == "const" and 0 <= node.args[1].value < 32:
         return first << int(node.args[1].value)
     return None

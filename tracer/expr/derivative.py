@@ -109,7 +109,12 @@ def _product(a: Expr, b: Expr) -> Expr:
         together = a.args[1].value * b.value
         if _is_usual(together):
             a, b = a.args[0], const(together)
-    return a if b is ONE else apply("mul", a, b)
+    if b is ONE:
+        return a
+    quotient = a.args[0] if a.op == "mul" else a
+    if quotient.op == "div" and quotient.args[1] is b:  # cap * tanh(x / cap): what was divided by is multiplied with
+        return quotient.args[0] if quotient is a else _product(quotient.args[0], a.args[1])
+    return apply("mul", a, b)
 
 
 def _is_usual(number: float) -> bool:

@@ -82,6 +82,8 @@ def test_parts_of_several_results_are_computed_once() -> None:
     many = emit_many((squashed, slope, squashed), tracer.CPP)
     assert many.statements == ("const auto e0 = fx::tanh(score);",) and many.outer == ()
     assert many.results == ("e0", "fx::sub(1.0f, fx::mul(e0, e0))", "e0")
+    once = emit_many((apply("exp", squashed), squashed), tracer.CPP)
+    assert (once.statements, once.results) == (many.statements, ("fx::exp(e0)", "e0"))
 
 
 def test_results_that_stay_the_same_come_before_the_loop() -> None:
@@ -121,6 +123,13 @@ def test_several_results_mean_their_expressions() -> None:
         got = [float(eval(text, scope)) for text in many.results]
         want = [float(tracer.evaluate(root, names, numbers=bound.numbers, arrays=arrays)) for root in roots]
         assert got == pytest.approx(want, rel=1e-4, abs=1e-5, nan_ok=True), entry.name
+
+
+def test_a_result_has_no_name_of_its_own() -> None:
+    node: Expr = SCORE
+    for _ in range(2 * MAX_NESTING + 1):
+        node = apply("sin", node)
+        assert tracer.emit(node, tracer.CPP).result.startswith("fx::sin(")
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,9 @@ FORMULAS: dict[str, tuple[Callable[..., Any], Pattern]] = {
     "dense with a stride": (lambda s, b, h, q, k: s + A2[q // 2, k], Pattern.TABLE),
     "dense with an offset, which is clamped": (lambda s, b, h, q, k: s + A2[q + 1, k], Pattern.TABLE),
     "row of both": (lambda s, b, h, q, k: s + A3[q, q, k], Pattern.TABLE),
+    "order of sums, which wrap": (lambda s, b, h, q, k: s + A1[1 if q + 5 < k else 0], Pattern.TABLE),
+    "either position": (lambda s, b, h, q, k: s + A1[q - (k if h > 2 else 2 * k)], Pattern.TABLE),
+    "either difference": (lambda s, b, h, q, k: s + A1[(q if h > 2 else k + h) - k], Pattern.DIAGONAL),
     "difference of blocks": (lambda s, b, h, q, k: s + A1[q // 2 - k // 2], Pattern.TABLE),
     "of the score": (lambda s, b, h, q, k: s + A1[int(s)], Pattern.TABLE),
     "difference and score": (lambda s, b, h, q, k: s + A2[q - k, int(s)], Pattern.TABLE),
@@ -116,7 +119,9 @@ def test_mods_of_the_library() -> None:
 
 
 def test_what_a_site_says() -> None:
-    row, dense = of(lambda s, b, h, q, k: s * A2[b, h] + A4[b, h // 2, k, q])
+    half = A4.astype(mx.float16)
+    row, dense = of(lambda s, b, h, q, k: s * A2[b, h] + half[b, h // 2, k, q])
+    assert (dense.slot, dense.element) == (1, "float16")
     assert (row.slot, row.element, row.slope, row.varies) == (0, "float32", SCORE, {"b", "h"})
     assert row.axes == {"b": 0, "h": 1} and dense.axes == {"b": 0, "kv_idx": 2, "q_idx": 3}
     assert dense.varies == set(INDICES) and dense.slope.value == 1
