@@ -58,7 +58,7 @@ def flextrace(
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the encoding of the output lacks
 
 
-app.command()(demo.demo)
+app.add_typer(demo.app, name="demo")
 app.command()(show.show)
 app.command()(simulate.simulate)
 app.command()(warm.warm)

@@ -39,6 +39,7 @@ EXAMPLE_QUERIES = (
 ANSWERS = 3
 NEXT = {
     'demo "how do I sort a list"': "asks something else",
+    "demo train": "trains a language model with a learned bias",
     "show flextrace.mods:causal": "a mask, its expression, its kernel",
     "simulate flextrace.mods:causal": "it in the Metal kernel, without a Mac",
     "doctor": "checks every kernel on this machine",

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import flextrace as flex
 from flextrace.bench import cases, measure
 from flextrace.cli import app
-from flextrace.commands import cache
+from flextrace.commands import cache, demo
 from flextrace.commands.exits import TABLE
 
 SMALL = ["bench", "--lengths", "64", "--dtypes", "float32", "--heads", "2", "--head-dim", "16"]
@@ -32,7 +32,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- what all commands share ----------------------------------------------------------------------------------------
 
 COMMANDS = ("demo", "show", "simulate", "warm", "bench", "doctor", "cache", "vocabulary")
+DEMO_COMMANDS = ("search", "train")
 CACHE_COMMANDS = ("ls", "show", "verify", "prune", "clear", "path")
+
+ALL_COMMANDS = [
+    *COMMANDS,
+    *(f"demo {name}" for name in DEMO_COMMANDS),
+    *(f"cache {name}" for name in CACHE_COMMANDS),
+]
 
 
 def test_help_names_the_commands_and_the_exit_codes() -> None:
@@ -45,7 +52,7 @@ def test_help_names_the_commands_and_the_exit_codes() -> None:
         assert f"{code} {meaning}" in text
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *(f"cache {name}" for name in CACHE_COMMANDS)])
+@pytest.mark.parametrize("command", ALL_COMMANDS)
 def test_each_command_has_help(command: str) -> None:
     result = CliRunner().invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0 and f"flextrace {command}" in result.output.replace("root", "flextrace")
@@ -54,9 +61,10 @@ def test_each_command_has_help(command: str) -> None:
 def test_no_command_is_left_out() -> None:
     names = {
         group: {info.name or info.callback.__name__ for info in typer.registered_commands if info.callback}
-        for group, typer in (("", app), ("cache", cache.app))
+        for group, typer in (("", app), ("demo", demo.app), ("cache", cache.app))
     }
-    assert names[""] | {"cache"} == {*COMMANDS} and names["cache"] == {*CACHE_COMMANDS}
+    assert names[""] | {"cache", "demo"} == {*COMMANDS}
+    assert names["cache"] == {*CACHE_COMMANDS} and names["demo"] == {*DEMO_COMMANDS}
 
 
 def test_version_in_a_real_process(tmp_path: Path) -> None:
