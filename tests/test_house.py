@@ -50,6 +50,8 @@ kernels/metal/arguments kernels/metal/params kernels/metal/text kernels/metal/ke
 kernels/metal/async_copy/
 kernels/metal/int8/
 kernels/metal/stages/
+kernels/metal/launch
+kernels/metal/backward/
 kernels/metal/
 kernels/simulator/runtime/
 kernels/simulator/stdlib/

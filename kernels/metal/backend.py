@@ -13,11 +13,14 @@ import mlx.core as mx
 from flextrace.cache import Store, key_of
 
 from ..backend import Built
-from ..call import AttentionCall, Result
+from ..call import AttentionCall, BackwardCall, Gradients, Result
 from ..loading import Kernels
 from ..spec import ATTENTION, KernelSpec
 from ..stages.protocol import Stages
 from .async_copy.probe import why_no_async_copy
+from .backward.launch import gradients
+from .backward.text import KERNELS as GRADIENT_KERNELS
+from .backward.text import gradient_text
 from .generate import complete, kernel_text
 from .int8.quantise import operands
 from .int8.rounding import KERNEL as QUANTISE
@@ -76,6 +79,13 @@ class MetalBackend:
         type(self)(_not_built).load(spec).run(call)
         return [Built("text", key_of(self.text(spec), self.name), for_readers=True)]
 
+    def backward(self, call: BackwardCall) -> Gradients:
+        """Gradients of a call, as nodes of MLX's lazy graph; nothing is evaluated.
+
+        Raises ValueError where the mods capture more arrays than a Metal kernel has buffers.
+        """
+        return gradients(call, self.load)
+
     def stages(self, threads: int = 0) -> Stages:
         return self._stages
 
@@ -87,7 +97,7 @@ class MetalBackend:
 
     def _made(self, spec: KernelSpec) -> MetalKernel:
         text = _text(spec)
-        if spec.kernel == ATTENTION:
+        if spec.kernel == ATTENTION or spec.kernel in GRADIENT_KERNELS:
             self._keep(text, spec)
         kinds = spec.variant.kinds if isinstance(spec.variant, Variant) else ""
         return MetalKernel(text, launchable(self.metal_kernel, text, kinds), self)
@@ -125,9 +135,11 @@ class MetalKernel(Launchable):
 def _text(spec: KernelSpec) -> KernelText:
     if spec.kernel == QUANTISE:
         return quantise_text()
+    variant = spec.variant if isinstance(spec.variant, Variant) else Variant()
+    if spec.kernel in GRADIENT_KERNELS:
+        return gradient_text(spec.kernel, spec.mods, variant)
     if spec.kernel != ATTENTION:
         return stage_text(spec.kernel, spec.mods)
-    variant = spec.variant if isinstance(spec.variant, Variant) else Variant()
     return kernel_text(spec.mods, variant.async_copy, variant.by_blocks, variant.scoring)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from flextrace.tracer import METAL, Expr, emit
 from flextrace.tracer.bounds.tiles import bounds_of
@@ -14,17 +15,19 @@ from flextrace.tracer.expr.node import leaves
 
 from ..spec import Formulas
 from ..template.hole import fill
-from .attention.plan import Plan, plan_for
+from .attention.plan import plan_for
 from .device import MAX_BUFFERS
 from .mod.captures import are_packed, ascii_text, declared, extremes_type, msl_type, passed_on
 from .scoring import PLAIN, Scoring
-from .text import FOLDER, HOLE, KernelText, texts_of
+from .text import FOLDER, HOLE, NOTHING_ELSE, KernelText, texts_of
 
 NO_MODS = Formulas()
 KERNEL, ASYNC_KERNEL = "attention/forward.metal", "async_copy/forward.metal"
 INPUTS = ("q", "k", "v", "params", "tile_lists")
 OUTPUTS = ("out", "lse", "max_scores")
-STRIDED = ("q", "k", "v")
+TYPED_OUTPUTS = ("out", "d_q", "d_k", "d_v")  # others are float32
+IN_CONSTANT = ("sizes", "mask_sizes")  # of gradient kernels
+STRIDED = ("q", "k", "v", "d_out")
 ATTRIBUTES = {
     "threadgroup_position_in_grid": "uint3",
     "threadgroups_per_grid": "uint3",
@@ -35,7 +38,13 @@ ATTRIBUTES = {
 NO_TEXT = KernelText("attention", "", "", INPUTS, OUTPUTS)
 
 
-def complete(text: KernelText, plan: Plan | None = None) -> str:
+class Templated(Protocol):
+    """A plan: template arguments by name."""
+
+    def template(self) -> list[tuple[str, int | bool]]: ...
+
+
+def complete(text: KernelText, plan: Templated | None = None) -> str:
     """The text of an attention kernel as MLX would compile it: the header, the signature that MLX writes, the body."""
     plan = plan or plan_for(64, 64, "float32")
     arguments = ", ".join(f"{'bool' if isinstance(v, bool) else 'int'} {name}" for name, v in plan.template())
@@ -48,19 +57,19 @@ def complete(text: KernelText, plan: Plan | None = None) -> str:
 def buffers(text: KernelText) -> list[str]:
     """The buffers of an attention kernel, as MLX declares them."""
     dims = {f"array{slot}": array.ndim for slot, array in enumerate(text.arrays)}
-    types = {name: "T" for name in STRIDED} | {"params": "int", "tile_lists": "int"}
-    types |= text.scoring.inputs | ({"k": "int8_t"} if text.scoring.quantised else {})
+    types = {name: "T" for name in STRIDED} | {name: "int" for name in ("params", "tile_lists", *IN_CONSTANT)}
+    types |= {"statistics": "float"} | text.scoring.inputs | ({"k": "int8_t"} if text.scoring.quantised else {})
     types |= {"v": "int8_t"} if text.scoring.int8_values else {}
     types |= {f"array{slot}": msl_type(array.element) for slot, array in enumerate(text.arrays)}
     types |= {f"extremes{slot}": extremes_type(text.arrays[slot].element) for slot in text.extremes}
     found, strided = [], (*STRIDED, *text.scoring.strided)
     for name in text.inputs:
-        space = "constant" if dims.get(name) == 0 else "device"
+        space = "constant" if dims.get(name) == 0 or name in IN_CONSTANT else "device"
         found.append(f"const {space} {types[name]}{'&' if dims.get(name) == 0 else '*'} {name}")
         with_axes = bool(dims.get(name)) and not text.packed
         found += [f"const constant int* {name}_shape"] if with_axes else []
         found += [f"const constant int64_t* {name}_strides"] if with_axes or name in strided else []
-    found += [f"device {'T' if name == 'out' else 'float'}* {name}" for name in text.outputs]
+    found += [f"device {'T' if name in TYPED_OUTPUTS else 'float'}* {name}" for name in text.outputs]
     return [f"{parameter} [[buffer({i})]]" for i, parameter in enumerate(found)]
 
 
@@ -72,23 +81,35 @@ def kernel_text(
 ) -> KernelText:
     """The kernel for these mods; with `async_copy` the one that has the intrinsic in its text.
 
+    Raises ValueError where the mods capture more arrays than a Metal kernel has buffers, be they packed.
+    """
+    return with_mods(replace(NO_TEXT, scoring=scoring), ASYNC_KERNEL if async_copy else KERNEL, mods, extremes)
+
+
+def with_mods(
+    text: KernelText,
+    file: str,
+    mods: Formulas,
+    extremes: Collection[int] | None = None,
+    others: Mapping[str, str] = NOTHING_ELSE,
+) -> KernelText:
+    """The kernel in `file`, of which `text` has all but what the mods add; `others`: headers that are generated too.
+
     `extremes` are the slots of captured arrays whose blocks tile_state may read, all without it; arrays that it does
     not look up by row or key are left out, and those for which there is no buffer.
 
     Raises ValueError where the mods capture more arrays than a Metal kernel has buffers, be they packed.
     """
-    arrays = mods.arrays
-    others = len(buffers(replace(NO_TEXT, scoring=scoring))) + len(scoring.parameters)
-    packed = are_packed(arrays, others)
+    arrays, scoring = mods.arrays, text.scoring
+    packed = are_packed(arrays, len(buffers(text)) + len(scoring.parameters))
     names = [f"array{slot}" for slot in range(len(arrays))]
-    text = replace(NO_TEXT, inputs=(*INPUTS, *names), arrays=arrays, packed=packed, scoring=scoring)
+    text = replace(text, inputs=(*text.inputs, *names), arrays=arrays, packed=packed)
     taken = len(buffers(text)) + len(scoring.parameters)
     slots = [slot for slot in looked_up(mods) if extremes is None or slot in extremes]
     slots = slots[: MAX_BUFFERS - taken]
     of_blocks = [f"extremes{slot}" for slot in slots]
     passed = [*passed_on(arrays, packed), *of_blocks, *(name.rsplit(" ", 1)[1] for name in scoring.parameters)]
-    hole = mod_header(mods, slots, scoring, packed)
-    header, body = texts_of(ASYNC_KERNEL if async_copy else KERNEL, hole, passed)
+    header, body = texts_of(file, mod_header(mods, slots, scoring, packed), passed, others)
     return replace(
         text,
         header=header,

@@ -71,19 +71,26 @@ def run(kernel: Launch, call: AttentionCall, made: Operands, text: KernelText) -
             output_dtypes=[call.q.dtype, mx.float32, mx.float32],
         )
 
-    tiles_of_rows = -(-q_len // plan.bq)
-    at_once = tiles_at_once(tiles_of_rows, batch * query_heads * plan.bq * kv_len * (head_dim + value_dim))
-    if at_once == tiles_of_rows:
-        out, lse, max_scores = launched(0, tiles_of_rows)
-    else:
-        parts = []
-        for first in range(0, tiles_of_rows, at_once):
-            parts.append(launched(first, min(at_once, tiles_of_rows - first)))
-            _begin(parts[-1])
-        out, lse, max_scores = (mx.concatenate(list(some), axis=2) for some in zip(*parts, strict=True))
+    multiplies = batch * query_heads * plan.bq * kv_len * (head_dim + value_dim)
+    out, lse, max_scores = in_launches(launched, -(-q_len // plan.bq), multiplies)
     if made.row_terms is not None and not text.scoring.add_back:  # -inf, of a row that attends to nothing, stays
         lse, max_scores = lse + made.row_terms, max_scores + made.row_terms
     return _result(call, out[..., :value_dim] if value_dim == 0 else out, lse, max_scores)
+
+
+def in_launches(launched: Callable[[int, int], Sequence[mx.array]], tiles: int, multiplies: int) -> Sequence[mx.array]:
+    """What a kernel gives for all tiles of rows, along axis 2, by one launch or by several, begun one by one.
+
+    launched: from the first tile of a launch and their count. multiplies: of one tile, unmasked.
+    """
+    at_once = tiles_at_once(tiles, multiplies)
+    if at_once == tiles:
+        return launched(0, tiles)
+    parts = []
+    for first in range(0, tiles, at_once):
+        parts.append(launched(first, min(at_once, tiles - first)))
+        _begin(parts[-1])
+    return [mx.concatenate(list(some), axis=2) for some in zip(*parts, strict=True)]
 
 
 def tiles_at_once(tiles: int, multiplies: int) -> int:

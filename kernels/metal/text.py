@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from .scoring import PLAIN, Scoring
 
 FOLDER = Path(__file__).parent
 HOLE = "mod/mod.h"
+NOTHING_ELSE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,12 @@ class KernelText:
         return f"flextrace_{self.kernel}_{hashlib.sha256((self.header + self.body).encode()).hexdigest()[:16]}"
 
 
-def texts_of(file: str, hole: str | None = None, passed: Sequence[str] = ()) -> tuple[str, str]:
+def texts_of(
+    file: str, hole: str | None = None, passed: Sequence[str] = (), others: Mapping[str, str] = NOTHING_ELSE
+) -> tuple[str, str]:
     """Header and body of the kernel in that file, the hole as it lies without one; `passed` goes to captured_by_mods,
-    which needs it where there is a hole."""
-    header, body = header_and_body(assemble(FOLDER, file, {} if hole is None else {HOLE: hole}))
+    which needs it where there is a hole. `others`: the texts of other headers that are generated."""
+    header, body = header_and_body(assemble(FOLDER, file, {**others, **({} if hole is None else {HOLE: hole})}))
     if hole is not None:
         body = body.replace(" CAPTURED_ARRAYS", "".join(f", {name}" for name in passed))
     return header, body

@@ -965,6 +965,33 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("kernels/blocks.py", "tests/flextrace/block_mask/test_block_mask_methods.py"): [
         ("array.setflags(write=False)", "pass"),
     ],
+    ("kernels/metal/backward/differentiate.h", "tests/kernels/metal/backward/test_metal_gradients.py"): [
+        ("weight * (elements(slopes[r][j])[e] - row.delta)", "weight * elements(slopes[r][j])[e]"),
+        ("if (MAX && found.score == row.max)", "if (false)"),
+        ("if (!attends) gaps |= 1u << j;", ""),
+        ("weight == 0.0f ? 0.0f : slope * found.slope", "slope * found.slope"),
+        ("KEY_ROWS ? across : rows.q_idx[r]", "rows.q_idx[r]"),
+    ],
+    ("kernels/metal/backward/transposed.h", "tests/kernels/metal/backward/test_metal_gradients.py"): [
+        ("mods.tile_state(batch, head, q_first, q_last, kv_first, kv_last)", "2"),
+        ("mods.mask_mod(b, h, q_idx, kv_idx)) bits", "mods.mask_mod(b, h, kv_idx, q_idx)) bits"),
+    ],
+    ("kernels/metal/backward/key.metal", "tests/kernels/metal/backward/test_metal_gradients.py"): [
+        ("rows.h = rows.kv_head * heads + reader % heads;", "rows.h = rows.kv_head * heads;"),
+        ("rows.b = rows.kv_batch * sharing + reader / heads;", "rows.b = rows.kv_batch;"),
+    ],
+    ("kernels/metal/backward/query.metal", "tests/kernels/metal/backward/test_metal_gradients.py"): [
+        ("MAY_LEAVE_OUT ? gaps : 0", "0"),
+    ],
+    ("kernels/metal/backward/ties.metal", "tests/kernels/metal/backward/test_metal_gradients.py"): [
+        ("most[r] == of_row ? count[r] : 0.0f", "count[r]"),
+    ],
+    ("kernels/metal/backward/launch.py", "tests/kernels/metal/backward/test_metal_gradients.py"): [
+        ("delta if call.d_lse is None else delta - call.d_lse", "delta"),
+    ],
+    ("kernels/metal/backward/plan.py", "tests/kernels/metal/backward/test_gradient_text.py"): [
+        ("self.threadgroup_bytes <= THREADGROUP_BYTES", "True"),
+    ],
     ("kernels/blocks.py", "tests/kernels/test_blocks.py"): [
         ("line = self.rows + self.rows // max(1, q_blocks)", "line = self.rows"),
         ("np.concatenate([line, line, line + 1, line + 1])", "np.concatenate([line] * 4)"),

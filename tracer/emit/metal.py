@@ -5,14 +5,17 @@ Ints that wrap are functions of the kernels' ops.h, because Metal leaves the ove
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
+
 from ..expr.node import Expr
 from .c_family import FUNCTIONS, INFIX, c_const, spelt_call
 from .emit import Language
 
 
-def _metal_load(node: Expr, indices: list[str]) -> str:
+def _metal_load(node: Expr, indices: list[str], owner: str = "") -> str:
     slot, _ = node.value
-    name = f"array{slot}"
+    name = f"{owner}array{slot}"
     value = f"{name}[fx::offset({', '.join([f'{name}_shape', f'{name}_strides', *indices])})]" if indices else name
     return f"{node.dtype}({value})"
 
@@ -47,3 +50,9 @@ METAL = Language(
     param=lambda node: f"number{node.value}",
     load=_metal_load,
 )
+
+
+def metal_of(owner: str) -> Language:
+    """Metal as a function writes it that is given what is captured: `owner.array0`, `owner.number0`."""
+    load = functools.partial(_metal_load, owner=f"{owner}.")
+    return replace(METAL, param=lambda node: f"{owner}.number{node.value}", load=load)

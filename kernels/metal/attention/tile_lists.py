@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 import numpy as np
 
 from ...blocks import FULL, PARTIAL, Blocks
 from ..device import SMALLEST
-from .plan import Plan
 
 NO_BLOCKS, WHOLE_TILES, CUT_TILES = 0, 1, 2  # enum Blocks of walk.h
 NO_MASK, ASK, LOOK_UP = 0, 1, 2  # enum TileState of walk.h
@@ -38,7 +37,17 @@ class Tiles:
 _known: weakref.WeakKeyDictionary[Blocks, dict[tuple[int, ...], Tiles]] = weakref.WeakKeyDictionary()
 
 
-def tiles_for(blocks: Blocks | None, plan: Plan, q_len: int, kv_len: int) -> Tiles:
+class Cut(Protocol):
+    """What it takes of a plan: the rows and columns of a tile."""
+
+    @property
+    def bq(self) -> int: ...
+
+    @property
+    def bk(self) -> int: ...
+
+
+def tiles_for(blocks: Blocks | None, plan: Cut, q_len: int, kv_len: int) -> Tiles:
     """Remembered as long as the BlockMask lives."""
     if blocks is None:
         return Tiles(NO_BLOCKS, mx.zeros(SMALLEST, mx.int32), dict(zip(PARAMS, (1, 1, 0, 0, 1, 1), strict=True)))

@@ -1,0 +1,189 @@
+"""Head dims, dtype -> GradientPlan: how a threadgroup of a gradient kernel cuts its work.
+
+Beside what the forward plan chooses there is where a threadgroup keeps its own rows: they are the left operands of two
+products of each tile, and read again for each where neither threadgroup memory nor registers have room.
+
+The model of registers was fitted to what clang needs of these texts for another GPU with as many lanes (gfx1100), the
+8x8 products being one instruction; tests/apparatus/registers.py measures it. Tests hold it for head dims 64 and 128.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from ..attention.plan import padded
+from ..device import FRAGMENT, LANES, REGISTERS, THREADGROUP_BYTES
+
+IN_REGISTERS, IN_THREADGROUP, IN_DEVICE = 0, 1, 2  # enum Keeping of own_rows.h
+OTHER_REGISTERS = 40  # addresses, the walk, terms of rows, fragments on their way
+OF_KEYS_REGISTERS = 16  # terms of columns, and the loop over heads
+CUT_REGISTERS = 24  # several tiles of columns, whose code the compiler interleaves
+SPILLED = 8  # registers, of which it costs little to keep as many in memory
+NARROWEST = 32  # tile of columns, where there is a choice
+TERMS = 4  # of differentiate.h
+
+
+@dataclass(frozen=True)
+class GradientPlan:
+    """The template arguments of query.metal and key.metal.
+
+    of_keys: own rows are those of k and v, and their gradients are summed; otherwise those of q and d_out, for dQ.
+    head_kept, value_kept: where own rows of q or k, and of d_out or v, lie. slices: threadgroups that share the columns
+    of a tile of rows. with_max: max_scores has a gradient.
+    """
+
+    of_keys: bool
+    head_dim: int
+    value_dim: int
+    simdgroups: int
+    bk: int
+    bd: int
+    bv: int
+    head_kept: int
+    value_kept: int
+    slices: int
+    dtype: str
+    with_max: bool = False
+
+    @property
+    def element_bytes(self) -> int:
+        return 4 if self.dtype == "float32" else 2
+
+    @property
+    def bq(self) -> int:
+        """Own rows of a threadgroup."""
+        return self.simdgroups * FRAGMENT
+
+    @property
+    def threads(self) -> int:
+        return self.simdgroups * LANES
+
+    @property
+    def head_tiles(self) -> int:
+        return padded(self.head_dim) // self.bd
+
+    @property
+    def value_tiles(self) -> int:
+        return padded(self.value_dim) // self.bv
+
+    @property
+    def whole(self) -> bool:
+        """Rows are not cut into tiles of columns: both tiles of a step stay until both have served twice."""
+        return self.head_tiles == self.value_tiles == 1
+
+    @property
+    def staged(self) -> int:
+        """Elements of threadgroup memory: two tiles, each row 16 bytes longer than its columns."""
+        return 2 * self.bk * (max(self.bd, self.bv) * self.element_bytes + 16) // self.element_bytes
+
+    def _own(self, columns: int, kept: int) -> int:
+        row = padded(columns) * self.element_bytes + 16
+        return self.bq * row // self.element_bytes if kept == IN_THREADGROUP else 0
+
+    @property
+    def head_staged(self) -> int:
+        """Elements of threadgroup memory for own rows of q or k."""
+        return self._own(self.head_dim, self.head_kept)
+
+    @property
+    def own_staged(self) -> int:
+        """Elements of threadgroup memory for all own rows; an array has at least one."""
+        return max(1, self.head_staged + self._own(self.value_dim, self.value_kept))
+
+    @property
+    def threadgroup_bytes(self) -> int:
+        """The tiles, own rows, the votes of walk.h, and the terms of a tile of query rows."""
+        terms = 4 * TERMS * self.bk if self.of_keys else 0
+        return (self.staged + self.own_staged) * self.element_bytes + 8 * self.simdgroups + terms
+
+    @property
+    def registers(self) -> int:
+        """What one thread needs at the same time; two elements of every fragment lie in each lane."""
+        head, value = padded(self.head_dim), padded(self.value_dim)
+        sums = 2 * _parts(self.head_tiles, self.slices) * self.bd // FRAGMENT
+        sums += 2 * _parts(self.value_tiles, self.slices) * self.bv // FRAGMENT if self.of_keys else 0
+        kept = ((head, self.head_kept), (value, self.value_kept))
+        own = sum(self._held(columns) for columns, where in kept if where == IN_REGISTERS)
+        ahead = _parts(self.bk * max(self.bd, self.bv) * self.element_bytes, self.threads * 4)
+        others = OTHER_REGISTERS + OF_KEYS_REGISTERS * self.of_keys + CUT_REGISTERS * (not self.whole)
+        return sums + 2 * 2 * self.bk // FRAGMENT + own + ahead + others
+
+    def _held(self, columns: int) -> int:
+        """Registers of own rows; their products are unrolled, and so the other operands come sooner than needed."""
+        both = 2 * columns // FRAGMENT + self.bk
+        return both // 2 if self.dtype == "float16" else both
+
+    @property
+    def device_columns(self) -> float:
+        """Elements read of device memory for a pair of an own row and another one, in all slices."""
+        both = padded(self.head_dim) + padded(self.value_dim)
+        again = 0 if self.whole else both if self.of_keys else padded(self.head_dim)
+        own = (self.head_dim, self.head_kept), (self.value_dim, self.value_kept)
+        read_again = sum(padded(columns) for columns, where in own if where == IN_DEVICE)
+        return self.slices * ((both + again / self.slices) / self.bq + read_again / self.bk)
+
+    @property
+    def barriers_per_row(self) -> float:
+        """Each tile of columns ends with one."""
+        sums = _parts(self.head_tiles, self.slices) + self.of_keys * _parts(self.value_tiles, self.slices)
+        return (self.head_tiles + self.value_tiles * (not (self.whole and self.of_keys)) + sums) / self.bk
+
+    def fits(self) -> bool:
+        return self.registers <= REGISTERS + SPILLED and self.threadgroup_bytes <= THREADGROUP_BYTES
+
+    def template(self) -> list[tuple[str, int | bool]]:
+        """The arguments by name, as gradient_rows.h and the kernels' bodies name them."""
+        return [
+            ("HEAD_DIM", self.head_dim),
+            ("VALUE_DIM", self.value_dim),
+            ("SIMDGROUPS", self.simdgroups),
+            ("BK", self.bk),
+            ("BD", self.bd),
+            ("BV", self.bv),
+            ("VALUE_TILES", self.value_tiles),
+            ("HEAD_KEPT", self.head_kept),
+            ("VALUE_KEPT", self.value_kept),
+            ("SLICES", self.slices),
+            ("STAGED", self.staged),
+            ("HEAD_STAGED", self.head_staged),
+            ("OWN_STAGED", self.own_staged),
+            ("WITH_MAX", self.with_max),
+        ]
+
+
+@functools.lru_cache(maxsize=256)
+def gradient_plan(of_keys: bool, head_dim: int, value_dim: int, dtype: str) -> GradientPlan:
+    """The plan that reads the least device memory; of these one with the fewest barriers, and the fewest registers.
+
+    Slices compute all scores again, so there are several only where nothing else fits.
+    """
+    most = padded(max(head_dim, value_dim)) // FRAGMENT
+    for narrowest, slices in product((NARROWEST, FRAGMENT), range(1, most + 1)):
+        plans = _plans(of_keys, head_dim, value_dim, slices, dtype, narrowest)
+        fitting = [plan for plan in plans if plan.fits()]
+        if fitting:
+            return min(fitting, key=lambda plan: (plan.device_columns, plan.barriers_per_row, plan.registers))
+    raise ValueError(f"head dims {head_dim} and {value_dim} do not fit a threadgroup; use fewer columns per head")
+
+
+def _plans(
+    of_keys: bool, head_dim: int, value_dim: int, slices: int, dtype: str, narrowest: int
+) -> Iterator[GradientPlan]:
+    kept = (IN_REGISTERS, IN_THREADGROUP, IN_DEVICE)
+    widths = (_tilings(columns, narrowest) for columns in (head_dim, value_dim))
+    cuts = product((8, 6, 4), (32, 16, 8), *widths, kept, kept)
+    for simdgroups, bk, bd, bv, head_kept, value_kept in cuts:
+        yield GradientPlan(of_keys, head_dim, value_dim, simdgroups, bk, bd, bv, head_kept, value_kept, slices, dtype)
+
+
+def _tilings(columns: int, narrowest: int) -> list[int]:
+    """Widths of equal tiles that make up the columns; narrow ones would only add barriers."""
+    whole = padded(columns)
+    return [width for width in range(whole, 0, -FRAGMENT) if whole % width == 0 and width >= min(whole, narrowest)]
+
+
+def _parts(size: int, part: int) -> int:
+    return -(-size // part)

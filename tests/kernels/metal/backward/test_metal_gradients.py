@@ -1,0 +1,202 @@
+"""The Metal gradient kernels in the simulator: right numbers, the same bits, and no report of its checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import zoo
+from apparatus.gradients import backward_call, broken, check, close, exact
+from apparatus.simulated import BARRIER, DTYPES, ORDERS, SHAPES, backend, inputs
+from calls import attention_call
+from gradient_reference import attention_gradients
+
+import flextrace as flex
+from flextrace.kernels.call import AttentionCall, BackwardCall
+from flextrace.kernels.metal import MetalBackend, launch
+from flextrace.kernels.metal.backend import no_results
+from flextrace.kernels.metal.backward.text import KEY, QUERY, gradient_text
+from flextrace.kernels.metal.generate import NO_MODS
+from flextrace.kernels.metal.kernel import Variant
+from flextrace.kernels.simulator import SimulationError, recording
+
+MASKS = [entry.name for entry in zoo.ZOO.values() if entry.kind == "mask"]
+IN_FLOAT32 = ("softcap_array_functions",)  # in plain Python too: too coarse for differences
+SCORES = [entry.name for entry in zoo.ZOO.values() if entry.kind == "score" and entry.name not in IN_FLOAT32]
+SMALL = (2, 4, 21, 8, 1, 2, 27, 12)  # grouped heads, one batch of keys for two of queries
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_lane_order(order: str) -> None:
+    check(SMALL, names=("causal",), order=order, statistics=True)
+
+
+@pytest.mark.sampled(45)
+@pytest.mark.parametrize("statistics", [False, True], ids=["out", "out-lse-max"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape(shape: str, dtype: str, statistics: bool) -> None:
+    check(SHAPES[shape], dtype, statistics=statistics)
+
+
+@pytest.mark.sampled(250)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("block_size", [None, 16, 64, (17, 33)], ids=str)
+@pytest.mark.parametrize("name", MASKS)
+def test_every_mask(name: str, block_size: Any, order: str) -> None:
+    check(SMALL, names=(name,), block_size=block_size, order=order, statistics=True)
+
+
+@pytest.mark.sampled(90)
+@pytest.mark.parametrize("mask", [(), ("causal",)], ids=["none", "causal"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SCORES)
+def test_every_score_mod(name: str, dtype: str, mask: tuple[str, ...]) -> None:
+    check(SMALL, dtype, (name, *mask))
+
+
+def test_rows_without_keys_and_keys_without_rows_have_no_gradient() -> None:
+    def mask(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return (kv_idx > 40) & (q_idx > 3) & (q_idx + h != 20)  # the first tile of a row is empty
+
+    shape = (1, 2, 40, 16, 1, 2, 70, 16)
+    call = backward_call(shape, "float32", None, flex.mask_mod(mask), (None, mask))
+    found = backend().backward(call)
+    given = [exact(x) for x in (call.call.q, call.call.k, call.call.v, call.d_out)]
+    want = attention_gradients(*given, mask_mod=mask, scale=0.3)
+    for mine, true in zip((found.q, found.k, found.v), want[:3], strict=True):
+        close(mine, true, "float32", "rows without keys")
+    assert float(mx.abs(found.q[:, :, :4]).max()) == float(mx.abs(found.k[:, :, :41]).max()) == 0
+
+
+def test_a_score_of_minus_infinity_has_no_gradient() -> None:
+    def score(s: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return s * s if kv_idx <= q_idx else -np.inf  # the derivative of what is left out is not asked for
+
+    def plain(s: float, b: int, h: int, q_idx: int, kv_idx: int) -> float:
+        return s * s if kv_idx <= q_idx else -np.inf
+
+    shape = (1, 1, 20, 8, 1, 1, 30, 8)
+    call = backward_call(shape, "float32", flex.score_mod(score), None, (plain, None))
+    found = backend().backward(call)
+    want = attention_gradients(
+        *[exact(x) for x in (call.call.q, call.call.k, call.call.v, call.d_out)], score_mod=plain, scale=0.3
+    )
+    for mine, true in zip((found.q, found.k, found.v), want[:3], strict=True):
+        close(mine, true, "float32", "scores of -inf")
+
+
+@pytest.mark.parametrize("special", [np.nan, pytest.param(np.inf, marks=pytest.mark.long)])
+def test_what_is_masked_out_reaches_no_gradient(special: float) -> None:
+    """Keys and values that no row attends to, and a row that attends to nothing, may hold anything."""
+
+    def mask(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return (kv_idx != 5) & (kv_idx <= q_idx + 3) & (q_idx != 7)
+
+    shape = (1, 1, 33, 8, 1, 1, 33, 16)
+    clean, dirty = [np.array(x) for x in inputs(shape, "float32")], []
+    d_out = np.random.default_rng(0).normal(size=(1, 1, 33, 16)).astype(np.float32)
+    for array, rows in zip([*clean, d_out], (7, 5, 5, 7), strict=True):
+        dirty.append(array.copy())
+        dirty[-1][:, :, rows] = special
+        array[:, :, rows] = 0
+    calls = [
+        backward_call(shape, "float32", None, flex.mask_mod(mask), (None, mask), given=tuple(map(mx.array, given)))
+        for given in ([*clean, d_out], dirty)
+    ]
+    calls[1] = BackwardCall(calls[1].call, calls[0].out, calls[0].lse, calls[1].d_out)  # whose delta is nan
+    one, other = (backend().backward(call) for call in calls)
+    for name in ("q", "k", "v"):
+        close(getattr(other, name), exact(getattr(one, name)), "float32", name)
+
+
+def test_any_strides() -> None:
+    shape = (2, 2, 19, 16, 2, 2, 26, 16)
+    whole = backward_call(shape, "float16")
+    turned = [x.transpose(3, 1, 0, 2) for x in (whole.call.q, whole.call.k, whole.call.v, whole.d_out)]
+    turned = [mx.contiguous(x).transpose(2, 1, 3, 0) for x in turned]
+    mx.eval(turned)
+    other = backward_call(shape, "float16", given=tuple(turned))
+    one, two = (backend().backward(call) for call in (whole, other))
+    for name in ("q", "k", "v"):
+        assert mx.array_equal(getattr(one, name), getattr(two, name)), name
+
+
+def test_several_launches_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = backward_call((1, 2, 200, 8, 1, 1, 190, 8), "float32", statistics=True)
+    found = []
+    for most, launches in ((launch.MOST_MULTIPLIES, 3), (1, 4 + 4 + 3)):
+        monkeypatch.setattr(launch, "MOST_MULTIPLIES", most)
+        with recording() as reports:
+            found.append(backend().backward(call))
+        assert len(reports) == launches
+    for name in ("q", "k", "v"):
+        assert mx.array_equal(*(getattr(each, name) for each in found)), name
+
+
+def test_nothing_to_sum_gives_zeros() -> None:
+    for shape in ((1, 1, 0, 8, 1, 1, 4, 8), (1, 1, 4, 8, 1, 1, 0, 8)):
+        call = backward_call(shape, "float32")
+        found = backend().backward(call)
+        for mine, like in zip((found.q, found.k, found.v), (call.call.q, call.call.k, call.call.v), strict=True):
+            assert mine.shape == like.shape and not np.array(mine).any()
+
+
+def test_nothing_is_evaluated() -> None:
+    """So a whole training step can be compiled on a Mac."""
+    call = backward_call(SMALL, "float32", statistics=True)
+    metal = MetalBackend(lambda **definition: lambda **call: no_results(call))
+
+    def step(q: mx.array) -> mx.array:
+        made = BackwardCall(AttentionCall(q, q, q, 1.0), q, call.lse[:, :2], q)
+        found = metal.backward(made)
+        return found.q + found.k + found.v
+
+    x = mx.zeros((2, 2, 21, 8))
+    assert mx.compile(step)(x).shape == x.shape
+
+
+# ---- the checks watch ---------------------------------------------------------------------------------------------
+
+
+def barriers(kernel: str) -> int:
+    return gradient_text(kernel, NO_MODS, Variant()).header.count(BARRIER)
+
+
+def far(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+    return (kv_idx > 1060) & (q_idx > 1060)  # the first survey of 32 tiles finds nothing
+
+
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize("which", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [QUERY, KEY])
+def test_every_barrier_is_needed(kernel: str, which: int) -> None:
+    """Of the walk, of turning to the next tile, and of turning back to one."""
+    assert barriers(kernel) == 3
+    q, k = (mx.random.normal((1, 1, length, 8), key=mx.random.key(0)) for length in (1100, 1100))
+    rows = mx.zeros((1, 1, 1100))
+    call = BackwardCall(attention_call(q, k, k, 1.0, None, flex.mask_mod(far).bind()), q, rows, q)
+    backend().backward(call)
+    with pytest.raises(SimulationError, match="race|uninitialised"):
+        broken(BARRIER, ";", which, (kernel,)).backward(call)
+
+
+BOUNDS = [
+    ("row < rows.end && column + PIECE <= columns.end", "true", (QUERY, KEY)),
+    ("row < rows.end && column + e < columns.end ?", "true ?", (QUERY, KEY)),
+    ("    if (row < p.q_len) {", "    {", (QUERY, KEY)),
+    ("if (column < columns) to[", "to[", (QUERY, KEY)),
+    ("term < TERMS && row < rows.end ?", "true ?", (KEY,)),
+    ("if (int(index) < TERMS * P::BK) staged", "staged", (KEY,)),
+]
+
+
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize(("right", "wrong", "kernels"), BOUNDS, ids=[right for right, *_ in BOUNDS])
+def test_every_bound_is_needed(right: str, wrong: str, kernels: tuple[str, ...]) -> None:
+    call = backward_call((1, 1, 70, 17, 1, 1, 75, 17), "float32")
+    for kernel in kernels:
+        with pytest.raises(SimulationError, match="out of bounds|overlapping|race"):
+            broken(right, wrong, only=(kernel,)).backward(call)
