@@ -88,9 +88,9 @@ def _differentiable(backend: Backend, call: AttentionCall) -> Result:
 
 def _no_gradient(backend: Backend, call: AttentionCall) -> str | None:
     """Why a call has no gradient, and what to do, or None."""
-    if backend.name != "cpu":
+    if backend.name != "cpu" and call.mods.formulas.differentiable:
         return (
-            f"the {backend.name} backend has no backward pass; differentiate with "
+            f"the {backend.name} backend has no backward pass for captured arrays; differentiate with "
             'kernel_options={"BACKEND": "ops"} (or FLEXTRACE_BACKEND=ops)'
         )
     if call.staged:
