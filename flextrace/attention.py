@@ -202,10 +202,12 @@ def flex_attention(
             sees the values: they are taken modulo 2**32.)
         BackendUnavailable: the backend asked for cannot run here.
 
-    Captured arrays and numbers are read at every call; a changed number compiles nothing. The API is that of
-    torch.nn.attention.flex_attention (Dong et al., arXiv 2412.05496); the algorithm is FlashAttention (Dao et al.,
-    arXiv 2205.14135); sinks are those of mx.fast.scaled_dot_product_attention and of gpt-oss (arXiv 2508.10925), after
-    Xiao et al., arXiv 2309.17453.
+    Captured arrays and numbers are read at every call; a changed number compiles nothing. MLX differentiates the result
+    by query, key, value and captured floating arrays, the cpu backend by a fused kernel whose bits do not depend on
+    threads: docs/training.md has what that costs, and what raises GradientError instead.
+
+    The API is that of torch.nn.attention.flex_attention (Dong et al., arXiv 2412.05496); the algorithm is
+    FlashAttention (Dao et al., arXiv 2205.14135), its backward that of FlashAttention-2 (Dao, arXiv 2307.08691).
 
     Example:
         >>> import mlx.core as mx, flextrace as flex

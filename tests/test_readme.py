@@ -10,17 +10,28 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "measured.md", ROOT / "CHANGELOG.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "measured.md", ROOT / "docs" / "training.md", ROOT / "CHANGELOG.md"]
 LINK = re.compile(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)")
 
 
-def test_the_example_runs() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL)
+def run_example(page: Path) -> dict[str, Any]:
+    """The names that the one Python text of a page leaves."""
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {}
-    filename = "<example of README.md>"
+    filename = f"<example of {page.name}>"
     linecache.cache[filename] = (len(example), None, example.splitlines(True), filename)
     exec(compile(example, filename, "exec"), names)
-    assert names["out"].shape == (1, 4, 1024, 64)
+    return names
+
+
+def test_the_example_runs() -> None:
+    assert run_example(PAGES[0])["out"].shape == (1, 4, 1024, 64)
+
+
+def test_the_example_of_training_runs() -> None:
+    names = run_example(ROOT / "docs" / "training.md")
+    assert names["d_q"].shape == (1, 4, 256, 64)
+    assert names["d_bias"][:, 255:].all() and not names["d_bias"][:, :255].any()  # causal: the other distances
 
 
 def test_the_readme_works_away_from_its_folder() -> None:
