@@ -162,7 +162,7 @@ def _through_mod(
         score = float(raw[place])
 
         def modified(by: float = 0.0, score: float = score, place: tuple[int, ...] = place) -> Any:
-            return score_mod(score + by, *place)
+            return score_mod(np.float64(score + by), *place)  # a Python float beside a float32 would become one
 
         result[place] = d_scores[place] * _difference(modified)
         if watched is None:
