@@ -29,7 +29,7 @@ test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -n 2 -k "import or readme or help or version or half_precision or fork" \
 	  tests/flextrace/test_import.py tests/test_readme.py tests/flextrace/commands/test_cli.py tests/flextrace/test_attention.py
 
-# Bytecode differs by version: the readers of functions under every Python from 3.10 to 3.14 that is found here.
+# Bytecode differs by version: the readers of functions under every other Python from 3.10 to 3.14 that is found here.
 test-pythons: $(VENV)/.dev
 	$(BIN)/python tests/pythons.py "$(EXTRA)"
 

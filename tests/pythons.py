@@ -1,7 +1,8 @@
 """The readers of functions under every Python that this machine has: `make test-pythons`.
 
 Bytecode is another with every version of CPython, so the tests of the front ends run under all of 3.10 to 3.14 that are
-found: on the path, under pyenv, or by uv. Each gets an environment of its own beside that of `make test`.
+found: on the path, under pyenv, or by uv. Each gets an environment of its own beside that of `make test`, which runs
+them under its own version.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 VERSIONS = tuple(f"3.{minor}" for minor in range(10, 15))
-TESTS = ("tests/tracer/frontends", "tests/tracer/test_trace.py", "tests/tracer/semantics")
+OWN = f"3.{sys.version_info.minor}"
+TESTS = ("frontends", "semantics", "test_trace.py", "expr/test_expr.py")
 
 
 def found(version: str) -> Path | None:
@@ -59,18 +62,20 @@ def environment(version: str, interpreter: Path, extra: str) -> Path:
 
 
 def main(extra: str) -> int:
-    ran, failed = [], []
-    for version in VERSIONS:
-        interpreter = found(version)
-        if interpreter is None:
-            continue
-        python = environment(version, interpreter, extra)
-        tests = [python, "-m", "pytest", "-n", "2", "-m", "not long", "-p", "no:cacheprovider", *TESTS]
-        ran.append(version)
-        if subprocess.run(tests, cwd=ROOT, check=False).returncode:
+    found_here = {version: place for version in VERSIONS if version != OWN and (place := found(version)) is not None}
+    with ThreadPoolExecutor() as together:
+        pythons = list(together.map(lambda item: environment(*item, extra), found_here.items()))
+    failed = []
+    for version, python in zip(found_here, pythons, strict=True):
+        print(f"Python {version}", flush=True)
+        tests = [python, "-m", "pytest", "-n", "2", "-m", "not long", "-p", "no:cacheprovider"]
+        if subprocess.run([*tests, *(f"tests/tracer/{name}" for name in TESTS)], cwd=ROOT, check=False).returncode:
             failed.append(version)
-    missing = [version for version in VERSIONS if version not in ran]
-    print(f"the front ends ran under Python {', '.join(ran)}" + f"; not found: {', '.join(missing)}" * bool(missing))
+    missing = [version for version in VERSIONS if version not in (OWN, *found_here)]
+    print(
+        f"the front ends ran under Python {', '.join(found_here) or 'none'}; under {OWN} `make test` runs them", end=""
+    )
+    print(f"; not found: {', '.join(missing)}" * bool(missing))
     if failed:
         print(f"failed under {', '.join(failed)}")
     return bool(failed)
