@@ -32,13 +32,16 @@ _NAMES: dict[str, Any] = {
 }
 
 
-def global_name(thing: Any, module: str, name: str) -> str | None:
-    """The name under which `thing` itself is found in its module, or None."""
-    found: Any = importlib.import_module(module) if module != "__main__" else None
+def global_name(thing: Any, module: str | None, name: str) -> str | None:
+    """The name under which `thing` itself is found in its module, or None: code that is run without a file has a
+    module of any name, or none."""
+    if module is None or module == "__main__":
+        return None
     try:
+        found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except AttributeError:
+    except (ImportError, AttributeError):
         return None
     return name if found is thing else None
 

@@ -34,6 +34,8 @@ DIFFERENCES: tuple[tuple[str, str, str | None], ...] = (
     ("a loop may have been turned over, and asks for the first time within", "`while` on", "`while` on"),
 )
 
+# How a call is written is not known: advice on it is in general, as `write mx.exp(x) for torch.exp(x)`.
+GENERAL_ADVICE = r"write .* for \w[\w.]*\("
 # Python -> why an expression that is read from its code may be of another shape.
 OTHER_SHAPES: dict[tuple[int, int], str] = {
     (3, 10): "without columns `return (x if c else y) + 1` and `return x + 1 if c else y + 1` are one code",
@@ -111,3 +113,5 @@ def assert_same(source: Trace | Untraceable, code: Trace | Untraceable, any_reas
         for _, first, second in DIFFERENCES
     )
     assert said == other or known, f"{said or source}\n--- from its bytecode:\n{other or code}"
+    if said == other and isinstance(source, Untraceable) and isinstance(code, Untraceable):
+        assert source.remedy == code.remedy or re.match(GENERAL_ADVICE, code.remedy), code.remedy

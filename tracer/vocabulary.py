@@ -215,7 +215,11 @@ def _from_bytecode() -> Iterable[tuple[str, str]]:
     )
     yield "an expression that nests too deeply", "read"
     yield "`return` alone on some paths", "the same as an end without `return`"
-    yield "errors", "show the instructions of a line for its text, and call a foreign function by its own name"
+    yield (
+        "errors",
+        "show the instructions of a line for its text, call a foreign function by its own name, and say of any call of "
+        "it what to write",
+    )
 
 
 if __name__ == "__main__":

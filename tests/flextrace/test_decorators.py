@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import html
 import os
+import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 
 import flextrace as flex
 from flextrace.decorators import MaskMod, ScoreMod, as_mod
+from flextrace.kernels.spec import Formulas
 from flextrace.tracer.errors import with_article
 
 slopes = mx.array([0.5, 0.25])
@@ -244,3 +248,26 @@ def test_source_of_the_mod_alone(backend: str) -> None:
     part = flex.mods.softcap(20.0).source(backend, whole=False)
     assert "tanh" in part and "// score_mod" in part and len(part.splitlines()) < 12
     assert all(line in flex.mods.softcap(20.0).source(backend) for line in part.splitlines())
+
+
+# ---- where there is no text ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [{}, {"__name__": "no_such_module"}, {"__name__": "__main__"}, {"__name__": "math"}])
+def test_a_mod_without_source_is_shown_described_and_pickled_as_its_expression(module: dict[str, Any]) -> None:
+    names: dict[str, Any] = {**module, "slopes": slopes}
+    exec("def late(score, b, h, q_idx, kv_idx):\n    return score + slopes[h] * 2 if q_idx > kv_idx else score", names)
+    mod = flex.score_mod(names["late"])
+    shown = [
+        "def late(score, b, h, q_idx, kv_idx):",
+        "    return (score + (array0[h] * 2.0)) if (kv_idx < q_idx) else score",
+    ]
+    assert mod.trace().source().splitlines() == shown
+    assert "\n".join(shown) in mod.inspect() and "read from its bytecode" in mod.inspect()
+    assert "array0[h] * 2.0" in html.unescape(re.sub(r"<.*?>", "", mod._repr_html_()))
+    assert Formulas(mod.trace().formula, None).described()["score_mod"]["source"] == shown
+    assert "score_mod(" in mod.source("cpu") and "score_mod(" in mod.source("metal")
+    again = pickle.loads(pickle.dumps(mod))
+    assert again.trace().expr is mod.trace().expr
+    q = mx.random.normal((1, 2, 8, 64))
+    assert mx.array_equal(flex.flex_attention(q, q, q, again), flex.flex_attention(q, q, q, mod))
