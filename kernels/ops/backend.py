@@ -6,20 +6,18 @@ Runs wherever MLX runs, also inside mx.compile, mx.vmap and mx.grad; never forms
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
-
-from flextrace.tracer import Expr
 
 from ..backend import Built, needs_values
 from ..call import AttentionCall, BackwardCall, Gradients, Result
 from ..spec import ATTENTION, KernelSpec
 from ..stages.protocol import Stages
-from .table import evaluate
+from .table import evaluate, evaluate_score
 
 TILE_SCORES = 2**23  # scores held at once, over all heads
 
@@ -85,7 +83,9 @@ class OpsBackend:
         q = call.q.astype(mx.float32).reshape(*split, q_len, call.q.shape[-1]) * call.scale
         k = call.k.astype(mx.float32)[:, :, None].swapaxes(-1, -2)
         v = call.v.astype(mx.float32)[:, :, None]
-        inputs, values = _Inputs(call, split), _Values.of(v, bool(call.mods.present) or call.blocks is not None)
+        keys_may_be_left_out = bool(call.mods.present) or call.blocks is not None
+        inputs, values = _Inputs(call, split), _Values.of(v, keys_may_be_left_out)
+        multiply = cast("Callable[..., mx.array]", _product) if keys_may_be_left_out else mx.matmul
         tile = max(128, int(math.sqrt(TILE_SCORES / max(1, batch * heads))) // 128 * 128)
         outs, lses, maxima = [], [], []
         for q_first in range(0, q_len, tile):
@@ -94,7 +94,7 @@ class OpsBackend:
             total = mx.zeros_like(m)
             acc = infinities = mx.zeros((*split, rows.stop - rows.start, value_dim))
             for columns in _visited(call, rows, kv_len, tile):
-                s = inputs.scores(q[..., rows, :] @ k[..., columns], rows, columns)
+                s = inputs.scores(multiply(q[..., rows, :], k[..., columns]), rows, columns)
                 m_new = mx.maximum(m, s.max(axis=-1, keepdims=True))
                 safe = mx.where(m_new == -mx.inf, 0.0, m_new)  # a row without keys so far
                 p = mx.exp(s - safe)
@@ -139,6 +139,19 @@ class _Values(NamedTuple):
             return _Values(v, None)
         plus, minus = (mx.where((v == x) | mx.isnan(v), mark, 0.0) for x, mark in ((mx.inf, PLUS), (-mx.inf, MINUS)))
         return _Values(mx.where(mx.isfinite(v), v, 0.0), plus + minus)
+
+
+@mx.custom_function
+def _product(q: mx.array, k: mx.array) -> mx.array:
+    """q @ k; what a row does not attend to never reaches its gradient either, whatever it holds: 0 * inf would."""
+    return q @ k
+
+
+@_product.vjp
+def _of_finite_parts(primals: Sequence[mx.array], cotangent: mx.array, _: Any) -> list[mx.array]:
+    finite = [mx.where(mx.isfinite(x), x, 0.0) for x in primals]
+    gradients: list[mx.array] = mx.vjp(lambda q, k: [q @ k], finite, [cotangent])[1]
+    return gradients
 
 
 def _is_finite(v: mx.array) -> bool:
@@ -198,8 +211,10 @@ class _Inputs:
         values = {"score": scores, "b": self.b, "h": self.h, "q_idx": q_idx, "kv_idx": kv_idx}
         call, formulas = self.call, self.call.mods.formulas
         if formulas.score_expr is not None:
-            scores = mx.broadcast_to(self._run(formulas.score_expr, values), scores.shape)
-        keep = None if formulas.mask_expr is None else self._run(formulas.mask_expr, values)
+            found = evaluate_score(formulas.score_expr, values, call.mods.numbers, self.arrays)
+            scores = mx.broadcast_to(found, scores.shape)
+        mask = formulas.mask_expr
+        keep = None if mask is None else evaluate(mask, values, call.mods.numbers, self.arrays)
         if self.states is not None and call.blocks is not None:
             state = self.states[:, :, q_idx // call.blocks.q_block, kv_idx // call.blocks.kv_block]
             # [mask_batch, mask_heads, q, kv] -> [batch or 1, kv_heads or 1, groups or 1, q, kv]
@@ -207,6 +222,3 @@ class _Inputs:
             state = state.reshape(state.shape[0], *heads, *state.shape[2:])
             keep = (state > 0) if keep is None else (state == 2) | ((state == 1) & keep)
         return scores if keep is None else mx.where(keep, scores, -mx.inf)
-
-    def _run(self, expr: Expr, values: dict[str, mx.array]) -> mx.array:
-        return evaluate(expr, values, self.call.mods.numbers, self.arrays)

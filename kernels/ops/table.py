@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
-from flextrace.tracer import Expr
+from flextrace.tracer import Expr, Site, derivative, sites
 from flextrace.tracer.expr.evaluate import run
+from flextrace.tracer.expr.node import SCORE, walk
 
 MLX_DTYPE = {"bool": mx.bool_, "int": mx.int32, "float": mx.float32}
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
@@ -135,6 +137,11 @@ MLX: dict[str, Callable[..., Any]] = {
 }
 
 
+# Ops of floats whose slopes are finite everywhere.
+LEVEL = frozenset("score load const param add sub neg abs min max floor ceil trunc round where to_float".split())
+LEVEL |= frozenset("stop_gradient sigmoid tanh sin cos erf atan asinh".split())
+
+
 def evaluate(
     root: Expr,
     values: dict[str, mx.array],
@@ -142,6 +149,67 @@ def evaluate(
     arrays: Sequence[mx.array],
 ) -> mx.array:
     """The expression over mlx arrays that broadcast: "score" float32, the indices int32."""
+    return _evaluate(root, values, numbers, arrays, {})
+
+
+def evaluate_score(
+    root: Expr,
+    values: dict[str, mx.array],
+    numbers: Sequence[bool | int | float],
+    arrays: Sequence[mx.array],
+) -> mx.array:
+    """As `evaluate`, of a score_mod, whose gradient is 0 where nothing comes back for a score: behind a condition or a
+    mask. MLX's own multiplies this 0 with the slope there, which may be infinite."""
+    if _is_level(root):
+        return evaluate(root, values, numbers, arrays)
+    by_score, found = _derivatives(root)
+    reads = [_evaluate(site.load, values, numbers, arrays, {}) for site in found]
+    slopes = [by_score, *(site.slope for site in found)]
+
+    def at(expr: Expr, inputs: Sequence[mx.array]) -> mx.array:
+        score, *rest = inputs
+        known = {site.load: read for site, read in zip(found, rest, strict=False)}
+        return _evaluate(expr, {**values, "score": score}, numbers, rest[len(found) :], known)
+
+    def vjp(primals: Any, cotangent: mx.array, _: Any) -> list[mx.array]:
+        primals = [primals] if isinstance(primals, mx.array) else primals  # MLX hands one alone over
+        gradients = [mx.zeros_like(x) for x in primals]
+        for i, slope in enumerate(slopes):
+            back = mx.where(cotangent == 0, 0.0, cotangent * at(slope, primals))
+            gradients[i] = _summed_to(primals[i].shape, back)
+        return gradients
+
+    function = mx.custom_function(lambda *inputs: at(root, inputs))
+    function.vjp(vjp)
+    return cast("mx.array", function(values["score"], *reads, *arrays))
+
+
+@functools.lru_cache(maxsize=64)
+def _is_level(root: Expr) -> bool:
+    return all(node.op in LEVEL for node in walk(root) if node.dtype == "float")
+
+
+@functools.lru_cache(maxsize=64)
+def _derivatives(root: Expr) -> tuple[Expr, tuple[Site, ...]]:
+    return derivative(root, SCORE), sites(root)
+
+
+def _summed_to(shape: tuple[int, ...], gradient: mx.array) -> mx.array:
+    """The gradient of an array of this shape that was broadcast, or that is one number for many."""
+    missing = max(0, gradient.ndim - len(shape))
+    over = [i for i, size in enumerate(gradient.shape) if i < missing or shape[i - missing] == 1 < size]
+    kept = gradient.sum(axis=over, keepdims=True) if over else gradient
+    return mx.broadcast_to(kept.reshape(kept.shape[missing:]), shape)
+
+
+def _evaluate(
+    root: Expr,
+    values: dict[str, mx.array],
+    numbers: Sequence[bool | int | float],
+    arrays: Sequence[mx.array],
+    known: dict[Expr, mx.array],
+) -> mx.array:
+    """known: the values of loads that were read already."""
 
     def leaf(node: Expr) -> mx.array:
         if node.op in ("const", "param"):
@@ -150,6 +218,8 @@ def evaluate(
         return values["score" if node.op == "score" else node.value]
 
     def load(node: Expr, indices: Sequence[mx.array]) -> mx.array:
+        if node in known:
+            return known[node]
         array = arrays[node.value[0]]
         inside = [
             mx.clip(mx.where(i < 0, i + size, i), 0, size - 1) for i, size in zip(indices, array.shape, strict=True)

@@ -309,9 +309,15 @@ def test_the_same_bits_in_another_process() -> None:
 # -- rows that attend to nothing, infinities, what is not a number ------------------------------------------------
 
 
-def gradients_of_out(score_mod: Any, mask: Any, q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
+def gradients_of_out(
+    score_mod: Any, mask: Any, q: mx.array, k: mx.array, v: mx.array, backend: str = "cpu"
+) -> list[mx.array]:
+    options = {"BACKEND": backend}
+
     def of(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        return (flex.flex_attention(q, k, v, score_mod, mask) * mx.arange(1.0, 1 + v.shape[-1])).sum()
+        return (
+            flex.flex_attention(q, k, v, score_mod, mask, kernel_options=options) * mx.arange(1.0, 1 + v.shape[-1])
+        ).sum()
 
     return list(mx.grad(of, argnums=(0, 1, 2))(q, k, v))
 
@@ -327,28 +333,30 @@ def test_rows_without_keys_get_zero_and_give_none() -> None:
     assert not np.array(dk[:, :, :201]).any() and np.array(dk[:, :, 201:]).all() and np.isfinite(np.array(dv)).all()
 
 
-def test_a_score_of_minus_infinity_gets_zero() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_score_of_minus_infinity_gets_zero(backend: str) -> None:
     q, k = normal(1, 1, 20, 16), normal(1, 1, 150, 16)
 
     def by_score(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
         return mx.where((j < 130) & (i < 10) | (i == 11), -mx.inf, mx.sqrt(score * score))
 
     kept = lambda b, h, i, j: not ((j < 130) & (i < 10) | (i == 11))  # noqa: E731
-    got = gradients_of_out(by_score, None, q, k, k)
-    want = gradients_of_out(lambda s, b, h, i, j: mx.sqrt(s * s), kept, q, k, k)
+    got = gradients_of_out(by_score, None, q, k, k, backend)
+    want = gradients_of_out(lambda s, b, h, i, j: mx.sqrt(s * s), kept, q, k, k, backend)
     for mine, same in zip(got, want, strict=True):
         np.testing.assert_allclose(np.array(mine), np.array(same), atol=1e-5)
     assert not np.array(got[0][:, :, 11]).any()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_the_mask_leaves_out_may_hold_anything(bad: float) -> None:
+def test_what_the_mask_leaves_out_may_hold_anything(bad: float, backend: str) -> None:
     q, k, v = normal(1, 1, 30, 16), normal(1, 1, 140, 16), normal(1, 1, 140, 8)
     mask = lambda b, h, i, j: (i < 25) & (j < 133)  # noqa: E731
-    want = gradients_of_out(None, mask, q, k, v)
+    want = gradients_of_out(None, mask, q, k, v, backend)
     row, key = (mx.arange(n).reshape(1, 1, n, 1) for n in (30, 140))
     spoilt = mx.where(row >= 25, bad, q), mx.where(key >= 133, bad, k), mx.where(key >= 133, bad, v)
-    for mine, same in zip(gradients_of_out(None, mask, *spoilt), want, strict=True):
+    for mine, same in zip(gradients_of_out(None, mask, *spoilt, backend), want, strict=True):
         np.testing.assert_array_equal(np.array(mine), np.array(same))
 
 

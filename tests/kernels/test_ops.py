@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +17,8 @@ import flextrace as flex
 from flextrace.kernels import backend_for
 from flextrace.kernels.loading import state
 from flextrace.kernels.ops import backend as ops
+
+RNG = np.random.default_rng(0)
 
 
 def window(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -125,3 +130,93 @@ def test_marks_change_nothing_of_finite_values(monkeypatch: pytest.MonkeyPatch) 
     marked = attend(q, k, k), mx.grad(lambda x: (attend(q, x, x) ** 2).sum())(k)
     for a, b in zip(plain, marked, strict=True):
         np.testing.assert_array_equal(np.array(a), np.array(b))
+
+
+# ---- gradients -----------------------------------------------------------------------------------------------------
+
+
+def dense(q: mx.array, k: mx.array, v: mx.array, formula: Callable[[mx.array], mx.array]) -> mx.array:
+    """Causal attention with a formula of all scores at once."""
+    scores = formula(q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1]))
+    causal = mx.arange(q.shape[2])[:, None] >= mx.arange(k.shape[2])
+    return mx.softmax(mx.where(causal, scores, -mx.inf), axis=-1) @ v
+
+
+def loss_of(attention: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    return lambda *inputs: (attention(*inputs) ** 2).sum()
+
+
+HOSTILE: dict[str, tuple[Callable[..., Any], Callable[[mx.array], mx.array]]] = {
+    "root": (
+        lambda s: mx.sqrt(s) if s > 0 else 0.0,
+        lambda s: mx.where(s > 0, mx.sqrt(mx.where(s > 0, s, 1.0)), 0.0),
+    ),
+    "quotient": (
+        lambda s: 1 / s if mx.abs(s) > 0.25 else s,
+        lambda s: mx.where(mx.abs(s) > 0.25, 1 / (s + (s == 0)), s),
+    ),
+    "largest": (
+        lambda s: mx.maximum(mx.log(s), -1.0) if s > 0 else -1.0,
+        lambda s: mx.where(s > math.exp(-1), mx.log(mx.maximum(s, 0.1)), -1.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_branch_that_is_not_taken_spoils_no_gradient(name: str) -> None:
+    """Where its slope is infinite: here at scores of 0, which whole rows have."""
+    q, k, v = (mx.array(RNG.normal(size=(1, 2, 24, 8)).astype(np.float32)) for _ in range(3))
+    q = mx.where(mx.arange(24)[:, None] < 5, 0.0, q)
+    mod, formula = HOSTILE[name]
+    score_mod = flex.score_mod(lambda score, b, h, q_idx, kv_idx: mod(score))
+    options = {"BACKEND": "ops"}
+    mine = loss_of(lambda q, k, v: flex.flex_attention(q, k, v, score_mod, flex.mods.causal, kernel_options=options))
+    got = mx.grad(mine, argnums=(0, 1, 2))(q, k, v)
+    want = mx.grad(loss_of(lambda *inputs: dense(*inputs, formula)), argnums=(0, 1, 2))(q, k, v)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-3, atol=1e-4)
+
+
+def test_a_score_that_the_mask_leaves_out_spoils_no_gradient() -> None:
+    """Where the score_mod's slope is infinite."""
+    q, k = (mx.array(RNG.normal(size=(1, 2, 24, 8)).astype(np.float32)) for _ in range(2))
+    k = mx.where(mx.arange(24)[:, None] < 20, k, 0.0)
+    root = flex.score_mod(lambda score, b, h, q_idx, kv_idx: mx.sqrt(score * score))
+    near = flex.mask_mod(lambda b, h, q_idx, kv_idx: kv_idx < 20)
+
+    def loss(q: mx.array, k: mx.array) -> mx.array:
+        return (flex.flex_attention(q, k, k, root, near, kernel_options={"BACKEND": "ops"}) ** 2).sum()
+
+    def same(q: mx.array, k: mx.array) -> mx.array:
+        scores = q @ k[:, :, :20].swapaxes(-1, -2) / math.sqrt(8)
+        return ((mx.softmax(abs(scores), axis=-1) @ k[:, :, :20]) ** 2).sum()
+
+    for got, want in zip(*(mx.grad(f, argnums=(0, 1))(q, k) for f in (loss, same)), strict=True):
+        np.testing.assert_allclose(np.array(got), np.array(want), rtol=1e-3, atol=1e-4)
+
+
+def test_second_derivatives_forward_mode_and_maps_of_gradients() -> None:
+    q, k, v = (mx.array(RNG.normal(size=(1, 2, 12, 8)).astype(np.float32)) for _ in range(3))
+    cap, along = mx.array([0.5, 2.0]), mx.array(RNG.normal(size=q.shape).astype(np.float32))
+
+    def mod(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any, cap: mx.array) -> Any:
+        return cap[h] * mx.tanh(score / cap[h]) + score * score * cap[0]
+
+    def mine(q: mx.array, cap: mx.array) -> mx.array:
+        score_mod = flex.score_mod(functools.partial(mod, cap=cap))
+        out = flex.flex_attention(q, k, v, score_mod, flex.mods.causal, kernel_options={"BACKEND": "ops"})
+        return (out**2).sum()
+
+    def same(q: mx.array, cap: mx.array) -> mx.array:
+        heads = cap.reshape(1, 2, 1, 1)
+        return loss_of(dense)(q, k, v, lambda s: heads * mx.tanh(s / heads) + s * s * cap[0])
+
+    def all_of(loss: Callable[[mx.array, mx.array], mx.array]) -> list[mx.array]:
+        gradient = mx.grad(loss, argnums=(0, 1))
+        second = mx.grad(lambda q, cap: (gradient(q, cap)[0] * along).sum(), argnums=(0, 1))(q, cap)
+        forward = mx.jvp(loss, [q, cap], [along, mx.ones(2)])[1]
+        mapped = mx.vmap(mx.grad(lambda cap: loss(q, cap)))(mx.stack([cap, 2 * cap]))
+        return [*gradient(q, cap), *second, *forward, mapped]
+
+    for got, want in zip(all_of(mine), all_of(same), strict=True):
+        np.testing.assert_allclose(np.array(got), np.array(want), rtol=2e-3, atol=2e-3)
