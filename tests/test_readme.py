@@ -15,8 +15,10 @@ LINK = re.compile(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)")
 
 
 def run_example(page: Path) -> dict[str, Any]:
-    """The names that the one Python text of a page leaves."""
-    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    """The names that the Python texts of a page leave, one after the other."""
+    examples = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert examples
+    example = "\n".join(examples)
     names: dict[str, Any] = {}
     filename = f"<example of {page.name}>"
     linecache.cache[filename] = (len(example), None, example.splitlines(True), filename)

@@ -143,7 +143,7 @@ def optimiser_for(steps: int) -> optim.Optimizer:
         return optim.join_schedules([up, down], [warm])
 
     return optim.MultiOptimizer(
-        [optim.Muon(falling(0.03), weight_decay=0.0), optim.Adam(falling(0.01), betas=[0.9, 0.99])],
+        [optim.Muon(falling(0.03), weight_decay=0.0), optim.Adam(falling(0.025), betas=[0.9, 0.99])],
         [lambda name, weight: name.startswith("blocks") and weight.ndim == 2],
     )
 

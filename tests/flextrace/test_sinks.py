@@ -142,13 +142,14 @@ def test_sinks_are_those_of_mlx(backend: str) -> None:
     np.testing.assert_allclose(np.array(got), np.array(expected), atol=2e-5, rtol=2e-5)
 
 
-def test_gradients_are_those_of_mlx() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "ops"])
+def test_gradients_are_those_of_mlx(backend: str) -> None:
     q, k, v = tensors()
     weights = mx.random.normal((2, 4, 21, 8), key=mx.random.key(1))
     seen = mx.tril(mx.ones((21, 21), mx.bool_))
 
     def ours(q: mx.array, k: mx.array, v: mx.array, sinks: mx.array) -> mx.array:
-        options = {"enable_gqa": True, "sinks": sinks, "kernel_options": {"BACKEND": "ops"}}
+        options = {"enable_gqa": True, "sinks": sinks, "kernel_options": {"BACKEND": backend}}
         return (flex.flex_attention(q, k, v, block_mask=causal, **options) * weights).sum()
 
     def mlxs(q: mx.array, k: mx.array, v: mx.array, sinks: mx.array) -> mx.array:
@@ -160,12 +161,13 @@ def test_gradients_are_those_of_mlx() -> None:
         np.testing.assert_allclose(np.array(got), np.array(expected), atol=1e-4, rtol=1e-4)
 
 
-def test_gradients_by_the_sinks_also_come_through_lse() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "ops"])
+def test_gradients_by_the_sinks_also_come_through_lse(backend: str) -> None:
     """The derivative of lse by a sink is its weight, that of out is -weight * out, also of rows without keys."""
     q, k, v = tensors()
 
     def statistic(sinks: mx.array) -> mx.array:
-        options = {"enable_gqa": True, "sinks": sinks, "kernel_options": {"BACKEND": "ops"}}
+        options = {"enable_gqa": True, "sinks": sinks, "kernel_options": {"BACKEND": backend}}
         out, lse = flex.flex_attention(q, k, v, block_mask=late, return_lse=True, **options)
         return (lse + 2 * out.sum(-1)).sum((0, 2))
 
@@ -175,10 +177,11 @@ def test_gradients_by_the_sinks_also_come_through_lse() -> None:
     reference.assert_close(got, (weight * (1 - 2 * out.sum(-1))).sum((0, 2)), 1e-4, 1e-4, "gradient")
 
 
-def test_a_sink_of_minus_infinity_is_none() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "ops"])
+def test_a_sink_of_minus_infinity_is_none(backend: str) -> None:
     q, k, v = tensors()
     none = mx.full((4,), -mx.inf)
-    options: dict[str, Any] = {"enable_gqa": True, "return_lse": True, "kernel_options": {"BACKEND": "ops"}}
+    options: dict[str, Any] = {"enable_gqa": True, "return_lse": True, "kernel_options": {"BACKEND": backend}}
     plain, sunk = (flex.flex_attention(q, k, v, block_mask=late, sinks=s, **options) for s in (None, none))
     for got, expected in zip(sunk, plain, strict=True):
         reference.assert_close(got, np.array(expected, np.float64), 1e-6, 1e-6, "without")

@@ -55,11 +55,15 @@ def names_of_this_machine() -> list[str]:
     return [re.escape(folder) + "/" for folder in folders if len(folder) > 2] + words
 
 
-def test_there_are_five() -> None:
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["1_", "2_", "3_", "4_", "5_"]
+def test_there_are_six() -> None:
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["1_", "2_", "3_", "4_", "5_", "6_"]
 
 
-@each
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.long] if path.stem == "6_training" else []) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_it_runs_and_shows_what_is_kept(path: Path, tmp_path: Path) -> None:
     if "simulator" in path.read_text(encoding="utf-8"):
         backend_for("simulator")  # where it cannot run, the test is skipped

@@ -14,7 +14,6 @@ from mlx.utils import tree_flatten
 
 import flextrace as flex
 
-OPS = {"BACKEND": "ops"}
 DIMS, HEADS, LENGTH = 32, 4, 24
 
 
@@ -30,8 +29,9 @@ class Model(nn.Module):
         self.layer = flex.nn.MultiHeadAttention(DIMS, HEADS, num_kv_heads=2, bias=True, sinks=True)
         self.position = flex.nn.RelativePositionBias(HEADS, num_buckets=8, max_distance=12, bidirectional=False)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.layer(x, score_mod=self.position.score_mod, block_mask=flex.mods.causal, kernel_options=OPS)
+    def __call__(self, x: mx.array, backend: str = "cpu") -> mx.array:
+        options = {"BACKEND": backend}
+        return self.layer(x, score_mod=self.position.score_mod, block_mask=flex.mods.causal, kernel_options=options)
 
     def dense(self, x: mx.array) -> mx.array:
         layer, batch = self.layer, x.shape[0]
@@ -48,7 +48,7 @@ class Model(nn.Module):
 
 
 def loss_of(model: Model, x: mx.array, way: str) -> mx.array:
-    out = model.dense(x) if way == "dense" else model(x)
+    out = model.dense(x) if way == "dense" else model(x, way)
     return (out * normal(*out.shape, seed=7)).mean() + (out**2).mean()
 
 
@@ -66,24 +66,25 @@ def test_weights_of_mlx_load_and_give_the_same() -> None:
     np.testing.assert_allclose(np.array(causal), np.array(theirs(x, x, x, mask)), atol=2e-5)
 
 
-def test_gradients_of_every_parameter_are_those_of_dense_attention() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "ops"])
+def test_gradients_of_every_parameter_are_those_of_dense_attention(backend: str) -> None:
     model, x = Model(), normal(2, LENGTH, DIMS)
     model.layer.sinks = normal(HEADS, seed=5)
     found = {}
-    for way in ("flex", "dense"):
+    for way in (backend, "dense"):
         value, gradients = nn.value_and_grad(model, lambda m, x, way=way: loss_of(m, x, way))(model, x)
         found[way] = {"loss": value, **dict(tree_flatten(gradients))}
-    assert len(found["flex"]) == 1 + 8 + 1 + 1
+    assert len(found[backend]) == 1 + 8 + 1 + 1
     for name, expected in found["dense"].items():
-        np.testing.assert_allclose(np.array(found["flex"][name]), np.array(expected), atol=2e-6, rtol=1e-4)
+        np.testing.assert_allclose(np.array(found[backend][name]), np.array(expected), atol=2e-6, rtol=1e-4)
         assert mx.abs(expected).max() > 1e-4, name
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)], ids=["plain", "compiled"])
 def test_training_is_that_of_dense_attention(compiled: bool) -> None:
     """Twenty steps of Adam; also as one compiled step, where parameters are the step's state."""
-    x, losses = normal(2, LENGTH, DIMS), {}
-    for way in ("flex", "dense"):
+    x, losses, backend = normal(2, LENGTH, DIMS), {}, "ops" if compiled else "cpu"
+    for way in (backend, "dense"):
         mx.random.seed(3)
         model, optimiser = Model(), optim.Adam(learning_rate=1e-2)
         gradient = nn.value_and_grad(model, lambda m, x, way=way: loss_of(m, x, way))
@@ -99,8 +100,8 @@ def test_training_is_that_of_dense_attention(compiled: bool) -> None:
         for _ in range(20):
             losses[way].append(run(x).item())
             mx.eval(state)
-    np.testing.assert_allclose(losses["flex"], losses["dense"], rtol=1e-4, atol=1e-5)
-    assert losses["flex"][-1] < losses["flex"][0] - 0.01
+    np.testing.assert_allclose(losses[backend], losses["dense"], rtol=1e-4, atol=1e-5)
+    assert losses[backend][-1] < losses[backend][0] - 0.01
 
 
 def test_weights_are_saved_and_loaded(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ import flextrace as flex
 from flextrace.kernels import backend_for
 from flextrace.nn.positions import relative_position_buckets
 
-OPS = {"BACKEND": "ops"}
 MODULES = {
     "t5": lambda: flex.nn.RelativePositionBias(4, num_buckets=8, max_distance=16),
     "t5 causal": lambda: flex.nn.RelativePositionBias(4, num_buckets=8, max_distance=16, bidirectional=False),
@@ -102,8 +101,9 @@ def test_dense_is_what_the_mod_adds(name: str) -> None:
     np.testing.assert_allclose(np.array(module.dense(40, 23)), np.array(expected), rtol=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "ops"])
 @each_module
-def test_the_table_gets_its_gradient(name: str) -> None:
+def test_the_table_gets_its_gradient(name: str, backend: str) -> None:
     """Against MLX's own attention over a dense bias."""
     module = MODULES[name]()
     q, k, v, weights = (normal(2, 4, n, 8, seed=i) for i, n in enumerate((21, 40, 40, 21)))
@@ -119,7 +119,8 @@ def test_the_table_gets_its_gradient(name: str) -> None:
         return (mx.fast.scaled_dot_product_attention(q, k, v, scale=8**-0.5, mask=dense(table)) * weights).sum()
 
     def loss(module: Any) -> mx.array:
-        return (flex.flex_attention(q, k, v, module.score_mod, kernel_options=OPS) * weights).sum()
+        options = {"BACKEND": backend}
+        return (flex.flex_attention(q, k, v, module.score_mod, kernel_options=options) * weights).sum()
 
     table = module.parameters()[parameter(module)]
     value, gradients = nn.value_and_grad(module, loss)(module)
@@ -136,19 +137,19 @@ def test_steps_of_an_optimiser_are_read_and_trace_nothing_anew(name: str, fresh_
     q = normal(1, 4, 16, 8)
     trace = module.score_mod.trace()
     optimiser = optim.Adam(learning_rate=0.1)
-    step = nn.value_and_grad(module, lambda m: flex.flex_attention(q, q, q, m.score_mod, kernel_options=OPS).sum())
+    step = nn.value_and_grad(module, lambda m: flex.flex_attention(q, q, q, m.score_mod).sum())
     backend: Any = backend_for("cpu")
     seen = []
     for _ in range(3):
         _, gradients = step(module)
-        assert module.score_mod.trace() is trace
+        assert module.score_mod.trace() is trace and backend.built == 2, "one kernel forward and one backward"
         optimiser.update(module, gradients)
         compiled, slow = (
             flex.flex_attention(q, q, q, module.score_mod, kernel_options={"BACKEND": name}) for name in ("cpu", "ops")
         )
         np.testing.assert_allclose(np.array(compiled), np.array(slow), atol=2e-5)
         seen.append(np.array(compiled))
-    assert backend.built == 1 and module.score_mod.trace() is trace
+    assert backend.built == 2 and module.score_mod.trace() is trace
     assert not np.allclose(seen[0], seen[2], atol=1e-3)
     assert MODULES[name]().score_mod.trace() is trace, "modules of one kind share it"
 
