@@ -30,6 +30,8 @@ def wrong_mod(value: Any, kind: Kind, argument: str) -> TypeError:
         what, remedy = with_article(type(value).__name__), ""
         if hasattr(value, "kv_num_blocks"):
             remedy = "pass it as block_mask, or its mask_mod where a function is taken"
+        elif getattr(getattr(value, "score_mod", None), "kind", None) == "score_mod":  # a module of flextrace.nn
+            remedy = f"pass its mod, {PASSED_AS['score_mod']}=... .score_mod"
         elif isinstance(value, bool):
             remedy = f"causal attention is block_mask={ALIGNMENT}"
         elif isinstance(value, (list, tuple)) and value and all(map(callable, value)):

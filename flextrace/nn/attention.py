@@ -59,6 +59,9 @@ class MultiHeadAttention(nn.Module):
         self.out_proj: nn.Linear = nn.Linear(dims, dims, bias=bias)
         self.sinks: mx.array | None = mx.zeros((heads,)) if sinks else None
 
+    def _extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, sinks={self.sinks is not None}"
+
     @knows(OF_ATTENTION)
     def __call__(
         self,

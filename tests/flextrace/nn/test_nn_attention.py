@@ -104,6 +104,41 @@ def test_training_is_that_of_dense_attention(compiled: bool) -> None:
     assert losses[backend][-1] < losses[backend][0] - 0.01
 
 
+def test_gradients_of_a_checkpointed_layer_are_the_same() -> None:
+    model, x = Model(), normal(2, LENGTH, DIMS)
+
+    def checkpointed(model: Model, x: mx.array) -> mx.array:
+        def inside(parameters: Any, x: mx.array) -> mx.array:
+            model.update(parameters)
+            return loss_of(model, x, "cpu")
+
+        return mx.checkpoint(inside)(model.trainable_parameters(), x)
+
+    found = [
+        tree_flatten(nn.value_and_grad(model, loss)(model, x)[1])
+        for loss in (lambda m, x: loss_of(m, x, "cpu"), checkpointed)
+    ]
+    assert len(found[0]) == len(found[1]) == 10
+    for (name, plain), (_, again) in zip(*found, strict=True):
+        np.testing.assert_allclose(np.array(again), np.array(plain), atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("frozen", ["position", "layer"])
+def test_what_is_frozen_has_no_gradient_and_changes_no_other(frozen: str) -> None:
+    model, x = Model(), normal(2, LENGTH, DIMS)
+    gradient = nn.value_and_grad(model, lambda m, x: loss_of(m, x, "cpu"))
+    every = dict(tree_flatten(gradient(model, x)[1]))
+    model[frozen].freeze()
+    some = dict(tree_flatten(gradient(model, x)[1]))
+    assert {*some} == {name for name in every if not name.startswith(frozen)}
+    for name, got in some.items():
+        np.testing.assert_allclose(np.array(got), np.array(every[name]), atol=1e-7, err_msg=name)
+
+
+def test_it_says_what_it_is() -> None:
+    assert "num_heads=4, num_kv_heads=2, sinks=True" in str(flex.nn.MultiHeadAttention(DIMS, HEADS, 2, sinks=True))
+
+
 def test_weights_are_saved_and_loaded(tmp_path: Path) -> None:
     model, other, x = Model(), Model(), normal(1, LENGTH, DIMS)
     model.layer.sinks = normal(HEADS, seed=5)
@@ -141,5 +176,7 @@ def test_arguments_of_mlx_name_what_to_write() -> None:
     layer, x = flex.nn.MultiHeadAttention(DIMS, HEADS), normal(1, LENGTH, DIMS)
     with pytest.raises(TypeError, match="has no argument 'mask'; pass a mask_mod, or what create_block_mask gives"):
         layer(x, mask=mx.zeros((LENGTH, LENGTH)))
+    with pytest.raises(TypeError, match=r"not a RelativePositionBias; pass its mod, score_mod=... .score_mod"):
+        layer(x, score_mod=flex.nn.RelativePositionBias(HEADS))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="score_mod"):
         layer(x, x, x, mx.zeros((LENGTH, LENGTH)))
