@@ -26,8 +26,8 @@ KINKS = {
     "comparisons, floor, ceil, trunc, round, //, int(x), bool(x), what is computed in ints": "0 everywhere",
     "x % y": "1 in x, -(x // y) in y",
     "x ** y": "in x: 0 for y = 0, also at x = 0; in y: 0 at x = 0, nan for x < 0",
-    "atan2(y, x) at (0, 0)": "0",
-    "sqrt, log, asin, ... at the end of their domain": "the limit, which is infinite",
+    "atan2(y, x), hypot(x, y) at (0, 0)": "0",
+    "sqrt, log, asin, ... at the end of their domain": "the limit, which is infinite; times 0, as in sqrt(x * x), nan",
     "mx.stop_gradient(x)": "0",
     "an index of an array": "nothing: which element is read does not change gradually",
 }

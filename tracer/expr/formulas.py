@@ -107,7 +107,8 @@ def hypot(*sides: Any) -> Any:
     scale = build.where(is_huge, 2.0**-66, build.where(is_tiny, 2.0**98, 1.0))
     scaled = [build.arithmetic("mul", size, scale) for size in sizes]
     squares = [build.arithmetic("mul", size, size) for size in scaled]
-    root = build.unary("sqrt", functools.reduce(functools.partial(build.arithmetic, "add"), squares))
+    total = functools.reduce(functools.partial(build.arithmetic, "add"), squares)
+    root = build.unary("sqrt", build.where(build.compare("eq", total, 0.0), 0.0, total))  # its derivative at 0 is 0
     back = build.where(is_huge, 2.0**66, build.where(is_tiny, 2.0**-98, 1.0))
     infinite = functools.reduce(functools.partial(build.logical, "or"), map(is_infinite, sizes))
     return build.where(infinite, math.inf, build.arithmetic("mul", root, back))  # also beside nan
