@@ -88,8 +88,8 @@ def test_a_sink_is_a_key_that_brings_nothing(backend: str, case: str) -> None:
 def test_sinks_go_with_stages_and_quantisation(way: str) -> None:
     q, k, v = tensors()
     options = {"enable_gqa": True, "sinks": mx.array(SINKS), "kernel_options": WAYS[way]}
-    out, lse = flex.flex_attention(q, k, v, steep, causal, return_lse=True, **options)
-    expected = with_one_more_key(q, k, v, steep, causal)
+    out, lse = flex.flex_attention(q, k, v, block_mask=causal, return_lse=True, **options)
+    expected = with_one_more_key(q, k, v, mask_mod=causal)
     tolerance = 2e-5 if way in ("cpu-staged", "cpu-smooth") else 5e-2
     reference.assert_close(out, expected.out, tolerance, tolerance, "out")
     reference.assert_close(lse, expected.lse, tolerance, tolerance, "lse")

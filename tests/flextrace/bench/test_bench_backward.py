@@ -14,18 +14,18 @@ from flextrace.bench.cases import flextrace_attention, mlx_attention, problem
 
 
 def test_the_section_times_steps_in_turns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(report, "STEPS", [("causal", (1, 2, 64, 16), True), ("window", (1, 2, 64, 16), False)])
+    monkeypatch.setattr(report, "STEPS", [("causal", (1, 2, 64, 16), True), ("none", (1, 2, 64, 16), False)])
     monkeypatch.setattr(report, "long_step", lambda: {"seconds": 1.0, "bytes": 2e6})
     monkeypatch.setattr(measure, "SECONDS", 0.01)
     monkeypatch.setattr(measure, "PAUSE", 0.0)
     report.main(sections=["backward"], as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["long_step"] == {"seconds": 1.0, "bytes": 2e6}
-    causal, window = [backward.StepRow(**row) for row in found["steps"]]
-    assert causal.mlx is not None and causal.mlx > 0 and window.mlx is None
-    for row in (causal, window):
+    causal, none = [backward.StepRow(**row) for row in found["steps"]]
+    assert causal.mlx is not None and causal.mlx > 0 and none.mlx is None
+    for row in (causal, none):
         assert row.forward > 0 and row.backward == row.step - row.forward and row.step > 0
-    assert backward.backward_table([causal, window]).row_count == 2
+    assert backward.backward_table([causal, none]).row_count == 2
 
 
 @pytest.mark.parametrize("mod", [mod for mod, _, _ in backward.CASES])

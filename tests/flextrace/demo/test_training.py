@@ -104,10 +104,11 @@ def test_a_small_run_learns_compares_and_writes(small: None, monkeypatch: pytest
 
 
 def test_attention_that_learns_something_else_is_said(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unmasked(model: LanguageModel, length: int) -> Any:
-        return lambda layer, x: layer(x, score_mod=model.position.score_mod)
+    def louder(model: LanguageModel, length: int) -> Any:
+        attend = unfused(model, length)
+        return lambda layer, x: 1.01 * attend(layer, x)
 
-    monkeypatch.setitem(training.WAYS, "MLX, unfused", unmasked)
+    monkeypatch.setitem(training.WAYS, "MLX, unfused", louder)
     with pytest.raises(DemoError, match="the losses differ by .* of their size, more than rounding explains"):
         training.train(4, Console(file=io.StringIO()))
 
