@@ -68,6 +68,15 @@ def mods(q: mx.array, later: Any) -> None:
     flex.BlockMask.from_kv_blocks(q, q, mask_mod=causal)
 
 
+def modules(x: mx.array) -> None:
+    layer, bias = flex.nn.MultiHeadAttention(32, 4, sinks=True), flex.nn.RelativePositionBias(4)
+    assert_type(layer(x), mx.array)
+    assert_type(layer(x, score_mod=bias.score_mod, block_mask=causal), mx.array)
+    assert_type(bias.weight, mx.array)
+    assert_type(bias.score_mod, flex.ScoreMod)
+    assert_type(flex.nn.AlibiSlopes(4).dense(8, 8), mx.array)
+
+
 def mistakes(q: mx.array) -> None:
     flex.flex_attention(q, q, q, causal, soft)  # type: ignore[arg-type]
     flex.flex_attention(q, q, q, score_mod=causal)  # type: ignore[arg-type]

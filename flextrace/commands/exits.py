@@ -27,7 +27,7 @@ class CommandError(RuntimeError):
 @contextmanager
 def expected_errors(command: str) -> Iterator[None]:
     """Say what stops the command on stderr, without a traceback, and exit as the table has it."""
-    from flextrace import BackendUnavailable, CacheError, TraceError
+    from flextrace import BackendUnavailable, CacheError, GradientError, TraceError
     from flextrace.kernels.toolchain import CompileError
 
     from .resolve import ResolveError
@@ -38,7 +38,7 @@ def expected_errors(command: str) -> Iterator[None]:
     except TraceError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(CANNOT) from error
-    except (CommandError, ResolveError, BackendUnavailable, CacheError, CompileError) as error:
+    except (CommandError, ResolveError, BackendUnavailable, CacheError, CompileError, GradientError) as error:
         typer.echo(f"flextrace {command}: {error}", err=True)
         raise typer.Exit(CANNOT) from error
 

@@ -142,7 +142,7 @@ def test_sinks_are_those_of_mlx(backend: str) -> None:
     np.testing.assert_allclose(np.array(got), np.array(expected), atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "ops"])
+@pytest.mark.parametrize("backend", ["cpu", "ops", pytest.param("simulator", marks=pytest.mark.long)])
 def test_gradients_are_those_of_mlx(backend: str) -> None:
     q, k, v = tensors()
     weights = mx.random.normal((2, 4, 21, 8), key=mx.random.key(1))

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 from rich.console import Console
 from typer.testing import CliRunner
 
+import flextrace as flex
 from flextrace.cli import app
 from flextrace.demo import DemoError, characters, corpus, training
 from flextrace.demo.language_model import LanguageModel, fused, loss_of, unfused
@@ -111,6 +112,16 @@ def test_attention_that_learns_something_else_is_said(small: None, monkeypatch: 
     monkeypatch.setitem(training.WAYS, "MLX, unfused", louder)
     with pytest.raises(DemoError, match="the losses differ by .* of their size, more than rounding explains"):
         training.train(4, Console(file=io.StringIO()))
+
+
+def test_a_backend_without_a_gradient_names_the_remedy(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(model: LanguageModel, length: int) -> Any:
+        raise flex.GradientError("this backend has no gradient; take another")
+
+    monkeypatch.setitem(training.WAYS, "flextrace", refused)
+    result = CliRunner().invoke(app, ["demo", "train", "--steps", "4"])
+    assert result.exit_code == 2
+    assert result.stderr == "flextrace demo train: this backend has no gradient; take another\n"
 
 
 def test_too_few_steps_are_refused() -> None:
