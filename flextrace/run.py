@@ -80,19 +80,14 @@ def _differentiable(backend: Backend, call: AttentionCall) -> Result:
         mx.eval(*call.arrays)
         if not is_traced(call.arrays):
             return attend(backend, call)
-    reason = _no_gradient(backend, call)
+    reason = _no_gradient(call)
     if reason is not None:
         return refused(attend(backend, call), call, reason)
     return differentiated(attend(backend, replace(call, want_lse=True)), call, backend)
 
 
-def _no_gradient(backend: Backend, call: AttentionCall) -> str | None:
+def _no_gradient(call: AttentionCall) -> str | None:
     """Why a call has no gradient, and what to do, or None."""
-    if backend.name != "cpu" and call.mods.formulas.differentiable:
-        return (
-            f"the {backend.name} backend has no backward pass for captured arrays; differentiate with "
-            'kernel_options={"BACKEND": "ops"} (or FLEXTRACE_BACKEND=ops)'
-        )
     if call.staged:
         return 'the stages have no backward pass; leave "PIPELINE": "staged" out to differentiate'
     if call.k_scales is not None:

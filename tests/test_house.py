@@ -52,6 +52,7 @@ kernels/metal/int8/
 kernels/metal/stages/
 kernels/metal/launch
 kernels/metal/backward/
+kernels/metal/captured/
 kernels/metal/
 kernels/simulator/runtime/
 kernels/simulator/stdlib/

@@ -18,10 +18,10 @@ from ..loading import Kernels
 from ..spec import ATTENTION, KernelSpec
 from ..stages.protocol import Stages
 from .async_copy.probe import why_no_async_copy
-from .backward.launch import gradients
 from .backward.text import KERNELS as GRADIENT_KERNELS
 from .backward.text import gradient_text
 from .generate import complete, kernel_text
+from .gradients import gradients
 from .int8.quantise import operands
 from .int8.rounding import KERNEL as QUANTISE
 from .int8.rounding import Rounding, quantise_text

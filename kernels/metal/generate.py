@@ -26,7 +26,7 @@ KERNEL, ASYNC_KERNEL = "attention/forward.metal", "async_copy/forward.metal"
 INPUTS = ("q", "k", "v", "params", "tile_lists")
 OUTPUTS = ("out", "lse", "max_scores")
 TYPED_OUTPUTS = ("out", "d_q", "d_k", "d_v")  # others are float32
-IN_CONSTANT = ("sizes", "mask_sizes")  # of gradient kernels
+IN_CONSTANT = ("sizes", "mask_sizes", "extent", "lengths")  # of gradient kernels, fewer than 8 words each
 STRIDED = ("q", "k", "v", "d_out")
 ATTRIBUTES = {
     "threadgroup_position_in_grid": "uint3",
@@ -57,8 +57,14 @@ def complete(text: KernelText, plan: Templated | None = None) -> str:
 def buffers(text: KernelText) -> list[str]:
     """The buffers of an attention kernel, as MLX declares them."""
     dims = {f"array{slot}": array.ndim for slot, array in enumerate(text.arrays)}
-    types = {name: "T" for name in STRIDED} | {name: "int" for name in ("params", "tile_lists", *IN_CONSTANT)}
-    types |= {"statistics": "float"} | text.scoring.inputs | ({"k": "int8_t"} if text.scoring.quantised else {})
+    types = {name: "T" for name in STRIDED} | {
+        name: "int" for name in ("params", "tile_lists", "order", "starts", *IN_CONSTANT)
+    }
+    types |= (
+        {"statistics": "float", "values": "float"}
+        | text.scoring.inputs
+        | ({"k": "int8_t"} if text.scoring.quantised else {})
+    )
     types |= {"v": "int8_t"} if text.scoring.int8_values else {}
     types |= {f"array{slot}": msl_type(array.element) for slot, array in enumerate(text.arrays)}
     types |= {f"extremes{slot}": extremes_type(text.arrays[slot].element) for slot in text.extremes}
@@ -69,7 +75,8 @@ def buffers(text: KernelText) -> list[str]:
         with_axes = bool(dims.get(name)) and not text.packed
         found += [f"const constant int* {name}_shape"] if with_axes else []
         found += [f"const constant int64_t* {name}_strides"] if with_axes or name in strided else []
-    found += [f"device {'T' if name in TYPED_OUTPUTS else 'float'}* {name}" for name in text.outputs]
+    kinds = {name: "T" for name in TYPED_OUTPUTS} | {"elements": "int"}
+    found += [f"device {kinds.get(name, 'float')}* {name}" for name in text.outputs]
     return [f"{parameter} [[buffer({i})]]" for i, parameter in enumerate(found)]
 
 

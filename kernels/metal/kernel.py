@@ -24,12 +24,14 @@ class Variant(NamedTuple):
     by_blocks: the slots of captured arrays that tile_state reads by blocks; None: all that it looks up.
     scoring: how scores are computed.
     kinds: how MLX declares captured arrays, which belongs to a kernel's name.
+    sites: of gradient kernels: the numbers of the reads whose gradients they sum.
     """
 
     async_copy: bool = False
     by_blocks: tuple[int, ...] | None = None
     scoring: Scoring = PLAIN
     kinds: str = ""
+    sites: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

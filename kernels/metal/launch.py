@@ -72,14 +72,20 @@ def run(kernel: Launch, call: AttentionCall, made: Operands, text: KernelText) -
         )
 
     multiplies = batch * query_heads * plan.bq * kv_len * (head_dim + value_dim)
-    out, lse, max_scores = in_launches(launched, -(-q_len // plan.bq), multiplies)
+    out, lse, max_scores = in_launches(launched, -(-q_len // plan.bq), multiplies, join_rows)
     if made.row_terms is not None and not text.scoring.add_back:  # -inf, of a row that attends to nothing, stays
         lse, max_scores = lse + made.row_terms, max_scores + made.row_terms
     return _result(call, out[..., :value_dim] if value_dim == 0 else out, lse, max_scores)
 
 
-def in_launches(launched: Callable[[int, int], Sequence[mx.array]], tiles: int, multiplies: int) -> Sequence[mx.array]:
-    """What a kernel gives for all tiles of rows, along axis 2, by one launch or by several, begun one by one.
+def in_launches(
+    launched: Callable[[int, int], Sequence[mx.array]],
+    tiles: int,
+    multiplies: int,
+    join: Callable[[Sequence[Sequence[mx.array]]], Sequence[mx.array]],
+) -> Sequence[mx.array]:
+    """What a kernel gives for all tiles of rows, by one launch, or by several, begun one by one, whose outputs `join`
+    makes one of.
 
     launched: from the first tile of a launch and their count. multiplies: of one tile, unmasked.
     """
@@ -90,6 +96,11 @@ def in_launches(launched: Callable[[int, int], Sequence[mx.array]], tiles: int, 
     for first in range(0, tiles, at_once):
         parts.append(launched(first, min(at_once, tiles - first)))
         _begin(parts[-1])
+    return join(parts)
+
+
+def join_rows(parts: Sequence[Sequence[mx.array]]) -> Sequence[mx.array]:
+    """Outputs of several launches, rows along axis 2."""
     return [mx.concatenate(list(some), axis=2) for some in zip(*parts, strict=True)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -11,6 +12,7 @@ import zoo
 from apparatus.simulated import Shape, backend, inputs, mods
 from calls import attention_call
 from gradient_reference import Watch, attention_gradients
+from zoo import ArrayMaker
 
 import flextrace as flex
 from flextrace.kernels.call import BackwardCall
@@ -72,10 +74,14 @@ def check(
     block_size: Any = None,
     statistics: bool = False,
     wanted: bool = False,
+    score_of: Callable[[ArrayMaker], Any] | None = None,
 ) -> list[Report]:
-    """Run the gradient kernels on the simulator and compare; the reports of the run."""
+    """Run the gradient kernels on the simulator and compare; the reports of the run. score_of: makes a score_mod whose
+    arrays are made by what it is given."""
     watch = Watch()
     ours, plain = mods(shape, names, zoo.mx_array), mods(shape, names, watch)
+    if score_of is not None:
+        ours["score"], plain["score"] = score_of(zoo.mx_array), score_of(watch)
     score, mask = (
         wrap(ours[kind]) if kind in ours else None
         for kind, wrap in (("score", flex.score_mod), ("mask", flex.mask_mod))
@@ -97,6 +103,12 @@ def check(
     for report in reports:
         outputs = [b for name, b in report.buffers.items() if name.startswith("d_")]
         assert all(b.unwritten == 0 for b in outputs if b.written)
+    for slot, mine in zip(call.wanted, found.arrays, strict=True):
+        array = call.call.mods.arrays[slot]
+        assert mine.dtype == array.dtype
+        same = [np.array_equal(each.values, exact(array)) for each in watch.arrays]
+        assert same.count(True) == 1, "arrays are told apart by what they hold"
+        close(mine, want.arrays[same.index(True)], str(array.dtype).removeprefix("mlx.core."), f"slot {slot} of {what}")
     return reports
 
 

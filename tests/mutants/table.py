@@ -1035,8 +1035,30 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("kernels/metal/backward/ties.metal", "tests/kernels/metal/backward/test_metal_gradients.py"): [
         ("most[r] == of_row ? count[r] : 0.0f", "count[r]"),
     ],
-    ("kernels/metal/backward/launch.py", "tests/kernels/metal/backward/test_metal_gradients.py"): [
+    ("kernels/metal/gradients.py", "tests/kernels/metal/backward/test_metal_gradients.py"): [
         ("delta if call.d_lse is None else delta - call.d_lse", "delta"),
+    ],
+    ("kernels/metal/captured/pair_sums.h", "tests/kernels/metal/captured/test_captured_gradients.py"): [
+        ("&& rows.row(r) == q_idx;", ";"),
+        ("const int row = column + mine - (P::BK - 1);", "const int row = column + mine - P::BK;"),
+        ("values[pair(r, i / 2 * FRAGMENT + rows.place.column + i % 2, rows)] = 0.0f;", ";"),
+    ],
+    ("kernels/metal/backward/site_sums.h", "tests/kernels/metal/captured/test_captured_gradients.py"): [
+        ("const float sum = sum_of_row(sums[r][i]);", "const float sum = sums[r][i];"),
+    ],
+    ("kernels/metal/captured/pairs.metal", "tests/kernels/metal/captured/test_captured_gradients.py"): [
+        ("place.group.z += uint(item / q_tiles / heads);", ""),
+    ],
+    ("kernels/metal/captured/elements.metal", "tests/kernels/metal/captured/test_captured_gradients.py"): [
+        ("position - (lengths[1] - 1)", "position - lengths[1]"),
+    ],
+    ("kernels/metal/captured/gradients.py", "tests/kernels/metal/captured/test_captured_gradients.py"): [
+        ("found[slot] + gradient if slot in found else gradient", "gradient"),
+        ("if site.is_own((name,), shape, run.sizes) else 1", ""),
+        ("4 * numbers <= MOST_BYTES", "True"),
+    ],
+    ("kernels/metal/backward/text.py", "tests/kernels/metal/captured/test_captured_gradients.py"): [
+        ("at = at * {size} + fx::inside", "at = at + fx::inside"),
     ],
     ("kernels/metal/backward/plan.py", "tests/kernels/metal/backward/test_gradient_text.py"): [
         ("self.threadgroup_bytes <= THREADGROUP_BYTES", "True"),

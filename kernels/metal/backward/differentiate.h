@@ -2,7 +2,7 @@
 #pragma once
 #include "../attention/softmax.h"
 #include "../attention/walk.h"
-#include "score_gradient.h"
+#include "../mod/score_gradient.h"
 
 // What a query row has of the forward pass and of the gradients of that: its lse; delta = sum(d_out * out) - d_lse;
 // its largest score, and the gradient of each score that equals it. The latter are there with MAX only. As they lie in
@@ -62,12 +62,14 @@ struct TermsOfColumns {
 
 // scores: Q K^T becomes P. slopes: d_out V^T becomes the gradient of scale Q K^T. Returns gaps: bit j is set if a row
 // of this simdgroup and a column of fragment j do not attend to each other; they have nothing but zeros then.
-// KEY_ROWS: rows are keys and columns are query rows.
-template <typename P, bool KEY_ROWS, bool MAX, int BLOCKS, typename Asked, typename Terms, typename Captured>
+// KEY_ROWS: rows are keys and columns are query rows. sites: takes the gradients of modified scores, for captures.
+template <typename P, bool KEY_ROWS, bool MAX, int BLOCKS, typename Asked, typename Terms, typename Sites,
+          typename Captured>
 inline uint differentiate(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
                           thread Fragment<float> (&slopes)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], KeyTile tile,
                           const thread Walk<P, BLOCKS, Asked>& walk, const thread Asked& mask,
-                          const thread LaneRows<P>& rows, const thread Terms& terms, const thread Captured& mods) {
+                          const thread LaneRows<P>& rows, const thread Terms& terms, thread Sites& sites,
+                          const thread Captured& mods) {
   const uint kept = tile.masked && !tile.asked ? walk.kept(tile.first, tile.state, rows, mask) : tile.kept;
   uint gaps = 0;
   UNROLL
@@ -80,14 +82,16 @@ inline uint differentiate(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::
         const int across = metal::min(tile.first + column, walk.p.kv_len - 1);
         const int q_idx = KEY_ROWS ? across : rows.q_idx[r], kv_idx = KEY_ROWS ? rows.q_idx[r] : across;
         const RowTerms row = terms.of(r, column);
-        const ScoreGradient found =
-            score_gradient(mods, elements(scores[r][j])[e] * walk.p.scale, rows.b, rows.h, q_idx, kv_idx);
+        const float score = elements(scores[r][j])[e] * walk.p.scale;
+        const ScoreGradient found = score_gradient(mods, score, rows.b, rows.h, q_idx, kv_idx);
         bool attends = !is_minus_infinity(found.score) && !is_minus_infinity(row.lse);
         if (tile.masked) attends = attends && walk.is_kept(kept, r, e, j);
         const float weight = attends ? metal::fast::exp2((found.score - row.lse) * LOG2_E) : 0.0f;
         float slope = weight * (elements(slopes[r][j])[e] - row.delta);
         if (MAX && found.score == row.max) slope += row.d_max;
+        if (weight == 0.0f) slope = 0.0f;
         if (!attends) gaps |= 1u << j;
+        sites.add(r, column, slope, found, score, rows, q_idx, kv_idx, mods);
         elements(scores[r][j])[e] = weight;
         elements(slopes[r][j])[e] = weight == 0.0f ? 0.0f : slope * found.slope;
       }

@@ -14,17 +14,18 @@
 #include "gradient_rows.h"
 #include "../attention/stream.h"
 #include "row_tile.h"
+#include "site_sums.h"
 #include "sizes.h"
 #include "transposed.h"
 
 // The whole kernel. q, k, v, d_out, statistics: as in query.metal. d_k, d_v: as k and v, of the keys that this launch
-// takes. sharing: the batches of q that read one batch of keys. at.group: (tile of keys and slice of columns, kv head,
-// batch of keys).
+// takes. site_sums: sums over the query rows, [batch, query_heads, keys of this launch, SITES]. sharing: the batches of
+// q that read one batch of keys. at.group: (tile of keys and slice of columns, kv head, batch of keys).
 template <typename P, typename G, int BLOCKS, typename T, typename Captured>
 inline void backward_key(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out, const device float* statistics,
-                         device T* d_k, device T* d_v, const device int* tile_lists, AttentionParams p, int sharing,
-                         const thread Captured& mods, threadgroup T* staged, threadgroup T* own,
-                         threadgroup float* staged_terms, threadgroup uint* votes, Thread at) {
+                         device T* d_k, device T* d_v, device float* site_sums, const device int* tile_lists,
+                         AttentionParams p, int sharing, const thread Captured& mods, threadgroup T* staged,
+                         threadgroup T* own, threadgroup float* staged_terms, threadgroup uint* votes, Thread at) {
   typedef Stream<T, T, T, P, RowTile> Tiles;
   typedef typename G::template HeadRows<T, P> Keys;
   typedef typename G::template ValueRows<T, P> Values;
@@ -62,6 +63,8 @@ inline void backward_key(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out,
     const int turn = walk.turn;  // the votes of the head before may still be read
     walk.start(p, tile_lists, rows, votes);
     walk.turn = turn;
+    SiteSums<P> sites;
+    sites.start();
     KeyTile tile = walk.next(rows, mask, at);
     if (tile.exists) {
       typename Tiles::Ahead first;
@@ -96,7 +99,7 @@ inline void backward_key(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out,
         else if (!G::WHOLE) tiles.read_values(next, walk.keys(tile), slice * G::VALUE_TILES, rows, mods);
         if (tile.live) multiply_own<P, P::BV>(slopes, values, rows.q_idx, tiles.values(), d, rows.place);
         if (tile.live && d + 1 == P::VALUE_TILES) {
-          gaps = differentiate<P, true, G::MAX>(scores, slopes, tile, walk, mask, rows, terms, mods);
+          gaps = differentiate<P, true, G::MAX>(scores, slopes, tile, walk, mask, rows, terms, sites, mods);
           if (!MAY_LEAVE_OUT) gaps = 0;
         }
         if (!G::WHOLE) tiles.turn_to(next);
@@ -125,6 +128,7 @@ inline void backward_key(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out,
       }
       tile = following;
     }
+    if (SITES > 0 && slice == 0) sites.write(site_sums, int64_t(rows.b) * p.query_heads + rows.h, rows, p);
   }
   const int64_t head = int64_t(rows.kv_batch) * p.kv_heads + rows.kv_head;
   write_rows<P>(d_k, key_sums, p.scale, slice * G::HEAD_TILES * P::BD, P::HEAD_DIM, rows, head, p);
@@ -141,6 +145,7 @@ threadgroup uint votes[2 * SIMDGROUPS];
 const auto mods = captured_by_mods(params CAPTURED_ARRAYS);
 backward_key<P, G, BLOCKS>(
     tensor(q, q_strides), tensor(k, k_strides), tensor(v, v_strides), tensor(d_out, d_out_strides), statistics, d_k,
-    d_v, tile_lists, read_sizes(sizes, mask_sizes), mask_sizes[SHARING], mods, staged, own, staged_terms, votes,
+    d_v, site_sums, tile_lists, read_sizes(sizes, mask_sizes), mask_sizes[SHARING], mods, staged, own, staged_terms,
+    votes,
     thread_at(threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
               thread_index_in_simdgroup));

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from ..attention.plan import padded
@@ -32,7 +32,8 @@ class GradientPlan:
 
     of_keys: own rows are those of k and v, and their gradients are summed; otherwise those of q and d_out, for dQ.
     head_kept, value_kept: where own rows of q or k, and of d_out or v, lie. slices: threadgroups that share the columns
-    of a tile of rows. with_max: max_scores has a gradient.
+    of a tile of rows. with_max: max_scores has a gradient. words_of_pair: in threadgroup memory, for each pair of
+    a tile, where pairs.metal sums them and not their rows.
     """
 
     of_keys: bool
@@ -47,6 +48,7 @@ class GradientPlan:
     slices: int
     dtype: str
     with_max: bool = False
+    words_of_pair: int | None = None
 
     @property
     def element_bytes(self) -> int:
@@ -97,13 +99,20 @@ class GradientPlan:
     def threadgroup_bytes(self) -> int:
         """The tiles, own rows, the votes of walk.h, and the terms of a tile of query rows."""
         terms = 4 * TERMS * self.bk if self.of_keys else 0
-        return (self.staged + self.own_staged) * self.element_bytes + 8 * self.simdgroups + terms
+        pairs = 0 if self.words_of_pair is None else 4 * sum(self._pair_words)
+        return (self.staged + self.own_staged) * self.element_bytes + 8 * self.simdgroups + terms + pairs
+
+    @property
+    def _pair_words(self) -> tuple[int, int]:
+        """Words for the values of a tile's pairs, and for their elements; an array has at least one."""
+        pairs, words = self.bq * (self.bk + 1), self.words_of_pair or 0
+        return pairs if words > 0 else 1, pairs if words > 1 else 1
 
     @property
     def registers(self) -> int:
         """What one thread needs at the same time; two elements of every fragment lie in each lane."""
         head, value = padded(self.head_dim), padded(self.value_dim)
-        sums = 2 * _parts(self.head_tiles, self.slices) * self.bd // FRAGMENT
+        sums = 2 * _parts(self.head_tiles, self.slices) * self.bd // FRAGMENT if self.words_of_pair is None else 0
         sums += 2 * _parts(self.value_tiles, self.slices) * self.bv // FRAGMENT if self.of_keys else 0
         kept = ((head, self.head_kept), (value, self.value_kept))
         own = sum(self._held(columns) for columns, where in kept if where == IN_REGISTERS)
@@ -120,7 +129,7 @@ class GradientPlan:
     def device_columns(self) -> float:
         """Elements read of device memory for a pair of an own row and another one, in all slices."""
         both = padded(self.head_dim) + padded(self.value_dim)
-        again = 0 if self.whole else both if self.of_keys else padded(self.head_dim)
+        again = 0 if self.whole or self.words_of_pair is not None else both if self.of_keys else padded(self.head_dim)
         own = (self.head_dim, self.head_kept), (self.value_dim, self.value_kept)
         read_again = sum(padded(columns) for columns, where in own if where == IN_DEVICE)
         return self.slices * ((both + again / self.slices) / self.bq + read_again / self.bk)
@@ -136,6 +145,8 @@ class GradientPlan:
 
     def template(self) -> list[tuple[str, int | bool]]:
         """The arguments by name, as gradient_rows.h and the kernels' bodies name them."""
+        values, elements = self._pair_words
+        pairs = [] if self.words_of_pair is None else [("PAIR_VALUES", values), ("PAIR_ELEMENTS", elements)]
         return [
             ("HEAD_DIM", self.head_dim),
             ("VALUE_DIM", self.value_dim),
@@ -151,11 +162,14 @@ class GradientPlan:
             ("HEAD_STAGED", self.head_staged),
             ("OWN_STAGED", self.own_staged),
             ("WITH_MAX", self.with_max),
+            *pairs,
         ]
 
 
 @functools.lru_cache(maxsize=256)
-def gradient_plan(of_keys: bool, head_dim: int, value_dim: int, dtype: str) -> GradientPlan:
+def gradient_plan(
+    of_keys: bool, head_dim: int, value_dim: int, dtype: str, words_of_pair: int | None = None
+) -> GradientPlan:
     """The plan that reads the least device memory; of these one with the fewest barriers, and the fewest registers.
 
     Slices compute all scores again, so there are several only where nothing else fits.
@@ -163,6 +177,7 @@ def gradient_plan(of_keys: bool, head_dim: int, value_dim: int, dtype: str) -> G
     most = padded(max(head_dim, value_dim)) // FRAGMENT
     for narrowest, slices in product((NARROWEST, FRAGMENT), range(1, most + 1)):
         plans = _plans(of_keys, head_dim, value_dim, slices, dtype, narrowest)
+        plans = (replace(plan, words_of_pair=words_of_pair) for plan in plans)
         fitting = [plan for plan in plans if plan.fits()]
         if fitting:
             return min(fitting, key=lambda plan: (plan.device_columns, plan.barriers_per_row, plan.registers))

@@ -12,15 +12,18 @@
 #include "gradient_rows.h"
 #include "../attention/stream.h"
 #include "row_tile.h"
+#include "site_sums.h"
 #include "sizes.h"
 
 // The whole kernel. q: [batch, query_heads, q_len, HEAD_DIM]; k, v: [kv_batches, kv_heads, kv_len, HEAD_DIM or
 // VALUE_DIM]; d_out: as q, VALUE_DIM; any strides. statistics: RowTerms. d_q: as q, of the rows that this launch takes.
+// site_sums: sums over the keys, [batch, query_heads, rows of this launch, SITES].
 // at.group: (tile of query rows and slice of dQ's columns, query head, batch).
 template <typename P, typename G, int BLOCKS, typename T, typename Captured>
 inline void backward_query(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out, const device float* statistics,
-                           device T* d_q, const device int* tile_lists, AttentionParams p, const thread Captured& mods,
-                           threadgroup T* staged, threadgroup T* own, threadgroup uint* votes, Thread at) {
+                           device T* d_q, device float* site_sums, const device int* tile_lists, AttentionParams p,
+                           const thread Captured& mods, threadgroup T* staged, threadgroup T* own,
+                           threadgroup uint* votes, Thread at) {
   typedef Stream<T, T, T, P, RowTile> Tiles;
   typedef typename G::template HeadRows<T, P> Queries;
   typedef typename G::template ValueRows<T, P> DOuts;
@@ -36,6 +39,8 @@ inline void backward_query(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_ou
   TermsOfRows<P, G::MAX> terms;
   terms.start(statistics, int64_t(at.groups.z) * p.query_heads * p.q_len,
               (int64_t(rows.b) * p.query_heads + rows.h) * p.q_len, rows.q_idx);
+  SiteSums<P> sites;
+  sites.start();
   Fragment<float> sums[P::ROW_FRAGMENTS][G::HEAD_SUMS];  // dQ
   clear(sums);
 
@@ -73,7 +78,7 @@ inline void backward_query(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_ou
       else if (!G::WHOLE) tiles.read_keys(next, walk.keys(tile), slice * G::HEAD_TILES);
       if (tile.live) multiply_own<P, P::BV>(slopes, d_outs, rows.q_idx, tiles.values(), d, rows.place);
       if (tile.live && d + 1 == P::VALUE_TILES)
-        gaps = differentiate<P, false, G::MAX>(scores, slopes, tile, walk, mods, rows, terms, mods);
+        gaps = differentiate<P, false, G::MAX>(scores, slopes, tile, walk, mods, rows, terms, sites, mods);
       if (G::WHOLE) G::turn_back(tiles);
       else tiles.turn_to(next);
     }
@@ -92,6 +97,7 @@ inline void backward_query(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_ou
   }
   write_rows<P>(d_q, sums, p.scale, slice * G::HEAD_TILES * P::BD, P::HEAD_DIM, rows,
                 int64_t(rows.b) * p.query_heads + rows.h, p);
+  if (SITES > 0 && slice == 0) sites.write(site_sums, int64_t(rows.b) * p.query_heads + rows.h, rows, p);
 }
 
 // -- body: what MLX puts between the braces --
@@ -103,6 +109,6 @@ threadgroup uint votes[2 * SIMDGROUPS];
 const auto mods = captured_by_mods(params CAPTURED_ARRAYS);
 backward_query<P, G, BLOCKS>(
     tensor(q, q_strides), tensor(k, k_strides), tensor(v, v_strides), tensor(d_out, d_out_strides), statistics, d_q,
-    tile_lists, read_sizes(sizes, mask_sizes), mods, staged, own, votes,
+    site_sums, tile_lists, read_sizes(sizes, mask_sizes), mods, staged, own, votes,
     thread_at(threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
               thread_index_in_simdgroup));

@@ -1,0 +1,1 @@
+"""Gradients of captured arrays in Metal: sums over rows, columns, diagonals and pairs, and where they go."""

@@ -1,0 +1,174 @@
+"""Gradients of captured arrays by the Metal kernels in the simulator, by every pattern of reading them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import zoo
+from apparatus.gradients import backward_call, broken, check
+from apparatus.simulated import BARRIER, ORDERS, backend
+from calls import attention_call
+from zoo import ArrayMaker
+
+import flextrace as flex
+from flextrace.kernels.call import BackwardCall
+from flextrace.kernels.metal import launch
+from flextrace.kernels.metal.backward.text import PAIRS
+from flextrace.kernels.metal.captured import gradients as captured
+from flextrace.kernels.simulator import SimulationError, recording
+
+B, H, L, S = 2, 2, 21, 27
+SHAPE = (B, H, L, 8, 1, 1, S, 8)  # batches and heads share keys
+rng = np.random.default_rng(0)
+SLOPES, ROWS, KEYS = (rng.normal(size=n) for n in ((B, H), (H, L), (H, S)))
+BIAS, NEAR, BUCKETS = (rng.normal(size=n) for n in ((H, L + S), (L + S,), (9, H)))
+DENSE, OWN, PAIR = (rng.normal(size=n) for n in ((H, L, S), (B, H, S, L), (L, S)))
+TABLE, SUM, LEVELS = (rng.normal(size=n) for n in ((5, 6), (L + S,), (7,)))
+IDS, KINDS = rng.integers(0, 5, L), rng.integers(0, 6, S)
+
+
+def of(values: np.ndarray, formula: Any, *ints: np.ndarray) -> Any:
+    """A maker of a score_mod that captures one float array, and arrays of ints."""
+
+    def made(array: ArrayMaker) -> Any:
+        a, given = array(values), [array(each, "int32") for each in ints]
+        return lambda s, b, h, q, k: formula(s, a, *given, b, h, q, k)
+
+    return made
+
+
+CASES = {
+    "number": of(np.array(0.7), lambda s, a, b, h, q, k: s * a),
+    "head": of(SLOPES[0], lambda s, a, b, h, q, k: s * a[h]),
+    "batch, head": of(SLOPES, lambda s, a, b, h, q, k: s + a[b, h] * (q - k) * 0.1),
+    "row": of(ROWS[0], lambda s, a, b, h, q, k: s * a[q]),
+    "head, row": of(ROWS, lambda s, a, b, h, q, k: s * a[h, q]),
+    "id of a row": of(TABLE[:, 0], lambda s, a, x, b, h, q, k: s * a[x[q]], IDS),
+    "key": of(KEYS[0], lambda s, a, b, h, q, k: s * s * a[k]),
+    "head, key": of(KEYS, lambda s, a, b, h, q, k: s + a[h][k]),
+    "distance": of(NEAR, lambda s, a, b, h, q, k: s + a[q - k + S]),
+    "head, distance": of(BIAS, lambda s, a, b, h, q, k: s + a[h, q - k + S]),
+    "bucket, head": of(BUCKETS, lambda s, a, b, h, q, k: s + a[min(abs(q - k), 8), h]),
+    "head, row, key": of(DENSE, lambda s, a, b, h, q, k: s + a[h, q, k]),
+    "batch, head, key, row": of(OWN, lambda s, a, b, h, q, k: s + a[b, h, k, q]),
+    "row, key": of(PAIR, lambda s, a, b, h, q, k: s + a[q, k]),
+    "ids of both": of(TABLE, lambda s, a, x, y, b, h, q, k: s + a[x[q], y[k]], IDS, KINDS),
+    "sum of both": of(SUM, lambda s, a, b, h, q, k: s + a[q + k]),
+    "score": of(LEVELS, lambda s, a, b, h, q, k: s + a[int(s * 0.83 + 3.37) % 7]),
+    "several times": of(BIAS, lambda s, a, b, h, q, k: s * a[h, q] + a[h, q - k + S] + a[0, k]),
+}
+
+
+@pytest.mark.sampled(9)
+@pytest.mark.parametrize("mask", [(), ("causal",)], ids=["none", "causal"])
+@pytest.mark.parametrize("name", CASES)
+def test_every_pattern(name: str, mask: tuple[str, ...]) -> None:
+    check(SHAPE, names=mask, score_of=CASES[name], wanted=True)
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["head, distance", "row, key", "ids of both"])
+def test_pairs_in_every_lane_order(name: str, order: str) -> None:
+    check((1, 1, 70, 8, 1, 1, 75, 8), names=("sliding_window",), score_of=WIDE[name], wanted=True, order=order)
+
+
+LONG_IDS, LONG_KINDS = rng.integers(0, 5, 70), rng.integers(0, 6, 75)
+WIDE = {  # of more than one tile
+    "head, distance": of(rng.normal(size=(1, 145)), lambda s, a, b, h, q, k: s + a[h, q - k + 74]),
+    "row, key": of(rng.normal(size=(70, 75)), lambda s, a, b, h, q, k: s + a[q, k]),
+    "ids of both": of(TABLE, lambda s, a, x, y, b, h, q, k: s + a[x[q], y[k]], LONG_IDS, LONG_KINDS),
+}
+
+
+@pytest.mark.sampled(60)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", [entry.name for entry in zoo.ZOO.values() if entry.kind == "score"])
+def test_every_array_of_the_zoo(name: str, dtype: str) -> None:
+    check(SHAPE, dtype, (name, "causal"), wanted=True)
+
+
+def call_of(name: str, shape: Any = (1, 2, 130, 8, 1, 1, 140, 8), mask: Any = None) -> BackwardCall:
+    """A call with arrays that fit its shape; the forward pass's results do not matter."""
+    sizes = {"head, distance": (shape[1], 300), "row, key": (shape[2], shape[6]), "ids of both": (5, 6)}
+    table = mx.random.normal(sizes[name], key=mx.random.key(0))
+    x, y = (mx.arange(n) % m for n, m in ((shape[2], 5), (shape[6], 6)))
+    formulas = {
+        "head, distance": lambda s, b, h, q, k: s + table[h, q - k + 140],
+        "row, key": lambda s, b, h, q, k: s + table[q, k],
+        "ids of both": lambda s, b, h, q, k: s + table[x[q], y[k]],
+    }
+    rows, keys = (1, shape[1], shape[2], 8), (1, 1, shape[6], 8)
+    q, k, v, d_out = (mx.random.normal(size, key=mx.random.key(i)) for i, size in enumerate((rows, keys, keys, rows)))
+    mods = [flex.score_mod(formulas[name]).bind(), None if mask is None else flex.mask_mod(mask).bind()]
+    made = attention_call(q, k, v, 0.3, *mods)
+    return BackwardCall(made, d_out, mx.full(q.shape[:3], 5.0), d_out, wanted=made.mods.formulas.differentiable)
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("name", WIDE)
+def test_launches_of_pairs_add_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = call_of(name)
+    whole = backend().backward(call).arrays[0]
+    monkeypatch.setattr(launch, "MOST_MULTIPLIES", 1)
+    with recording() as reports:
+        parts = backend().backward(call).arrays[0]
+    assert sum("pairs" in report.kernel for report in reports) == 3
+    assert float(mx.abs(whole - parts).max()) < 1e-5 * float(mx.abs(whole).max())
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [*((name, which) for name in ("head, distance", "ids of both") for which in (1, 2, 5)), ("row, key", 4)],
+)
+def test_every_barrier_of_pairs_is_needed(which: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of turning to the next tile; of the walk; before the next query rows, where none comes before; before the last
+    pairs are summed. The third one in the text is of kernels that use a tile twice."""
+
+    def far(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return kv_idx > 1060  # the first survey of 32 tiles finds nothing
+
+    monkeypatch.setattr(captured, "GROUPS", 1)
+    call = call_of(name) if which != 2 else call_of(name, (1, 1, 70, 8, 1, 1, 1100, 8), far)
+    with pytest.raises(SimulationError, match="race|uninitialised"):
+        broken(BARRIER, ";", which, (PAIRS,)).backward(call)
+
+
+def test_sums_of_pairs_have_one_owner() -> None:
+    with pytest.raises(SimulationError, match="race|overlapping"):
+        broken("elements[at] % P::THREADS == int(index)", "i % P::THREADS == int(index)", only=(PAIRS,)).backward(
+            call_of("ids of both", (1, 1, 70, 8, 1, 1, 40, 8))
+        )
+
+
+@pytest.mark.parametrize("name", ["head, distance", "ids of both"])
+def test_memory_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = call_of(name)
+    monkeypatch.setattr(captured, "MOST_BYTES", 100)
+    with pytest.raises(ValueError, match=r"the gradient of table needs 0 MB of sums, .* Index it by one side"):
+        backend().backward(call)
+
+
+def test_empty_calls_give_zeros() -> None:
+    table = mx.ones(4, mx.float16)
+    score = flex.score_mod(lambda s, b, h, q, k: s + table[k])
+    call = backward_call((1, 1, 0, 8, 1, 1, 4, 8), "float32", score, wanted=True)
+    (found,) = backend().backward(call).arrays
+    assert found.dtype == mx.float16 and found.tolist() == [0, 0, 0, 0]
+
+
+def test_gradients_reach_mlx() -> None:
+    """mx.grad of a captured table, through the module that owns it, beside MLX's own operations."""
+    q = mx.random.normal((1, 2, 9, 8), key=mx.random.key(1))
+
+    def loss(table: mx.array, backend: str) -> mx.array:
+        mod = flex.score_mod(lambda s, b, h, q, k: s + table[h, q - k + 8])
+        return (flex.flex_attention(q, q, q, mod, kernel_options={"BACKEND": backend}) ** 2).sum()
+
+    table = mx.random.normal((2, 17), key=mx.random.key(2))
+    mine, own = (mx.grad(loss)(table, name) for name in ("simulator", "ops"))
+    assert float(mx.abs(mine - own).max()) < 1e-4
