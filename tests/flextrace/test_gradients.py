@@ -349,6 +349,31 @@ def test_a_score_of_minus_infinity_gets_zero(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_derivative_that_is_infinite_where_nothing_is_attended_to_adds_nothing(backend: str) -> None:
+    q, k = normal(1, 1, 20, 16), normal(1, 1, 150, 16)
+    keys = mx.where(mx.arange(150).reshape(1, 1, 150, 1) < 140, k, 0.0)  # scores of 0, where the root has no slope
+    got = gradients_of_out(lambda s, b, h, i, j: mx.sqrt(s * s), lambda b, h, i, j: j < 140, q, keys, k, backend)
+    want = gradients_of_out(lambda s, b, h, i, j: mx.sqrt(s * s), None, q, k[:, :, :140], k[:, :, :140], backend)
+    assert not any(np.array(x[:, :, 140:]).any() for x in got[1:])
+    for mine, same in zip((got[0], got[1][:, :, :140], got[2][:, :, :140]), want, strict=True):
+        np.testing.assert_allclose(np.array(mine), np.array(same), atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_largest_scores_share_what_their_maximum_gets(backend: str) -> None:
+    q, k = mx.zeros((1, 1, 3, 16)), normal(1, 1, 150, 16)
+    mask = lambda b, h, i, j: (j % 3 != i) | (j > 140)  # noqa: E731
+
+    def largest(q: mx.array) -> mx.array:
+        aux, options = flex.AuxRequest(max_scores=True), {"BACKEND": backend}
+        return flex.flex_attention(q, k, k, block_mask=mask, return_aux=aux, kernel_options=options)[1].max_scores.sum()
+
+    kept = np.array([[bool(mask(0, 0, i, j)) for j in range(150)] for i in range(3)])
+    means = np.stack([np.array(k[0, 0])[row].mean(axis=0) for row in kept])
+    np.testing.assert_allclose(np.array(mx.grad(largest)(q))[0, 0], means / 4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_the_mask_leaves_out_may_hold_anything(bad: float, backend: str) -> None:
     q, k, v = normal(1, 1, 30, 16), normal(1, 1, 140, 16), normal(1, 1, 140, 8)
