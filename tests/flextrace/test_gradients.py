@@ -349,6 +349,22 @@ def test_a_score_of_minus_infinity_gets_zero(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_groups_of_rows_without_keys_between_others(backend: str) -> None:
+    q, k = normal(1, 1, 96, 16), normal(1, 1, 140, 16)
+    mask = lambda b, h, i, j: (i // 12 % 2 == 0) | (j < 5)  # noqa: E731
+    got = gradients_of_out(None, mask, q, k, k, backend)
+    rows, keys = np.ogrid[:96, :140]
+    bias = mx.array(np.where(mask(0, 0, rows, keys), 0, -np.inf).astype(np.float32))
+
+    def dense(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        weights = mx.softmax(q @ k.swapaxes(2, 3) / 4 + bias, axis=-1)
+        return (weights @ v * mx.arange(1.0, 17)).sum()
+
+    for mine, same in zip(got, mx.grad(dense, argnums=(0, 1, 2))(q, k, k), strict=True):
+        np.testing.assert_allclose(np.array(mine), np.array(same), atol=2e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_derivative_that_is_infinite_where_nothing_is_attended_to_adds_nothing(backend: str) -> None:
     q, k = normal(1, 1, 20, 16), normal(1, 1, 150, 16)
     keys = mx.where(mx.arange(150).reshape(1, 1, 150, 1) < 140, k, 0.0)  # scores of 0, where the root has no slope
