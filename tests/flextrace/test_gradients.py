@@ -278,11 +278,14 @@ def test_one_head_is_shared_out_and_keeps_its_bits() -> None:
     q, k = (mx.array(RNG.normal(size=(1, 1, 1500, 32)).astype(np.float32)) for _ in range(2))
 
     def gradient(threads: int) -> list[mx.array]:
-        def of(q: mx.array, k: mx.array) -> mx.array:
-            out = flex.flex_attention(q, k, k, block_mask=flex.mods.causal, kernel_options={"NUM_THREADS": threads})
+        def of(q: mx.array, k: mx.array, gain: mx.array) -> mx.array:
+            def gained(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+                return score * gain
+
+            out = flex.flex_attention(q, k, k, gained, flex.mods.causal, kernel_options={"NUM_THREADS": threads})
             return (out * mx.cos(mx.arange(out.size).reshape(out.shape))).sum()
 
-        return list(mx.grad(of, argnums=(0, 1))(q, k))
+        return list(mx.grad(of, argnums=(0, 1, 2))(q, k, mx.array(0.7)))
 
     runs = [[np.array(x).tobytes() for x in gradient(threads)] for threads in (1, 2, 5, 5)]
     assert all(run == runs[0] for run in runs)
@@ -350,7 +353,7 @@ def test_a_score_of_minus_infinity_gets_zero(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_groups_of_rows_without_keys_between_others(backend: str) -> None:
-    q, k = normal(1, 1, 96, 16), normal(1, 1, 140, 16)
+    q, k = normal(4, 4, 96, 16), normal(4, 4, 140, 16)  # heads enough for query tiles of several groups of rows
     mask = lambda b, h, i, j: (i // 12 % 2 == 0) | (j < 5)  # noqa: E731
     got = gradients_of_out(None, mask, q, k, k, backend)
     rows, keys = np.ogrid[:96, :140]
