@@ -10,7 +10,7 @@ from ..call import BackwardCall, Gradients
 from .arguments import flat
 from .backward.launch import Launches, Load
 from .backward.text import KEY, QUERY, TIES
-from .captured.gradients import array_gradients, wanted_sites
+from .captured.gradients import array_gradients, check_memory, wanted_sites
 
 
 def gradients(call: BackwardCall, load: Load) -> Gradients:
@@ -24,6 +24,7 @@ def gradients(call: BackwardCall, load: Load) -> Gradients:
         nothing = tuple([mx.zeros_like(call.call.mods.arrays[slot]) for slot in call.wanted])
         return Gradients(mx.zeros_like(q), mx.zeros_like(k), mx.zeros_like(v), nothing)
     run = Launches(call, load)
+    check_memory(call, run)
     statistics = [call.lse, _delta(call)]
     if call.d_max_scores is not None:
         largest, ties = run.rows(TIES, [q, k], [(1, mx.float32), (1, mx.float32)])

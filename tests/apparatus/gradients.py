@@ -52,6 +52,7 @@ def backward_call(
     sizes = (shape[0], shape[1], shape[2], shape[6])
     blocks = None if block_size is None else flex.create_block_mask(mask, *sizes, BLOCK_SIZE=block_size).blocks
     call = attention_call(q, k, v, SCALE, *(None if mod is None else mod.bind() for mod in (score, mask)), blocks)
+    slots = tuple(n for n in call.mods.formulas.differentiable if isinstance(call.mods.arrays[n], mx.array))
     want = reference.attention(*(exact(x) for x in (q, k, v)), *plain, SCALE)
     d_out, d_lse, d_max = cotangents(shape, dtype) if given is None else (given[3], None, None)
     return BackwardCall(
@@ -62,7 +63,7 @@ def backward_call(
         d_lse if statistics else None,
         mx.array(want.max_scores.astype(np.float32)) if statistics else None,
         d_max if statistics else None,
-        call.mods.formulas.differentiable if wanted else (),
+        slots if wanted else (),
     )
 
 

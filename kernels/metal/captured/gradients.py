@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -30,11 +31,7 @@ def wanted_sites(call: BackwardCall, pattern: Pattern) -> tuple[int, ...]:
 def array_gradients(
     call: BackwardCall, run: Launches, of_rows: mx.array, of_columns: mx.array, tail: Sequence[mx.array]
 ) -> tuple[mx.array, ...]:
-    """The gradients of `call.wanted`; of_rows, of_columns: the sums of ROW and COLUMN sites, sites last.
-
-    Raises:
-        ValueError: the sums of a site take more than MOST_BYTES.
-    """
+    """The gradients of `call.wanted`; of_rows, of_columns: the sums of ROW and COLUMN sites, sites last."""
     found: dict[int, mx.array] = {}
     for pattern, sums in ((Pattern.ROW, of_rows), (Pattern.COLUMN, of_columns)):
         for i, number in enumerate(wanted_sites(call, pattern)):
@@ -69,7 +66,22 @@ def _by_position(call: BackwardCall, run: Launches, number: int, pattern: Patter
     return run.segments(sums, elements, math.prod(call.call.mods.arrays[site.slot].shape))
 
 
-def _of_pairs(call: BackwardCall, run: Launches, number: int, tail: Sequence[mx.array]) -> mx.array:
+def check_memory(call: BackwardCall, run: Launches) -> None:
+    """Before any work. Raises ValueError where the sums of a site take more than MOST_BYTES."""
+    for pattern in (Pattern.DIAGONAL, Pattern.DENSE, Pattern.TABLE):
+        for number in wanted_sites(call, pattern):
+            _sums_of_pairs(call, run, number)
+
+
+class _Sums(NamedTuple):
+    """How pairs.metal sums a site: as which pattern, by how many threadgroups along each axis, into what shape."""
+
+    pattern: Pattern
+    groups: tuple[int, int, int]
+    shape: tuple[int, ...]
+
+
+def _sums_of_pairs(call: BackwardCall, run: Launches, number: int) -> _Sums:
     site = call.call.mods.formulas.sites[number]
     shape = tuple(call.call.mods.arrays[site.slot].shape)
     batch, heads, q_len, kv_len = run.sizes
@@ -77,14 +89,22 @@ def _of_pairs(call: BackwardCall, run: Launches, number: int, tail: Sequence[mx.
         diagonals = q_len + kv_len - 1
         shares = min(run.q_tiles(site.pattern), max(1, GROUPS // (batch * heads)))
         shares = min(shares, _fit(call, site, batch * heads * diagonals))
-        sums = run.pairs(number, site.pattern, (shares, heads, batch), (batch, heads, shares, diagonals), tail)
-        return _by_position(call, run, number, site.pattern, sums.sum(2))
+        return _Sums(site.pattern, (shares, heads, batch), (batch, heads, shares, diagonals))
+    size = math.prod(shape)
     if site.pattern == Pattern.DENSE and site.is_own(("q_idx", "kv_idx"), shape, run.sizes):
         apart = [n if site.is_own((name,), shape, run.sizes) else 1 for name, n in (("h", heads), ("b", batch))]
-        return run.pairs(number, Pattern.DENSE, (0, apart[0], apart[1]), (math.prod(shape),), tail)
-    size = math.prod(shape)
+        return _Sums(Pattern.DENSE, (0, apart[0], apart[1]), (size,))
     shares = min(batch * heads * run.q_tiles(Pattern.TABLE), GROUPS, _fit(call, site, size))
-    return run.pairs(number, Pattern.TABLE, (shares, 1, 1), (shares, size), tail).sum(0)
+    return _Sums(Pattern.TABLE, (shares, 1, 1), (shares, size))
+
+
+def _of_pairs(call: BackwardCall, run: Launches, number: int, tail: Sequence[mx.array]) -> mx.array:
+    """The gradient, flat, of a site whose pairs are summed."""
+    wanted = _sums_of_pairs(call, run, number)
+    sums = run.pairs(number, *wanted, tail)
+    if wanted.pattern == Pattern.DIAGONAL:
+        return _by_position(call, run, number, wanted.pattern, sums.sum(2))
+    return sums if wanted.pattern == Pattern.DENSE else sums.sum(0)
 
 
 def _fit(call: BackwardCall, site: Site, numbers: int) -> int:

@@ -44,10 +44,11 @@ def pairs_of(pattern: Pattern, dims: tuple[int, int], dtype: str) -> str:
     return f"constexpr int PATTERN = {PATTERNS.index(pattern)};\n{source}"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("of_keys", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_every_head_dim_has_a_plan(dtype: str, of_keys: bool) -> None:
-    for dims in [*((d, d) for d in range(1, 300, 23)), (40, 520), (512, 1), (576, 512), *DIMS]:
+    for dims in [*((d, d) for d in range(1, 300, 47)), (40, 520), (512, 1), (576, 512), *DIMS]:
         plan = gradient_plan(of_keys, *dims, dtype)
         assert plan.threadgroup_bytes <= 32 * 1024
         assert plan.threads <= 256 and 4 * plan.bk <= plan.threads, "each thread reads a term of a column"
@@ -63,7 +64,7 @@ def test_gradient_kernels_compile_as_they_lie(kernel: str, tmp_path: Path) -> No
 
 
 @clang_check.needs_clang
-@pytest.mark.sampled(25)
+@pytest.mark.sampled(50)
 @pytest.mark.parametrize("kernel", ROWS)
 @pytest.mark.parametrize("entry", zoo.ZOO.values(), ids=str)
 def test_address_spaces_of_every_mod_in_gradient_kernels(entry: zoo.Entry, kernel: str, tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_address_spaces_of_every_mod_in_gradient_kernels(entry: zoo.Entry, kerne
 
 
 @clang_check.needs_clang
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(36)
 @pytest.mark.parametrize("kernel", ROWS)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("dims", DIMS)
@@ -86,6 +87,7 @@ def test_address_spaces_of_every_gradient_plan(dims: tuple[int, int], dtype: str
 
 
 @clang_check.needs_clang
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kernel", ROWS)
 def test_pointers_of_gradient_kernels_name_their_space_and_offsets_have_64_bits(kernel: str, tmp_path: Path) -> None:
     plan = gradient_plan(kernel == KEY, 80, 80, "bfloat16")
@@ -95,7 +97,7 @@ def test_pointers_of_gradient_kernels_name_their_space_and_offsets_have_64_bits(
 
 
 @clang_check.needs_clang
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(18)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("dims", [(17, 9), (64, 64), (128, 96), (256, 256)])
 @pytest.mark.parametrize("pattern", PATTERNS)

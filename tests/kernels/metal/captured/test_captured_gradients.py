@@ -62,14 +62,14 @@ CASES = {
 }
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(36)
 @pytest.mark.parametrize("mask", [(), ("causal",)], ids=["none", "causal"])
 @pytest.mark.parametrize("name", CASES)
 def test_every_pattern(name: str, mask: tuple[str, ...]) -> None:
     check(SHAPE, names=mask, score_of=CASES[name], wanted=True)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", ["head, distance", "row, key", "ids of both"])
 def test_pairs_in_every_lane_order(name: str, order: str) -> None:
@@ -84,7 +84,7 @@ WIDE = {  # of more than one tile
 }
 
 
-@pytest.mark.sampled(60)
+@pytest.mark.sampled(150)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", [entry.name for entry in zoo.ZOO.values() if entry.kind == "score"])
 def test_every_array_of_the_zoo(name: str, dtype: str) -> None:
@@ -108,7 +108,7 @@ def call_of(name: str, shape: Any = (1, 2, 130, 8, 1, 1, 140, 8), mask: Any = No
     return BackwardCall(made, d_out, mx.full(q.shape[:3], 5.0), d_out, wanted=made.mods.formulas.differentiable)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.long
 @pytest.mark.parametrize("name", WIDE)
 def test_launches_of_pairs_add_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call = call_of(name)
@@ -120,7 +120,7 @@ def test_launches_of_pairs_add_up(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert float(mx.abs(whole - parts).max()) < 1e-5 * float(mx.abs(whole).max())
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(
     ("name", "which"),
     [*((name, which) for name in ("head, distance", "ids of both") for which in (1, 2, 5)), ("row, key", 4)],
@@ -138,6 +138,7 @@ def test_every_barrier_of_pairs_is_needed(which: int, name: str, monkeypatch: py
         broken(BARRIER, ";", which, (PAIRS,)).backward(call)
 
 
+@pytest.mark.long
 def test_sums_of_pairs_have_one_owner() -> None:
     with pytest.raises(SimulationError, match="race|overlapping"):
         broken("elements[at] % P::THREADS == int(index)", "i % P::THREADS == int(index)", only=(PAIRS,)).backward(
