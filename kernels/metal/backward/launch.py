@@ -36,13 +36,13 @@ class Launches:
 
     def __init__(self, call: BackwardCall, load: Load) -> None:
         self.call: AttentionCall = call.call
-        self.with_max = call.d_max_scores is not None
-        self.load = load
+        self.with_max: bool = call.d_max_scores is not None
+        self.load: Load = load
         q, k, v = self.call.q, self.call.k, self.call.v
-        self.sizes = (*q.shape[:3], k.shape[2])  # batch, query heads, q_len, kv_len
-        self.dims = (max(1, q.shape[3]), max(1, v.shape[3]))
-        self.tensors = [q, k, v, call.d_out]
-        self.words = flat(_ints(words_of_captures(self.call.mods)))
+        self.sizes: tuple[int, ...] = (*q.shape[:3], k.shape[2])  # batch, query heads, q_len, kv_len
+        self.dims: tuple[int, int] = (max(1, q.shape[3]), max(1, v.shape[3]))
+        self.tensors: list[mx.array] = [q, k, v, call.d_out]
+        self.words: mx.array = flat(_ints(words_of_captures(self.call.mods)))
 
     def rows(
         self,
