@@ -39,7 +39,7 @@ def differentiated(result: Result, call: AttentionCall, backend: Backend) -> Res
     function = mx.custom_function(lambda *_: list(outputs))
     function.vjp(vjp)
     function.jvp(refusal(_FORWARD_MODE.format(backend.name)))
-    return _with_parts(result, call, cast("Sequence[mx.array]", function(*inputs)))
+    return _with_parts(result, cast("Sequence[mx.array]", function(*inputs)))
 
 
 _IN_OPS = 'use kernel_options={{"BACKEND": "ops"}}, whose gradients are MLX\'s own'
@@ -57,14 +57,14 @@ def refused(result: Result, call: AttentionCall, message: str) -> Result:
     """The same result; differentiating it by q, k, v or a captured mlx array raises GradientError."""
     parts = [part for part in (result.out, result.lse, result.max_scores) if part is not None]
     outputs = [*parts, *result.intermediates.values()]
-    return _with_parts(result, call, refuse_gradient(call.arrays, outputs, True, message))
+    return _with_parts(result, refuse_gradient(call.arrays, outputs, True, message))
 
 
-def _with_parts(result: Result, call: AttentionCall, parts: Sequence[mx.array]) -> Result:
-    """The result made of these outputs; lse only where the call asks for it."""
+def _with_parts(result: Result, parts: Sequence[mx.array]) -> Result:
+    """The result made of these outputs."""
     left = iter(parts)
     out = next(left)
     lse = None if result.lse is None else next(left)
     max_scores = None if result.max_scores is None else next(left)
     intermediates = dict(zip(result.intermediates, left, strict=True))
-    return Result(out, lse if call.want_lse else None, max_scores, result.notice, intermediates)
+    return Result(out, lse, max_scores, result.notice, intermediates)
