@@ -3,7 +3,8 @@
 A count says how much a kernel moves and multiplies, not how fast an Apple GPU does it: bytes are those that lanes ask
 for, before any cache. `kv_read` is what is read of K and V, `mask_read` what is read to know the mask: MLX's array of
 it, or captured arrays and lists of tiles. STATED are the targets of a dense run beside MLX's, and of a masked run
-beside our own dense run at the same length.
+beside our own dense run at the same length. "backward" stands for the gradient kernels of a dense run, all together,
+beside that run.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from flextrace.kernels.simulator.translate.mlx_text import include_folder
 from .cases import flextrace_mods, kept_pairs, problem
 from .errors import BenchError
 
-MASKS = ("none", "causal", "window", "document")
-LENGTHS = {"none": 512, "causal": 2048, "window": 4096, "document": 2048}  # where the targets are stated
+BACKWARD = "backward"
+MASKS = ("none", "causal", "window", "document", BACKWARD)
+LENGTHS = {"none": 512, BACKWARD: 512, "causal": 2048, "window": 4096, "document": 2048}  # where the targets are stated
 DTYPES = ("float32", "float16", "bfloat16")
 HEAD_DIMS = (64, 80, 128)  # those of MLX's kernel
 SHOWN = (
@@ -47,7 +49,7 @@ class Run:
     """One run of one kernel on tensors of [1, heads, length, head_dim].
 
     kernel: "mask_mod" and "BlockMask" are flextrace's, by what it is given; "steel" is MLX's, given causal=True, or a
-    bool array for other masks, as `mx.fast.scaled_dot_product_attention` does.
+    bool array for other masks, as `mx.fast.scaled_dot_product_attention` does. "backward" goes with the mask so called.
     """
 
     kernel: str
@@ -68,12 +70,16 @@ class Run:
 
     def tiles_left(self) -> float:
         """The share of our kernel's tiles that the mask leaves: those with a pair that it keeps."""
+        if self.mask == BACKWARD:
+            return 1.0
         plan = plan_for(self.head_dim, self.head_dim, self.dtype)
         return _tiles_left(self.mask, self.length, plan.bq, plan.bk)
 
     def work(self) -> float:
         """About how long it takes, for the progress bar: MLX's kernel computes all tiles under a mask array."""
         ours = self.kernel != "steel"
+        if self.kernel == BACKWARD:
+            return 4.5 * self.dense.work()
         share = self.tiles_left() if ours or self.mask == "causal" else 1.0
         return float(self.heads) * self.length**2 * self.head_dim * (share + 0.1 if ours else 1.5 * share)
 
@@ -111,8 +117,14 @@ def plan_runs(
         for dtype in dtypes
         for mask in masks
         for length in (lengths or [LENGTHS[mask]])
-        for kernel in ("mask_mod", *(("BlockMask",) if mask != "none" else ()), "steel")
+        for kernel in _kernels(mask)
     ]
+
+
+def _kernels(mask: str) -> tuple[str, ...]:
+    if mask == BACKWARD:
+        return (BACKWARD,)
+    return ("mask_mod", *(("BlockMask",) if mask != "none" else ()), "steel")
 
 
 def simulate(run: Run) -> dict[str, int]:
@@ -130,6 +142,8 @@ def simulate(run: Run) -> dict[str, int]:
             mask = None if kept is None else mx.broadcast_to(mx.array(kept), shape)
             scale = float(run.head_dim) ** -0.5
             _, report = steel_attention(q, k, v, scale, causal=run.mask == "causal", mask=mask)
+        elif run.kernel == BACKWARD:
+            return _of_gradients(q, k, v)
         else:
             mask_mod: Any = flextrace_mods(p)[1].get(run.mask)
             if run.kernel == "BlockMask":
@@ -143,6 +157,19 @@ def simulate(run: Run) -> dict[str, int]:
         )
         raise BenchError(f"{whose} does not run in the simulator, {run}: {error}") from None
     return _counts(report)
+
+
+def _of_gradients(q: mx.array, k: mx.array, v: mx.array) -> dict[str, int]:
+    """The counts of all gradient kernels of a dense run; memory of a threadgroup is that of the largest."""
+
+    def attention(*tensors: mx.array) -> list[mx.array]:
+        return [flex.flex_attention(*tensors, kernel_options={"BACKEND": "simulator"})]
+
+    with recording() as reports:
+        mx.eval(mx.vjp(attention, [q, k, v], [q])[1])
+    found = [_counts(report) for report in reports if "backward" in report.kernel]
+    total = {name: sum(counts[name] for counts in found) for name in found[0]}
+    return total | {"threadgroup_allocated": max(counts["threadgroup_allocated"] for counts in found)}
 
 
 def _counts(report: Report) -> dict[str, int]:
@@ -237,6 +264,11 @@ STATED: dict[str, tuple[Stated, ...]] = {  # by mask
     ),
     "causal": ((2048, "device_read", "dense", 0.56, False),),
     "window": ((4096, "device_read", "dense", 0.12, False),),
+    BACKWARD: (
+        (0, "device_read", "dense", 4.0, False),
+        (0, "device_written", "dense", 4.0, False),
+        (0, "matrix_multiplies", "dense", 3.5, True),  # seven products against two
+    ),
 }
 
 
@@ -248,7 +280,7 @@ def targets(found: Mapping[Run, Counts], runs: Sequence[Run]) -> list[Target]:
             continue
         others = {"steel": run.steel, "dense": run.dense}
         stated = [target[1:] for target in STATED.get(run.mask, ()) if target[0] in (0, run.length)]
-        if run.mask != "none":
+        if run.mask not in ("none", BACKWARD):
             stated.append(("kv_read", "dense", run.tiles_left(), False))
         for count, whose, limit, exact in stated:
             measured = ratio(found, run, others[whose], count)
@@ -263,7 +295,7 @@ def rows(found: Mapping[Run, Counts], runs: Sequence[Run]) -> list[dict[str, Any
     for run in runs:
         row: dict[str, Any] = {**asdict(run), "tiles_left": run.tiles_left(), "counts": dict(found[run])}
         for name, beside in (("ratio_to_steel", run.steel), ("ratio_to_dense", run.dense)):
-            if run.kernel != "steel":
+            if run.kernel != "steel" and beside in found:
                 row[name] = {count: ratio(found, run, beside, count) for count in SHOWN}
         made.append(row)
     return made

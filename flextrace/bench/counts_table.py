@@ -14,7 +14,7 @@ from rich.text import Text
 
 from flextrace.show.terminal import output, print_table
 
-from .counts import DTYPES, MASKS, SHOWN, Counts, Run, Target, measure, plan_runs, ratio, rows, targets
+from .counts import BACKWARD, DTYPES, MASKS, SHOWN, Counts, Run, Target, measure, plan_runs, ratio, rows, targets
 
 HEADS, HEAD_DIMS = 1, (64, 128)
 HEADINGS = {
@@ -92,13 +92,14 @@ def _section(table: Table, found: Mapping[Run, Counts], runs: Sequence[Run], jud
     """The rows of one mask at one length; the first run is the user's own way."""
     first = runs[0]
     masked = first.mask != "none"
+    others = [("steel", first.steel)] if first.mask != BACKWARD else []
     table.add_section()
     table.add_row(f"{first.mask} {first.length}", style="bold")
     for run in runs:
         label = "MLX" if run.kernel == "steel" else run.kernel if masked else "flextrace"
         table.add_row(f" {label}", *(_short(found[run][count]) for count in SHOWN))
     beside = {"steel": " / MLX", "dense": " / our dense"}
-    for whose, run in (("steel", first.steel), *((("dense", first.dense),) if masked else ())):
+    for whose, run in (*others, *((("dense", first.dense),) if masked else ())):
         ratios = [ratio(found, first, run, count) for count in SHOWN]
         table.add_row(beside[whose], *("-" if r is None else f"{r:.2f}x" for r in ratios), style="cyan")
     mine = {target.count: target for target in judged if target.run == first}

@@ -48,6 +48,13 @@ def test_table() -> None:
     assert "targets: 5 of 5 met" in result.output
 
 
+def test_gradients_beside_our_dense_run() -> None:
+    result = CliRunner().invoke(app, [*COUNTS, "--lengths", "128", "--mods", "backward"])
+    assert result.exit_code == 0, result.output
+    assert "backward 128" in result.output and "/ our dense" in result.output and "/ MLX" not in result.output
+    assert "3.50x" in result.output and "targets: 3 of 3 met" in result.output
+
+
 def test_json_in_a_real_process() -> None:
     command = [Path(sys.executable).with_name("flextrace"), "bench", "--counts", "--json", "--jobs", "2"]
     options = ["--lengths", "128", "--dtypes", "float16", "--mods", "none,document"]
@@ -77,7 +84,7 @@ def test_a_missed_target_ends_with_code_1(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--mods", "alibi"], "--counts has no mod 'alibi'; known: none, causal, window, document"),
+        (["--mods", "alibi"], "--counts has no mod 'alibi'; known: none, causal, window, document, backward"),
         (["--dtypes", "float64"], "--counts has no dtype 'float64'"),
         (["--head-dim", "96"], "--counts has no head dim 96; known: 64, 80, 128"),
         (["--lengths", "512,many"], "--lengths takes whole numbers with commas between them"),

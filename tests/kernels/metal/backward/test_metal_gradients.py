@@ -88,6 +88,23 @@ def test_a_score_of_minus_infinity_has_no_gradient() -> None:
         close(mine, true, "float32", "scores of -inf")
 
 
+def test_infinite_slopes_of_what_is_masked_out_are_not_seen() -> None:
+    def score(s: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return s / mx.where(kv_idx <= q_idx, 1.0, 0.0)
+
+    def mask(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return kv_idx <= q_idx
+
+    plain = (lambda s, b, h, q_idx, kv_idx: s, mask)
+    call = backward_call((1, 1, 20, 8, 1, 1, 20, 8), "float32", flex.score_mod(score), flex.mask_mod(mask), plain)
+    found = backend().backward(call)
+    want = attention_gradients(
+        *[exact(x) for x in (call.call.q, call.call.k, call.call.v, call.d_out)], mask_mod=mask, scale=0.3
+    )
+    for mine, true in zip((found.q, found.k, found.v), want[:3], strict=True):
+        close(mine, true, "float32", "infinite slopes")
+
+
 @pytest.mark.parametrize("special", [np.nan, pytest.param(np.inf, marks=pytest.mark.long)])
 def test_what_is_masked_out_reaches_no_gradient(special: float) -> None:
     """Keys and values that no row attends to, and a row that attends to nothing, may hold anything."""

@@ -163,13 +163,13 @@ def test_empty_calls_give_zeros() -> None:
 
 
 def test_gradients_reach_mlx() -> None:
-    """mx.grad of a captured table, through the module that owns it, beside MLX's own operations."""
-    q = mx.random.normal((1, 2, 9, 8), key=mx.random.key(1))
+    """mx.grad of a table that is read twice, and of a bias that all share, beside MLX's own operations."""
+    q = mx.random.normal((2, 2, 9, 8), key=mx.random.key(1))
 
-    def loss(table: mx.array, backend: str) -> mx.array:
-        mod = flex.score_mod(lambda s, b, h, q, k: s + table[h, q - k + 8])
+    def loss(table: mx.array, bias: mx.array, backend: str) -> mx.array:
+        mod = flex.score_mod(lambda s, b, h, q, k: s * table[h, 0] + table[h, q - k + 8] + bias[q, k])
         return (flex.flex_attention(q, q, q, mod, kernel_options={"BACKEND": backend}) ** 2).sum()
 
-    table = mx.random.normal((2, 17), key=mx.random.key(2))
-    mine, own = (mx.grad(loss)(table, name) for name in ("simulator", "ops"))
-    assert float(mx.abs(mine - own).max()) < 1e-4
+    given = mx.random.normal((2, 17), key=mx.random.key(2)), mx.random.normal((9, 9), key=mx.random.key(3))
+    for mine, own in zip(*(mx.grad(loss, (0, 1))(*given, name) for name in ("simulator", "ops")), strict=True):
+        assert float(mx.abs(mine - own).max()) < 1e-4
