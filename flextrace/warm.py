@@ -1,6 +1,6 @@
 """Mods, options -> kernels on disk: what a later call needs, built now, without running it.
 
-cpu: one kernel of C++ for a pair of mods and a way to read keys, for all shapes and dtypes.
+cpu: one kernel of C++ for a pair of mods and a way to read keys, for all shapes and dtypes; another for few query rows.
 simulator: another for each dtype, head_dim, kind of captured array, and for a BlockMask.
 metal: the text only; MLX compiles that in every process anew.
 """

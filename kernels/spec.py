@@ -12,6 +12,7 @@ from flextrace.tracer import ArrayCapture, Expr, Formula, NumberCapture, Site, s
 from flextrace.tracer.expr.node import rebuild
 
 ATTENTION = "attention_forward"  # the fused kernel; stages go by their own names
+DECODE = "attention_decode"  # the same for a few query rows
 BACKWARD = "attention_backward"  # its gradients
 
 
@@ -89,7 +90,9 @@ class KernelSpec(NamedTuple):
     @property
     def title(self) -> str:
         """What people are told of it."""
-        return "attention" if self.kernel == ATTENTION else self.kernel
+        return {ATTENTION: "attention", DECODE: "attention, few rows", BACKWARD: "attention, gradients"}.get(
+            self.kernel, self.kernel
+        )
 
 
 def short_name(kernel: str) -> str:

@@ -58,7 +58,8 @@ def warm(
 ) -> None:
     """Compile ahead what flex_attention will need for these mods, so that a later process only loads it.
 
-    One kernel of the cpu backend serves all shapes, dtypes and BlockMasks of its mods. On metal only the kernel's text
+    One kernel of the cpu backend serves all shapes, dtypes and BlockMasks of its mods, and another one few query rows
+    (give that shape, too). On metal only the kernel's text
     is kept: MLX compiles it once in every process.
     """
     from flextrace import CacheWarning

@@ -13,7 +13,7 @@ from flextrace.cache import Store, key_of
 from ..backend import BackendUnavailable, Built
 from ..call import AttentionCall, BackwardCall, Gradients
 from ..loading import Kernels
-from ..spec import ATTENTION, BACKWARD, KernelSpec
+from ..spec import ATTENTION, BACKWARD, DECODE, KernelSpec
 from ..toolchain import Compiler, find_compiler, no_compiler
 from .backward import differentiate
 from .generate import kernel_text
@@ -22,7 +22,11 @@ from .params import MAX_NDIM
 from .stages.stages import CpuStages
 
 LIBRARY, SOURCE = "kernel.so", "kernel.cpp"
-FUNCTIONS = {ATTENTION: "flextrace_attention", BACKWARD: "flextrace_backward"}  # a stage's has one name
+FUNCTIONS = {
+    ATTENTION: "flextrace_attention",
+    DECODE: "flextrace_attention",
+    BACKWARD: "flextrace_backward",
+}  # a stage's has one name
 
 
 class CpuBackend:

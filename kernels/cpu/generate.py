@@ -24,7 +24,7 @@ from flextrace.tracer.emit.cpp import CPP_ELEMENTS
 from flextrace.tracer.emit.tile_state import CPP_RANGES, tile_state_parts
 from flextrace.tracer.expr.node import SCORE, B, H, walk
 
-from ..spec import ATTENTION, BACKWARD, Formulas, KernelSpec
+from ..spec import ATTENTION, BACKWARD, DECODE, Formulas, KernelSpec
 from ..template.assemble import assemble
 from ..template.hole import fill
 
@@ -32,7 +32,11 @@ HOLE = "mod/mod.h"
 FOLDER = Path(__file__).parent
 PLAIN = "PLAIN"  # Keys of params.h
 GRADIENT = "mod/gradient.h"
-FILES = {ATTENTION: "attention/forward.cpp", BACKWARD: "attention/backward.cpp"}  # a stage lies in a file of its name
+FILES = {
+    ATTENTION: "attention/forward.cpp",
+    DECODE: "attention/decode.cpp",
+    BACKWARD: "attention/backward.cpp",
+}  # a stage lies in a file of its name
 
 
 def kernel_text(spec: KernelSpec) -> str:

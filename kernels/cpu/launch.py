@@ -21,10 +21,11 @@ from ..blocks import Blocks
 from ..buffers import copied, locate, locate_aligned, new_array
 from ..call import AttentionCall, Mods, Result
 from ..int8_types import QKQuant, Smoothing
-from ..spec import ATTENTION, KernelSpec
+from ..spec import ATTENTION, DECODE, KernelSpec
 from .params import MAX_NDIM, Array, Host, Params, check_size, packed
 
 DTYPES = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2}
+FEW_ROWS, FEW_SHARED = 8, 96  # of a head, and of all heads that share keys: quicker with keys read in place than packed
 MOST_THREADS = 2**31 - 1  # that may be asked for; far fewer ever start
 PARAMS, ARRAY = packed(Params), packed(Array)
 NUMBER = {"float": struct.Struct("=f"), "int": struct.Struct("=i"), "bool": struct.Struct("=i")}
@@ -145,9 +146,20 @@ def packed_call(
 
 
 def spec_of(call: AttentionCall) -> KernelSpec:
-    """The kernel for a call; the variant is how it reads keys, by the names of params.h."""
+    """The kernel for a call. Of the forward the variant is how it reads keys, by the names of params.h; the kernel for
+    few rows reads plain ones."""
     keys = "QUANTISED" if call.quant is not None else "SMOOTHED" if call.smoothing is not None else None
+    if keys is None and _has_few_rows(call):
+        return KernelSpec(DECODE, call.mods.formulas)
     return KernelSpec(ATTENTION, call.mods.formulas, keys)
+
+
+def _has_few_rows(call: AttentionCall) -> bool:
+    """Whether the rows of a head are few, all of one row of blocks, and those of all heads that share keys not many."""
+    rows = call.q.shape[2]
+    if rows > FEW_ROWS or rows * call.q.shape[1] > FEW_SHARED * call.k.shape[1]:
+        return False
+    return call.blocks is None or rows <= call.blocks.q_block
 
 
 def contiguous(smoothing: Smoothing) -> Smoothing:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from flextrace.cache import LoadError
 
-from ..spec import ATTENTION, BACKWARD
+from ..spec import ATTENTION, BACKWARD, DECODE
 
 MAX_NDIM = 8
 Pointer: TypeAlias = ctypes.c_void_p
@@ -125,6 +125,7 @@ Stage = Matmul | Scale | ScoreMod | Softmax | BlockMask | BlockSparseMatmul | At
 # Kernel -> what its function takes.
 TAKEN: dict[str, type[ctypes.Structure]] = {
     ATTENTION: Params,
+    DECODE: Params,
     BACKWARD: Backward,
     "matmul": Matmul,
     "scale": Scale,

@@ -691,6 +691,22 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("p.head_dim, p.scale);\n    write(", "p.head_dim, 1);\n    write("),
         ("a.q_tiles - 1 - turn / a.queries_per_unit", "a.q_tiles - 1 - turn % a.q_tiles"),
     ],
+    ("kernels/cpu/attention/decode.cpp", "tests/kernels/cpu/test_cpu_decode.py"): [
+        ("live.masked |= state.masked || !same;", "live.masked |= state.masked;"),
+        ("all.masked |= live.masked || !same;", "all.masked |= live.masked;"),
+        ("all.masked || all.heads < a.ratio", "all.masked"),
+        ("(r == 0 || a.per_head())", "r == 0"),
+        ("t.tile_count * split / a.splits", "0"),
+        ("if (part.max[i] == -INFINITE) continue;", ""),
+        ("int q_idx = i % a.p.q_len;", "int q_idx = 0;"),
+        ("max == -INFINITE ? 0 : max", "max"),
+    ],
+    ("kernels/cpu/attention/rows.h", "tests/kernels/cpu/test_cpu_decode.py"): [
+        ("if (sum_lanes(zeros) != 0) return false;", ""),
+        ("select(weight == 0.0f, weight, widen", "select(weight == 1.0f, weight, widen"),
+        ("if (whole < columns) add_last_columns", "if (false) add_last_columns"),
+        ("smaller(key + i, count - 1));\n  vfloat", "key + i);\n  vfloat"),
+    ],
     ("kernels/cpu/attention/captures.h", "tests/flextrace/test_gradients.py"): [
         ("s.sums + ORIGIN + first_key - group * ROWS", "s.sums + ORIGIN + first_key"),
         ("sums + ORIGIN - row, 0, row == 0 ? kv_len : 1", "sums + ORIGIN - row, 0, kv_len"),

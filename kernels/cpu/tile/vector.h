@@ -117,8 +117,22 @@ INLINE void swap_blocks(vfloat* rows) {
     rows[r] = SHUFFLE_BY(x, y, UPPER);
     rows[r + N] = SHUFFLE_BY(x, y, LOWER);
   }
+}
+// The same, and each pair of blocks is added.
+template <int N>
+INLINE void add_blocks(vfloat* rows) {
+#pragma GCC unroll 16
+  for (int r = 0; r < N; r++) rows[r] = SHUFFLE_BY(rows[r], rows[r + N], UPPER) + SHUFFLE_BY(rows[r], rows[r + N], LOWER);
+}
 #undef UPPER
 #undef LOWER
+// The sums of VL rows, one in each lane.
+INLINE vfloat sums_of_lanes(vfloat* rows) {
+  if constexpr (VL > 8) add_blocks<VL / 2>(rows);
+  if constexpr (VL > 4) add_blocks<4>(rows);
+  add_blocks<2>(rows);
+  add_blocks<1>(rows);
+  return rows[0];
 }
 // VL rows of VL floats become columns.
 INLINE void transpose(vfloat* rows) {
@@ -158,6 +172,16 @@ INLINE vshort narrow_bfloat16(vfloat x) {
   vuint quiet_nan = bits | 0x400000u;
   return __builtin_convertvector((x != x ? quiet_nan : rounded) >> 16, vshort);
 }
+#if defined(__AVX512F__) || (defined(__F16C__) && defined(__AVX__))
+INLINE vfloat widen_float16(vshort x) {
+  typedef int16_t halves __attribute__((vector_size(VECTOR_BYTES / 2)));
+#if VECTOR_BYTES == 64
+  return (vfloat)__builtin_ia32_vcvtph2ps512_mask((halves)x, vfloat{}, -1, 4);  // 4: rounding as it is; none is needed
+#else
+  return (vfloat)__builtin_ia32_vcvtph2ps256((halves)x);
+#endif
+}
+#else
 INLINE vfloat widen_float16(vshort x) {
   vuint bits = __builtin_convertvector(x, vuint);
   vuint sign = (bits & 0x8000u) << 16, magnitude = (bits & 0x7fffu) << 13;
@@ -165,6 +189,7 @@ INLINE vfloat widen_float16(vshort x) {
   vuint special = magnitude | 0x7f800000u;       // inf, nan
   return (vfloat)((magnitude >= (0x7c00u << 13) ? special : (vuint)finite) | sign);
 }
+#endif
 INLINE vshort narrow_float16(vfloat x) {
   vuint bits = (vuint)x, sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
   vuint normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;

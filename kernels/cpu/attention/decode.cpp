@@ -1,0 +1,314 @@
+// decode.cpp: attention of a few query rows on the CPU. All query heads that share a head of keys are the rows of one
+// tile, so that keys and values are read once, where they lie; the tiles of keys that the masks leave are cut into
+// splits for the threads (Flash-Decoding, pytorch.org/blog/flash-decoding).
+//
+//   for each head of keys, for each split of its tiles
+//     for each tile of keys
+//       S = (scale Q) K^T                                  score_rows (rows.h)
+//       S = mask(score_mod(S)); P = exp(S - max)           softmax_row
+//       O = O * exp(old max - max) + P V                   weigh_rows (rows.h)
+//   for each head of keys
+//     out = O / sum of P over its splits, in their order; lse = max + log(sum)
+//
+// How many splits there are follows from the shapes, the mask and the number of threads: never from the load.
+#include "../mod/mod.h"
+#include "attention.h"
+#include "rows.h"
+#include "walk.h"
+
+constexpr int64_t LEAST_TILES = 4;                  // of a split
+constexpr int64_t JOBS_PER_THREAD = 4;
+constexpr int64_t BYTES_PER_THREAD = 512 << 10;     // of keys and values, that are worth a thread
+
+// A tile of keys that some row of a head of keys reads, and which of them: the keys [begin, end), all by all unless
+// masked.
+struct LiveTile {
+  int64_t tile, run;
+  int64_t begin, end;
+  bool masked;
+};
+
+// What the visits of several query heads say of one tile.
+struct Reached {
+  uint8_t begin, end, heads;
+  bool masked;
+};
+
+struct DecodeScratch {
+  float* queries;  // [rows][stride_q]: times scale
+  float* scores;   // [rows][KV_TILE]
+  float* factor;   // [rows]
+  LiveTile* tiles;  // of the head of keys at hand
+  Reached* reached;  // [kv_tiles]
+  int64_t tile_count;
+  int64_t found_for;
+};
+
+// A split's share of the result.
+struct Partial {
+  float* out;  // [rows][stride_out], times exp(max)
+  float* max;  // [rows]
+  float* sum;  // [rows][VL]: in one part per lane
+};
+
+struct Decode : Attention {
+  int64_t ratio, rows, padded_rows, stride_q, stride_out;
+  int64_t splits = 1;
+  DecodeScratch* decode_scratch;
+  Partial* partials;  // [units][splits]
+  void* decode_memory = nullptr;
+
+  explicit Decode(const Params& params) : Attention(params) {
+    cut_rows(0);
+    units = p.batch * p.kv_heads;
+    ratio = p.kv_heads ? p.query_heads / p.kv_heads : 0;
+    rows = ratio * p.q_len;
+    padded_rows = rows <= 2 ? rows : round_up(rows, 4);  // two are taken one by one
+    stride_q = round_up(p.head_dim, VL);
+    stride_out = round_up(p.value_dim, VL);
+    pack_ahead = true;  // but no head: neither a tile of a thread nor one of a round is cut
+    units_per_round = 0;
+    extremes = ArrayExtremes();
+    threads = larger(1, smaller(p.caller.max_threads, MOST_THREADS));
+  }
+  bool per_head() const { return (HAS_MASK_MOD && MASK_USES_HEAD) || mask.heads > 1; }
+
+  int64_t lay_out_decode(char* base) {
+    Carver carver = {base};
+    carver.cut(decode_scratch, threads);
+    for (int64_t t = 0; t < threads; t++) {
+      DecodeScratch unused, &s = base ? decode_scratch[t] : unused;
+      carver.cut(s.queries, padded_rows * stride_q);
+      carver.cut(s.scores, padded_rows * KV_TILE);
+      carver.cut(s.factor, padded_rows);
+      carver.cut(s.tiles, kv_tiles);
+      carver.cut(s.reached, per_head() ? kv_tiles : 0);
+      s.found_for = -1;
+    }
+    carver.cut(partials, units * splits);
+    for (int64_t i = 0; i < units * splits; i++) {
+      Partial unused, &part = base ? partials[i] : unused;
+      carver.cut(part.out, padded_rows * stride_out);
+      carver.cut(part.max, padded_rows);
+      carver.cut(part.sum, padded_rows * VL);
+    }
+    return carver.used;
+  }
+  bool allocate_decode() {
+    free(decode_memory);
+    decode_memory = malloc(lay_out_decode(nullptr) + 64);
+    if (!decode_memory) return false;
+    lay_out_decode((char*)round_up((int64_t)decode_memory, 64));
+    return true;
+  }
+
+  QueryTile head_of(int64_t unit, int64_t reader) const {
+    int64_t b = unit / p.kv_heads, h = unit % p.kv_heads * ratio + reader;
+    return {(int)b, (int)h, 0, (int)p.q_len, 0, unit};
+  }
+};
+
+// -- which tiles -------------------------------------------------------------------------------------------------
+
+static LiveTile live_tile(const Visit& visit, int groups) {
+  LiveTile live = {visit.tile, visit.run, KV_TILE, 0, false};
+  for (int g = 0; g < groups; g++) {
+    TileState state = visit.groups[g];
+    bool same = state.begin == visit.groups[0].begin && state.end == visit.groups[0].end;
+    live.masked |= state.masked || !same;
+    if (state.end == 0) continue;
+    live.begin = smaller(live.begin, state.begin * VL);
+    live.end = larger(live.end, state.end * VL);
+  }
+  return live;
+}
+
+// The tiles that the query heads of one head of keys read, each once and in order.
+static void find_tiles(const Decode& a, Scratch& s, DecodeScratch& t, int64_t unit) {
+  if (t.found_for == unit) return;
+  t.found_for = unit;
+  t.tile_count = 0;
+  QueryTile q = a.head_of(unit, 0);
+  if (!a.per_head()) {
+    find_visits(a, s, q);
+    for (int64_t i = 0; i < s.visit_count; i++) t.tiles[t.tile_count++] = live_tile(s.visits[i], q.groups());
+    return;
+  }
+  __builtin_memset(t.reached, 0, a.kv_tiles * sizeof(Reached));
+  for (int64_t reader = 0; reader < a.ratio; reader++) {
+    q = a.head_of(unit, reader);
+    find_visits(a, s, q);
+    for (int64_t i = 0; i < s.visit_count; i++) {
+      LiveTile live = live_tile(s.visits[i], q.groups());
+      Reached& all = t.reached[live.tile];
+      bool same = all.heads == 0 || (all.begin == live.begin / VL && all.end == live.end / VL);
+      all.masked |= live.masked || !same;
+      all.begin = all.heads == 0 ? live.begin / VL : smaller(all.begin, live.begin / VL);
+      all.end = larger(all.end, live.end / VL);
+      all.heads++;
+    }
+  }
+  for (int64_t tile = 0; tile < a.kv_tiles; tile++) {
+    Reached all = t.reached[tile];
+    if (!all.heads) continue;
+    t.tiles[t.tile_count++] = {tile, -1, all.begin * VL, all.end * VL, all.masked || all.heads < a.ratio};
+  }
+}
+
+// -- one split ---------------------------------------------------------------------------------------------------
+
+static void read_rows(const Decode& a, DecodeScratch& t, Partial& part, int64_t unit) {
+  const Params& p = a.p;
+  for (int64_t i = 0; i < a.padded_rows; i++) {
+    float* row = t.queries + i * a.stride_q;
+    part.max[i] = -INFINITE;
+    t.factor[i] = 1;
+    if (i >= a.rows) {
+      __builtin_memset(row, 0, a.stride_q * sizeof(float));
+      continue;
+    }
+    QueryTile q = a.head_of(unit, i / p.q_len);
+    Matrix query = matrix_of(p.q, p.q_strides, q.b, q.h, i % p.q_len, 1, p.head_dim, p.dtype);
+    for (int64_t d = 0; d < p.head_dim; d += VL) store_vector(row + d, widen(query, 0, d) * p.scale);
+  }
+  __builtin_memset(part.sum, 0, a.padded_rows * VL * sizeof(float));
+  __builtin_memset(part.out, 0, a.padded_rows * a.stride_out * sizeof(float));
+}
+
+// What the block mask says of the keys of a tile to one query head.
+static void allow_keys_of(const Decode& a, Scratch& s, const QueryTile& q, const LiveTile& live) {
+  int64_t line = ((a.mask.batch == 1 ? 0 : q.b) * a.mask.heads + (a.mask.heads == 1 ? 0 : q.h)) * a.mask.rows;
+  s.end_run = a.mask.offsets[line + 1];
+  allow_keys(a, s, live.tile, live.run < 0 ? a.mask.offsets[line] : live.run);
+}
+
+// scores -> weights of one row, with its new maximum and sum; factor is what the old maximum takes from O.
+template <bool MASK>
+static void softmax_row(const Decode& a, const Scratch& s, DecodeScratch& t, Partial& part, const QueryTile& q,
+                        int64_t i, int64_t first_key, int64_t begin, int64_t end) {
+  const Inputs in = a.in;
+  float* row = t.scores + i * KV_TILE;
+  int q_idx = i % a.p.q_len;
+  auto mod = Mods::score_mod(q.b, q.h, q_idx, in);
+  auto mask = Mods::mask_mod(q.b, q.h, q_idx, in);
+  vfloat largest = splat(part.max[i]);
+  for (int64_t at = begin; at < end; at += VL) {
+    vfloat x = load_vector<vfloat>(row + at);
+    vint kv_idx = key_indices<MASK>(first_key + at, a.p.kv_len);
+    if constexpr (HAS_SCORE_MOD) x = mod(x, kv_idx);
+    if constexpr (MASK) x = select(keep(s.allow + at, kv_idx, mask).lanes, x, splat(-INFINITE));
+    if constexpr (HAS_SCORE_MOD || MASK) store_vector(row + at, x);
+    largest = larger(x, largest);
+  }
+  float before = part.max[i], max = largest_lane(largest)[0];
+  vfloat shift = splat(max == -INFINITE ? 0 : max);
+  t.factor[i] = exp_nonpositive(splat(before) - shift)[0];
+  part.max[i] = max;
+  vfloat total = load_vector<vfloat>(part.sum + i * VL) * t.factor[i];
+  for (int64_t at = begin; at < end; at += VL) {
+    vfloat weight = exp_nonpositive(load_vector<vfloat>(row + at) - shift);
+    store_vector(row + at, weight);
+    total += weight;
+  }
+  store_vector(part.sum + i * VL, total);
+}
+
+template <int32_t DTYPE>
+static void attend_split(const Decode& a, Scratch& s, DecodeScratch& t, int64_t unit, int64_t split) {
+  const Params& p = a.p;
+  Partial& part = a.partials[unit * a.splits + split];
+  find_tiles(a, s, t, unit);
+  read_rows(a, t, part, unit);
+  QueryTile first_head = a.head_of(unit, 0);
+  int64_t b = first_head.b, kv_head = unit % p.kv_heads;
+  int64_t last = t.tile_count * (split + 1) / a.splits;
+  if (split == 0) s.counts[SKIPPED] += a.kv_tiles - t.tile_count;
+  for (int64_t i = t.tile_count * split / a.splits; i < last; i++) {
+    const LiveTile& live = t.tiles[i];
+    s.counts[live.masked ? MASKED : UNMASKED]++;
+    int64_t first = live.tile * KV_TILE, count = a.keys_in(live.tile), end = smaller(live.end, count);
+    Lines keys(matrix_of(p.k, p.k_strides, b, kv_head, first, count, p.head_dim, p.dtype));
+    Lines values(matrix_of(p.v, p.v_strides, b, kv_head, first, count, p.value_dim, p.dtype));
+    score_rows<DTYPE>(t.scores, t.queries, a.padded_rows, a.stride_q, keys, live.begin, live.end, count);
+    for (int64_t r = 0; r < a.rows; r++) {
+      QueryTile q = a.head_of(unit, r / p.q_len);
+      if (live.masked && r % p.q_len == 0 && (r == 0 || a.per_head())) allow_keys_of(a, s, q, live);
+      (live.masked ? softmax_row<true> : softmax_row<false>)(a, s, t, part, q, r, first, live.begin, live.end);
+    }
+    weigh_rows<DTYPE>(part.out, a.padded_rows, a.stride_out, t.scores, values, live.begin, end, t.factor);
+  }
+}
+
+// -- all splits together -----------------------------------------------------------------------------------------
+
+static void merge(const Decode& a, Scratch& s, int64_t unit) {
+  const Params& p = a.p;
+  const Partial* parts = a.partials + unit * a.splits;
+  for (int64_t i = 0; i < a.rows; i++) {
+    QueryTile q = a.head_of(unit, i / p.q_len);
+    int64_t row = (q.b * p.query_heads + q.h) * p.q_len + i % p.q_len;
+    float max = -INFINITE, sum = 0;
+    for (int64_t split = 0; split < a.splits; split++) max = max < parts[split].max[i] ? parts[split].max[i] : max;
+    for (int64_t d = 0; d < a.stride_out; d += VL) store_vector(s.row + d, vfloat{});
+    for (int64_t split = 0; split < a.splits; split++) {
+      const Partial& part = parts[split];
+      if (part.max[i] == -INFINITE) continue;
+      vfloat share = exp_nonpositive(splat(part.max[i] - max));
+      sum += sum_lanes(load_vector<vfloat>(part.sum + i * VL)) * share[0];
+      for (int64_t d = 0; d < a.stride_out; d += VL)
+        store_vector(s.row + d, load_vector<vfloat>(s.row + d) +
+                                    load_vector<vfloat>(part.out + i * a.stride_out + d) * share);
+    }
+    vfloat inverse = splat(sum == 0 ? 0 : 1 / sum);
+    for (int64_t d = 0; d < a.stride_out; d += VL) store_vector(s.row + d, load_vector<vfloat>(s.row + d) * inverse);
+    narrow_row((char*)p.out + row * p.value_dim * dtype_bytes(p.dtype), s.row, p.value_dim, p.dtype);
+    if (p.lse) p.lse[row] = sum == 0 ? -INFINITE : (double)max + __builtin_log(sum);
+    if (p.max_scores) p.max_scores[row] = max;
+  }
+}
+
+// -- one call ----------------------------------------------------------------------------------------------------
+
+static void run_job(Jobs& jobs, int64_t job, int thread, void* state) {
+  const Decode& a = *(const Decode*)state;
+  int64_t attending = a.units * a.splits;
+  if (job >= attending) {
+    if (jobs.wait_until_done(attending)) merge(a, a.scratch[thread], job - attending);
+    return;
+  }
+  int64_t unit = job / a.splits, split = job % a.splits;
+  Scratch& s = a.scratch[thread];
+  DecodeScratch& t = a.decode_scratch[thread];
+  if (a.p.dtype == FLOAT32) attend_split<FLOAT32>(a, s, t, unit, split);
+  else if (a.p.dtype == FLOAT16) attend_split<FLOAT16>(a, s, t, unit, split);
+  else attend_split<BFLOAT16>(a, s, t, unit, split);
+}
+
+// Threads and splits, by what the first head of keys reads.
+static void plan(Decode& a) {
+  int64_t cores = a.p.caller.max_threads;
+  a.threads = 1;
+  if (!a.allocate_decode()) return;
+  find_tiles(a, a.scratch[0], a.decode_scratch[0], 0);
+  int64_t tiles = a.decode_scratch[0].tile_count;
+  int64_t bytes = a.units * tiles * KV_TILE * (a.p.head_dim + a.p.value_dim) * dtype_bytes(a.p.dtype);
+  int64_t threads = smaller(smaller(cores, MOST_THREADS), 1 + bytes / BYTES_PER_THREAD);
+  int64_t wanted = threads > 1 ? (JOBS_PER_THREAD * threads + a.units - 1) / a.units : 1;
+  a.splits = larger(1, smaller(wanted, tiles / LEAST_TILES));
+  a.threads = smaller(threads, a.units * a.splits);
+}
+
+TAKES(Params)
+extern "C" __attribute__((visibility("default"))) int flextrace_attention(const Params* params) {
+  Unlocked python(params->caller.host);
+  Decode decode(*params);
+  if (decode.units * decode.rows == 0) return OK;
+  if (!decode.allocate()) return OUT_OF_MEMORY;
+  plan(decode);
+  Result result = OUT_OF_MEMORY;
+  if (decode.decode_memory && decode.allocate_decode())
+    result = Jobs::run_all({decode.units * (decode.splits + 1), run_job, &decode}, decode.threads, python);
+  free(decode.decode_memory);
+  decode.finish();
+  return result == OK && decode.overflow ? INTEGER_OVERFLOW : result;
+}

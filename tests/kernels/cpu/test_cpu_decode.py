@@ -1,0 +1,172 @@
+"""The cpu kernel for few query rows: heads that share keys are rows of one tile, keys are read in place, split over
+threads. Against float64 numpy and the user's own functions (tests/reference.py)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import reference
+import zoo
+from calls import attention_call
+
+import flextrace as flex
+from flextrace.kernels.cpu.launch import FEW_ROWS, FEW_SHARED
+from flextrace.kernels.registry import backend_for
+from flextrace.kernels.spec import ATTENTION, DECODE
+
+BACKEND: Any = backend_for("cpu")
+RNG = np.random.default_rng(0)
+Array = np.ndarray
+
+
+def normal(*size: int) -> Array:
+    return np.random.default_rng(size).normal(size=size).astype(np.float32)
+
+
+def kernel_of(q_len: int, heads: int, kv_heads: int, blocks: flex.BlockMask | None = None) -> str:
+    q, k = mx.zeros((1, heads, q_len, 8)), mx.zeros((1, kv_heads, 300, 8))
+    call = attention_call(q, k, k, 1.0, blocks=None if blocks is None else blocks.blocks)
+    return str(BACKEND.spec(call).kernel)
+
+
+def test_few_rows_have_their_own_kernel() -> None:
+    assert kernel_of(1, 8, 8) == kernel_of(1, FEW_SHARED, 1) == kernel_of(FEW_ROWS, 4, 4) == DECODE
+    assert kernel_of(1, FEW_SHARED + 1, 1) == kernel_of(FEW_ROWS + 1, 4, 4) == ATTENTION
+    rows_of_two_blocks = flex.create_block_mask(lambda b, h, i, j: j >= i, None, None, 8, 300, BLOCK_SIZE=(4, 16))
+    assert kernel_of(8, 1, 1, rows_of_two_blocks) == ATTENTION
+
+
+def attend(q: Array, k: Array, v: Array, score: Any, mask: Any, dtype: str = "float32", threads: int = 2) -> Any:
+    arrays = [mx.array(x).astype(getattr(mx, dtype)) for x in (q, k, v)]
+    aux = flex.AuxRequest(lse=True, max_scores=True)
+    options = {"BACKEND": "cpu", "NUM_THREADS": threads}
+    return flex.flex_attention(*arrays, score, mask, enable_gqa=True, return_aux=aux, kernel_options=options)
+
+
+def check(got: Any, want: reference.Attention, dtype: str = "float32") -> None:
+    out, aux = got
+    tolerance = reference.tolerance(dtype)
+    reference.assert_close(out, want.out, tolerance.absolute, tolerance.relative, "out")
+    statistics = tolerance.statistic_absolute, tolerance.statistic_relative
+    reference.assert_close(aux.lse, want.lse, *statistics, "lse")
+    reference.assert_close(aux.max_scores, want.max_scores, *statistics, "max_scores")
+
+
+SIZES = {  # batch, query heads, kv heads, q_len, kv_len, head_dim, value_dim
+    "one_row": (1, 4, 4, 1, 700, 32, 32),
+    "groups_of_two": (2, 4, 2, 1, 1300, 64, 64),
+    "groups_of_four": (1, 8, 2, 1, 2100, 16, 16),
+    "groups_of_seven": (1, 7, 1, 2, 650, 40, 24),
+    "sixteen_rows": (2, 4, 1, 4, 900, 24, 72),
+    "fewer_keys_than_registers": (1, 3, 3, 3, 5, 7, 9),
+    "groups_of_seventy_one": (1, 71, 1, 1, 513, 64, 80),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", SIZES)
+def test_shapes(name: str, dtype: str) -> None:
+    batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim = SIZES[name]
+    sizes = (batch, heads, q_len, head_dim), (batch, kv_heads, kv_len, head_dim), (batch, kv_heads, kv_len, value_dim)
+    exact = [reference.array(normal(*size), dtype) for size in sizes]
+    check(attend(*exact, None, None, dtype), reference.attention(*exact), dtype)
+
+
+MASKED = {
+    "window": lambda b, h, i, j: j > 800,
+    "by_head": lambda b, h, i, j: (j > 200 * h) & (j < 200 * h + 500),
+    "gaps": lambda b, h, i, j: j // 130 % 3 == i % 3,
+    "interleaved": lambda b, h, i, j: (j + h) % 7 > i,
+    "by_batch": lambda b, h, i, j: j < 100 + 700 * b,
+    "empty_rows": lambda b, h, i, j: (j > 500) & (i > 0) & (h != 1),
+    "nothing": lambda b, h, i, j: j < 0,
+}
+EXACT = [normal(2, 4, 3, 16), normal(2, 2, 1000, 16), normal(2, 2, 1000, 24)]
+
+
+@pytest.mark.parametrize("as_blocks", [False, True], ids=["bare", "blocks"])
+@pytest.mark.parametrize("name", MASKED)
+def test_masks(name: str, as_blocks: bool) -> None:
+    mask = MASKED[name]
+    given = flex.create_block_mask(mask, 2, 4, 3, 1000, BLOCK_SIZE=(16, 48)) if as_blocks else mask
+    check(attend(*EXACT, None, given), reference.attention(*EXACT, mask_mod=mask))
+
+
+@pytest.mark.sampled(16)
+@pytest.mark.parametrize("entry", zoo.ZOO.values(), ids=str)
+def test_the_zoo(entry: zoo.Entry) -> None:
+    batch, heads, q_len, kv_len = 2, 4, 3, 160
+    exact = [normal(batch, heads, q_len, 16), normal(batch, 2, kv_len, 16), normal(batch, 2, kv_len, 16)]
+
+    def made(array: Callable[..., Any]) -> tuple[Any, Any]:
+        mod = entry.make(batch, heads, q_len, kv_len, np.random.default_rng(1), array)
+        return (mod, None) if entry.kind == "score" else (None, mod)
+
+    check(attend(*exact, *made(zoo.mx_array)), reference.attention(*exact, *made(reference.array)))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_keys_that_are_left_out_may_hold_anything(bad: float) -> None:
+    q, k, v = (x.copy() for x in EXACT)
+    k[:, :, 300:310], v[:, :, 300:310] = bad, bad
+    mask = lambda b, h, i, j: (j < 300) | (j >= 310)  # noqa: E731
+    check(attend(q, k, v, None, mask), reference.attention(*EXACT, mask_mod=mask))
+
+
+def test_an_infinite_value_that_is_attended_to_stays() -> None:
+    q, k, v = (x.copy() for x in EXACT)
+    v[0, 0, 77, 3] = math.inf
+    check(attend(q, k, v, None, None), reference.attention(q, k, v))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_same_bits_on_every_run(threads: int) -> None:
+    runs = [[np.array(x).tobytes() for x in (out, aux.lse)] for out, aux in (
+        attend(*EXACT, None, MASKED["window"], threads=threads) for _ in range(4)
+    )]  # fmt: skip
+    assert all(run == runs[0] for run in runs)
+
+
+def test_views_of_a_larger_cache() -> None:
+    cache = normal(1, 900, 2, 16)
+    q, keys = normal(1, 4, 1, 16), np.swapaxes(cache, 1, 2)
+    view = mx.array(cache).swapaxes(1, 2)
+    for length in (1, 127, 128, 640):
+        out = flex.flex_attention(mx.array(q), view[:, :, :length], view[:, :, :length], enable_gqa=True)
+        want = reference.attention(q, keys[:, :, :length], keys[:, :, :length])
+        reference.assert_close(out, want.out, 2e-5, 2e-5, f"{length} keys")
+    odd = mx.array(normal(1, 2, 200, 32))[..., ::2]  # a column stride of 2
+    out = flex.flex_attention(mx.array(q), odd, odd, enable_gqa=True)
+    reference.assert_close(
+        out, reference.attention(q, np.array(odd), np.array(odd)).out, 2e-5, 2e-5, "every other column"
+    )
+
+
+def test_a_growing_cache_compiles_nothing_after_the_first_step() -> None:
+    cache = mx.array(normal(1, 2, 1200, 16))
+    steps = []
+    for length in range(100, 1100):
+        offset = length - 1
+
+        def recent(b: Any, h: Any, q_idx: Any, kv_idx: Any, offset: int = offset) -> Any:
+            return q_idx + offset - kv_idx < 64
+
+        mask = flex.mask_mod(recent)
+        view = cache[:, :, :length]
+        mx.eval(flex.flex_attention(view[:, :, -1:], view, view, block_mask=mask, kernel_options={"BACKEND": "cpu"}))
+        steps.append(BACKEND.built)
+    assert steps[-1] == steps[0]
+
+
+def test_a_window_visits_its_own_tiles_alone() -> None:
+    q, k = mx.array(normal(1, 8, 1, 16)), mx.array(normal(1, 2, 131072, 16))
+    mask = flex.mask_mod(lambda b, h, i, j: j >= 131072 - 1024)
+    call, counts = attention_call(q, k, k, 0.25, None, mask.bind()), np.zeros(4, np.int64)
+    BACKEND.load(BACKEND.spec(call)).run(call, counts)
+    skipped, masked, unmasked, _ = counts
+    assert (skipped, masked + unmasked) == (2 * (1024 - 8), 2 * 8)
