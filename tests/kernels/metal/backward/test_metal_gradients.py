@@ -14,7 +14,8 @@ from calls import attention_call
 from gradient_reference import attention_gradients
 
 import flextrace as flex
-from flextrace.kernels.call import AttentionCall, BackwardCall
+from flextrace.kernels import registry
+from flextrace.kernels.call import BackwardCall
 from flextrace.kernels.metal import MetalBackend, launch
 from flextrace.kernels.metal.backend import no_results
 from flextrace.kernels.metal.backward.text import KEY, QUERY, gradient_text
@@ -162,18 +163,31 @@ def test_nothing_to_sum_gives_zeros() -> None:
             assert mine.shape == like.shape and not np.array(mine).any()
 
 
-def test_nothing_is_evaluated() -> None:
-    """So a whole training step can be compiled on a Mac."""
-    call = backward_call(SMALL, "float32", statistics=True)
-    metal = MetalBackend(lambda **definition: lambda **call: no_results(call))
+def test_a_whole_step_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Mac nothing is evaluated on the way: all kernels of a step are nodes of one graph."""
+    launched: list[str] = []
 
-    def step(q: mx.array) -> mx.array:
-        made = BackwardCall(AttentionCall(q, q, q, 1.0), q, call.lse[:, :2], q)
-        found = metal.backward(made)
-        return found.q + found.k + found.v
+    def factory(**definition: Any) -> Any:
+        def launch(**call: Any) -> list[mx.array]:
+            launched.append(definition["name"].removeprefix("flextrace_").rpartition("_")[0])
+            return no_results(call)
 
-    x = mx.zeros((2, 2, 21, 8))
-    assert mx.compile(step)(x).shape == x.shape
+        return launch
+
+    monkeypatch.setitem(registry.made, "metal", MetalBackend(factory))
+    options: Any = {"enable_gqa": True, "kernel_options": {"BACKEND": "metal"}}
+
+    def loss(q: mx.array, k: mx.array, bias: mx.array, slopes: mx.array) -> mx.array:
+        mod = flex.score_mod(lambda s, b, h, q_idx, kv_idx: s * slopes[h] + bias[h, q_idx - kv_idx + 32])
+        asked = flex.AuxRequest(lse=True, max_scores=True)
+        out, aux = flex.flex_attention(q, k, k, mod, flex.mods.causal, return_aux=asked, **options)
+        return out.sum() + aux.lse.sum() + aux.max_scores.sum()
+
+    given = [mx.zeros(shape) for shape in ((2, 4, 32, 16), (1, 2, 32, 16), (4, 64), (4,))]
+    _, found = mx.compile(mx.value_and_grad(loss, (0, 1, 2, 3)))(*given)
+    assert [x.shape for x in found] == [x.shape for x in given]
+    for kernel in ("attention", "ties", "query", "key", "pairs", "elements", "segments"):
+        assert any(kernel in name for name in launched), kernel
 
 
 # ---- the checks watch ---------------------------------------------------------------------------------------------
