@@ -1032,7 +1032,8 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("kernels/metal/backward/differentiate.h", "tests/kernels/metal/backward/test_metal_gradients.py"): [
         ("weight * (elements(slopes[r][j])[e] - row.delta)", "weight * elements(slopes[r][j])[e]"),
         ("if (MAX && found.score == row.max)", "if (false)"),
-        ("if (!attends) gaps |= 1u << j;", ""),
+        ("gaps = gaps || !attends;", ""),
+        ("attends && is_special(row.delta) ? not_a_number() : weight", "weight"),
         ("weight == 0.0f ? 0.0f : slope * found.slope", "slope * found.slope"),
         ("KEY_ROWS ? across : rows.q_idx[r]", "rows.q_idx[r]"),
     ],
@@ -1045,7 +1046,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("rows.b = rows.kv_batch * sharing + reader / heads;", "rows.b = rows.kv_batch;"),
     ],
     ("kernels/metal/backward/query.metal", "tests/kernels/metal/backward/test_metal_gradients.py"): [
-        ("MAY_LEAVE_OUT ? gaps : 0", "0"),
+        ("MAY_LEAVE_OUT && gaps", "false"),
     ],
     ("kernels/metal/backward/ties.metal", "tests/kernels/metal/backward/test_metal_gradients.py"): [
         ("most[r] == of_row ? count[r] : 0.0f", "count[r]"),

@@ -4,6 +4,8 @@
 #include "../attention/walk.h"
 #include "../mod/score_gradient.h"
 
+inline float not_a_number() { return as_type<float>(0x7fc00000u); }
+
 // What a query row has of the forward pass and of the gradients of that: its lse; delta = sum(d_out * out) - d_lse;
 // its largest score, and the gradient of each score that equals it. The latter are there with MAX only. As they lie in
 // device memory, [TERMS, batch, query_heads, q_len].
@@ -60,18 +62,18 @@ struct TermsOfColumns {
   }
 };
 
-// scores: Q K^T becomes P. slopes: d_out V^T becomes the gradient of scale Q K^T. Returns gaps: bit j is set if a row
-// of this simdgroup and a column of fragment j do not attend to each other; they have nothing but zeros then.
+// scores: Q K^T becomes P. slopes: d_out V^T becomes the gradient of scale Q K^T. Returns whether
+// some row of this simdgroup and some column do not attend to each other; they have zeros then.
 // KEY_ROWS: rows are keys and columns are query rows. sites: takes the gradients of modified scores, for captures.
 template <typename P, bool KEY_ROWS, bool MAX, int BLOCKS, typename Asked, typename Terms, typename Sites,
           typename Captured>
-inline uint differentiate(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
+inline bool differentiate(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
                           thread Fragment<float> (&slopes)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], KeyTile tile,
                           const thread Walk<P, BLOCKS, Asked>& walk, const thread Asked& mask,
                           const thread LaneRows<P>& rows, const thread Terms& terms, thread Sites& sites,
                           const thread Captured& mods) {
   const uint kept = tile.masked && !tile.asked ? walk.kept(tile.first, tile.state, rows, mask) : tile.kept;
-  uint gaps = 0;
+  bool gaps = false;
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
     UNROLL
@@ -90,12 +92,13 @@ inline uint differentiate(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::
         float slope = weight * (elements(slopes[r][j])[e] - row.delta);
         if (MAX && found.score == row.max) slope += row.d_max;
         if (weight == 0.0f) slope = 0.0f;
-        if (!attends) gaps |= 1u << j;
+        gaps = gaps || !attends;
         sites.add(r, column, slope, found, score, rows, q_idx, kv_idx, mods);
-        elements(scores[r][j])[e] = weight;
+        // A cotangent that is infinite or nan makes delta so, and the weights of its row, also where they meet zeros.
+        elements(scores[r][j])[e] = attends && is_special(row.delta) ? not_a_number() : weight;
         elements(slopes[r][j])[e] = weight == 0.0f ? 0.0f : slope * found.slope;
       }
     }
   }
-  return HAS_SCORE_MOD || tile.masked ? metal::simd_or(gaps) : 0;
+  return (HAS_SCORE_MOD || tile.masked) && metal::simd_any(gaps);
 }

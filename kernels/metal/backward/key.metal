@@ -90,7 +90,7 @@ inline void backward_key(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out,
       }
 
       const KeyTile following = walk.next(rows, mask, at);
-      uint gaps = 0;
+      bool gaps = false;
       UNROLL
       for (int d = 0; d < P::VALUE_TILES; d++) {
         typename Tiles::Ahead next;
@@ -100,7 +100,7 @@ inline void backward_key(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out,
         if (tile.live) multiply_own<P, P::BV>(slopes, values, rows.q_idx, tiles.values(), d, rows.place);
         if (tile.live && d + 1 == P::VALUE_TILES) {
           gaps = differentiate<P, true, G::MAX>(scores, slopes, tile, walk, mask, rows, terms, sites, mods);
-          if (!MAY_LEAVE_OUT) gaps = 0;
+          if (!MAY_LEAVE_OUT) gaps = false;
         }
         if (!G::WHOLE) tiles.turn_to(next);
       }
@@ -112,7 +112,7 @@ inline void backward_key(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out,
         if (d + 1 < G::VALUE_TILES)
           tiles.read_values(next, walk.keys(tile), slice * G::VALUE_TILES + d + 1, rows, mods);
         else if (!G::WHOLE) tiles.read_keys(next, walk.keys(tile), slice * G::HEAD_TILES);
-        if (tile.live) add_rows<P, P::BV>(value_sums, scores, tiles.values(), d, gaps, rows.place, at.lane);
+        if (tile.live) add_rows<P, P::BV>(value_sums, scores, tiles.values(), d, gaps, rows.place);
         if (G::WHOLE) G::turn_back(tiles);
         else tiles.turn_to(next);
       }
@@ -123,7 +123,7 @@ inline void backward_key(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out,
         next.kind = Tiles::NOTHING;
         if (d + 1 < G::HEAD_TILES) tiles.read_keys(next, walk.keys(tile), slice * G::HEAD_TILES + d + 1);
         else if (following.exists) tiles.read_keys(next, walk.keys(following), 0);
-        if (tile.live) add_rows<P, P::BD>(key_sums, slopes, tiles.keys(), d, gaps, rows.place, at.lane);
+        if (tile.live) add_rows<P, P::BD>(key_sums, slopes, tiles.keys(), d, gaps, rows.place);
         tiles.turn_to(next);
       }
       tile = following;

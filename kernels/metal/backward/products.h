@@ -40,7 +40,11 @@ inline void multiply_own(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::KEY
 }
 
 // sums += weights, times the rows of a tile: dS K, dS^T Q, P^T d_out. The sums' columns begin with those of `tile`.
-template <typename P, int B, int N, typename T>
+//
+// GAPS: some weights are 0 because a row and a row of the tile do not attend to each other, and what the latter holds
+// must not reach the former, be it infinite or nan: such values count as 0. Where a weight is not 0 beside one, it is
+// nan already: from a score that is infinite or nan itself, or by differentiate.h.
+template <bool GAPS, typename P, int B, int N, typename T>
 inline void add_weighted(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][N],
                          thread Fragment<float> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
                          const threadgroup T* others, int tile, LanePlace place) {
@@ -51,6 +55,8 @@ inline void add_weighted(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][N],
     for (int d = 0; d < COLUMNS; d++) {
       Fragment<float> other;
       load<LD>(other, others + j * FRAGMENT * LD + d * FRAGMENT, place);
+      if (GAPS && is_special(elements(other)[0])) elements(other)[0] = 0.0f;
+      if (GAPS && is_special(elements(other)[1])) elements(other)[1] = 0.0f;
       UNROLL
       for (int r = 0; r < P::ROW_FRAGMENTS; r++)
         metal::simdgroup_multiply_accumulate(sums[r][tile * COLUMNS + d], weights[r][j], other,
@@ -59,48 +65,11 @@ inline void add_weighted(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][N],
   }
 }
 
-// add_weighted where a weight of 0 leaves its row out, whatever that holds. This is rare: loops keep it small.
-template <typename P, int B, int N, typename T>
-inline void add_weighted_special(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][N],
-                                 thread Fragment<float> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
-                                 const threadgroup T* others, int tile, LanePlace place) {
-  constexpr int LD = Leading<T, B>::value, COLUMNS = B / FRAGMENT;
-  ROLLED
-  for (int i = 0; i < P::KEY_FRAGMENTS * COLUMNS; i++) {
-    const int j = i / COLUMNS, d = i % COLUMNS;
-    Fragment<float> other, marks;
-    load<LD>(other, others + j * FRAGMENT * LD + d * FRAGMENT, place);
-    const bool special = split_values(other, marks);
-    UNROLL
-    for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
-      Fragment<float> weight = weights[r][0], sum;
-      UNROLL
-      for (int n = 1; n < P::KEY_FRAGMENTS; n++) {
-        if (n == j) elements(weight) = elements(weights[r][n]);
-      }
-      clear(sum);
-      if (special) add_marked(sum, weight, marks);
-      metal::simdgroup_multiply_accumulate(sum, weight, other, sum);
-      UNROLL
-      for (int n = 0; n < COLUMNS; n++) {
-        if (n == d) elements(sums[r][tile * COLUMNS + n]) += elements(sum);
-      }
-    }
-  }
-}
-
-// What holds_special asks of a plan.
-template <int B>
-struct TileOf {
-  static constexpr constant int BV = B;
-};
-
-// One of the two; gaps: bit j is set where a row leaves out some row of the tile's fragment j, the same in all lanes.
+// Either; gaps: the same in all lanes.
 template <typename P, int B, int N, typename T>
 inline void add_rows(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][N],
                      thread Fragment<float> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
-                     const threadgroup T* others, int tile, uint gaps, LanePlace place, uint lane) {
-  if (gaps != 0 && holds_special<T, TileOf<B>>(others, gaps, lane))
-    add_weighted_special<P, B>(sums, weights, others, tile, place);
-  else add_weighted<P, B>(sums, weights, others, tile, place);
+                     const threadgroup T* others, int tile, bool gaps, LanePlace place) {
+  if (gaps) add_weighted<true, P, B>(sums, weights, others, tile, place);
+  else add_weighted<false, P, B>(sums, weights, others, tile, place);
 }

@@ -69,7 +69,7 @@ inline void backward_query(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_ou
     }
 
     const KeyTile following = walk.next(rows, mods, at);
-    uint gaps = 0;
+    bool gaps = false;
     UNROLL
     for (int d = 0; d < P::VALUE_TILES; d++) {
       typename Tiles::Ahead next;
@@ -90,7 +90,7 @@ inline void backward_query(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_ou
       if (d + 1 < G::HEAD_TILES) tiles.read_keys(next, walk.keys(tile), slice * G::HEAD_TILES + d + 1);
       else if (following.exists) tiles.read_keys(next, walk.keys(following), 0);
       if (tile.live)
-        add_rows<P, P::BD>(sums, slopes, tiles.keys(), d, MAY_LEAVE_OUT ? gaps : 0, rows.place, at.lane);
+        add_rows<P, P::BD>(sums, slopes, tiles.keys(), d, MAY_LEAVE_OUT && gaps, rows.place);
       tiles.turn_to(next);
     }
     tile = following;

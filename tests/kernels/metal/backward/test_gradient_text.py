@@ -30,7 +30,8 @@ ROWS = (QUERY, KEY, TIES)
 def text_of(kernel: str, *names: str) -> KernelText:
     """With all the sites that a kernel may have."""
     mods = formulas(*traces(*names))
-    sites = tuple(range(len(mods.sites))) if kernel in (QUERY, KEY) else ()
+    own = {QUERY: Pattern.ROW, KEY: Pattern.COLUMN}
+    sites = tuple(number for number, site in enumerate(mods.sites) if site.pattern == own.get(kernel))
     return gradient_text(kernel, mods, Variant(sites=sites))
 
 
@@ -120,11 +121,14 @@ def test_address_spaces_of_elements_and_segments(tmp_path: Path) -> None:
 
 
 @registers.needs_target
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(18)
+@pytest.mark.parametrize("names", [(), ("causal",), ("alibi", "causal")], ids=str)
 @pytest.mark.parametrize("kernel", [QUERY, KEY])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("dim", [64, 128])
-def test_registers_suffice(dim: int, dtype: str, kernel: str, tmp_path: Path) -> None:
-    """An Apple GPU has 128 for a thread before fewer are resident; a few bytes in memory cost little."""
+def test_registers_suffice(dim: int, dtype: str, kernel: str, names: tuple[str, ...], tmp_path: Path) -> None:
+    """An Apple GPU has 128 for a thread before fewer are resident; a few bytes in memory cost little. The largest sums,
+    of keys and values in float32, leave a mask the least room."""
     plan = gradient_plan(kernel == KEY, dim, dim, dtype)
-    assert registers.spilled(gradient_text(kernel, NO_MODS, Variant()), plan, NO_BLOCKS, tmp_path) <= 64
+    most = 100 if names and (dim, dtype, kernel) == (128, "float32", KEY) else 64
+    assert registers.spilled(text_of(kernel, *names), plan, NO_BLOCKS, tmp_path) <= most

@@ -130,6 +130,27 @@ def test_what_is_masked_out_reaches_no_gradient(special: float) -> None:
         close(getattr(other, name), exact(getattr(one, name)), "float32", name)
 
 
+@pytest.mark.parametrize("special", [np.nan, pytest.param(np.inf, marks=pytest.mark.long)])
+def test_a_cotangent_that_is_not_finite_reaches_what_its_row_attends_to_and_nothing_else(special: float) -> None:
+    """So a training step that overflowed shows, and rows that had no part in it stay right."""
+
+    def mask(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return kv_idx <= q_idx
+
+    shape = (1, 1, 33, 8, 1, 1, 33, 8)
+    call = backward_call(shape, "float32", None, flex.mask_mod(mask), (None, mask))
+    clean = backend().backward(call)
+    d_out = np.array(call.d_out)
+    d_out[0, 0, 20, 3] = special
+    found = backend().backward(BackwardCall(call.call, call.out, call.lse, mx.array(d_out)))
+    rows = np.arange(33)
+    triples = ((found.q, clean.q, rows == 20), (found.k, clean.k, rows <= 20), (found.v, clean.v, rows <= 20))
+    for mine, whole, reached in triples:
+        array = np.array(mine)[0, 0]
+        assert not np.isfinite(array[reached]).all(axis=1).any(), "every row that is reached shows it"
+        close(mx.array(array[~reached]), exact(whole)[0, 0][~reached], "float32", "rows that have no part in it")
+
+
 def test_any_strides() -> None:
     shape = (2, 2, 19, 8, 2, 2, 26, 8)
     whole = backward_call(shape, "float32")
