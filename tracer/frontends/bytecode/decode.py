@@ -48,7 +48,10 @@ class Step:
 
     def same_as(self, other: Step) -> bool:
         """Whether both come from one place of the source and do the same: compilers copy the end of a function."""
-        alike = self.do == other.do and self.span == other.span and type(self.value) is type(other.value)
+        is_one_place = self.span == other.span or (
+            self.span.line == other.span.line and None in (self.span.column, other.span.column)
+        )
+        alike = self.do == other.do and is_one_place and type(self.value) is type(other.value)
         return alike and (self.value is other.value or (self.do != "const" and self.value == other.value))
 
 
@@ -190,7 +193,6 @@ _row("NOP EXTENDED_ARG", ALL, lambda ins, code: [])
 _row("CACHE RESUME COPY_FREE_VARS MAKE_CELL", "11-14", lambda ins, code: [])
 _row("PRECALL", "11", lambda ins, code: [])
 _row("GEN_START", "10", lambda ins, code: [])
-_row("TO_BOOL", "13-14", lambda ins, code: [])  # whoever takes the value asks for its truth
 _row("NOT_TAKEN", "14", lambda ins, code: [])
 # ---- the stack ---------------------------------------------------------------------------------------------
 _row("POP_TOP", ALL, _constant("pop"))
@@ -220,6 +222,7 @@ _row("LOAD_FAST_BORROW_LOAD_FAST_BORROW", "14", _two("load", "load"))
 _row("STORE_FAST", ALL, _named("store"))
 _row("STORE_FAST_LOAD_FAST", "13-14", _two("store", "load"))
 _row("STORE_FAST_STORE_FAST", "13-14", _two("store", "store"))
+PAIRS = ("LOAD_FAST_LOAD_FAST", "LOAD_FAST_BORROW_LOAD_FAST_BORROW", "STORE_FAST_LOAD_FAST", "STORE_FAST_STORE_FAST")
 _row("LOAD_DEREF", ALL, _named("load"))
 _row("LOAD_CLASSDEREF", "10-11", _named("load"))
 _row("STORE_DEREF", ALL, _named("store"))
@@ -233,6 +236,7 @@ _row("UNARY_NEGATIVE", ALL, _constant("unary", "-"))
 _row("UNARY_POSITIVE", "10-11", _constant("unary", "+"))
 _row("UNARY_INVERT", ALL, _constant("unary", "~"))
 _row("UNARY_NOT", ALL, _constant("not"))
+_row("TO_BOOL", "13-14", _constant("truth"))  # `not not x`; else a branch or `not` follows
 _row("COMPARE_OP", ALL, _compare)
 _row("IS_OP", ALL, _is)
 _row("CONTAINS_OP", ALL, _in)
@@ -344,6 +348,11 @@ def decode(code: types.CodeType) -> list[Step]:
         if ins.offset in guarded:
             does = [("refused", "SETUP_FINALLY"), *does]
         shown = f"{ins.opname} {ins.argrepr}".rstrip()
+        if (
+            steps and steps[-1].do == "truth" and does and does[0][0] in ("branch", "not")
+        ):  # which ask for it themselves
+            grown += steps.pop().grows[0]
+            index[ins.offset] = len(steps)
         before, (here, there) = len(steps), _grows(ins)
         for do, value in does:
             if do == "kw_names":
@@ -355,6 +364,11 @@ def decode(code: types.CodeType) -> list[Step]:
             if do in ("jump", "branch", "next"):
                 jumps.append((len(steps), ins.argval))
             steps.append(Step(do, value, span, shown, begins=len(steps) == before))
+        if ins.opname in PAIRS:  # where the second of two comes from is not kept
+            first = 1 if steps[-2].do == "load" else -1
+            steps[-2] = replace(steps[-2], grows=(grown + first, grown + first))
+            steps[-1] = replace(steps[-1], span=Span(span.line))
+            here, there, grown = here - first, there - first, 0
         if len(steps) > before:
             steps[-1] = replace(steps[-1], grows=(grown + here, grown + there))
         grown = 0 if len(steps) > before else grown + here

@@ -259,6 +259,7 @@ STEPS: dict[str, Callable[[CodeFrame, Any], None]] = {
     "store": _store,
     "unary": _push(lambda frame, symbol: verbs.unary(frame.tracing, symbol, frame.pop())),
     "not": _push(lambda frame, _: verbs.invert_truth(frame.tracing, frame.pop())),
+    "truth": _push(lambda frame, _: verbs.invert_truth(frame.tracing, verbs.invert_truth(frame.tracing, frame.pop()))),
     "binary": _operator(verbs.binary),
     "inplace": _operator(verbs.augmented),
     "compare": _operator(verbs.compare),
