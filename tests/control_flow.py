@@ -1,4 +1,4 @@
-"""A number -> random Python statements around loops that lanes leave in every way."""
+"""A number -> random Python: statements around loops that lanes leave in every way, choices within choices."""
 
 from __future__ import annotations
 
@@ -46,3 +46,27 @@ class Writer:
         if self.random.random() < 0.4:
             lines += [f"{indent}else:", *self.block(depth - 1, indent + "    ")]
         return lines
+
+
+def choice(chance: random.Random, depth: int) -> str:
+    """An expression of `and`, `or`, `not`, `if`, chains and `x := ...` within each other, on several lines or one."""
+    if depth == 0 or chance.random() < 0.2:
+        return chance.choice(["h", "b", "q_idx", "kv_idx", "score"] * 3 + ["1", "0", "2.5", "True"])
+
+    def inner() -> str:
+        return choice(chance, depth - 1) + chance.choice(["", "", "", "\n   "])
+
+    kind = chance.choice(["and"] * 4 + ["if"] * 3 + ["chain", "not", "not not", "walrus", "sum", "compare"])
+    if kind == "and":
+        operator = chance.choice([" and ", " or "])
+        return f"({operator.join(inner() for _ in range(chance.choice((2, 2, 3))))})"
+    forms = {
+        "if": "({} if {} else {})",
+        "chain": "({} < {} <= {})",
+        "not": "(not {})",
+        "not not": "(not (not {}))",
+        "walrus": "(x := {})",
+        "sum": "({} - {})",
+        "compare": "({} == {})",
+    }
+    return forms[kind].format(*(inner() for _ in range(forms[kind].count("{}"))))

@@ -213,6 +213,10 @@ def _from_bytecode() -> Iterable[tuple[str, str]]:
         "`(x if c else 1) + 2` at a function's end",
         "Python 3.14 computes `1 + 2`: read as `x + 2 if c else 3`, of equal value",
     )
+    yield (
+        "`((1 + 1 or x) if c else y) or z`: an operand of `and` or `or` that operators make of literals alone",
+        "the compiler computes `1 + 1`; its truth is asked for together with that of `y`, which is of equal value",
+    )
     yield "an expression that nests too deeply", "read"
     yield "`return` alone on some paths", "the same as an end without `return`"
     yield (

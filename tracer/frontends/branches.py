@@ -229,7 +229,16 @@ def _alike(a: Way, b: Way) -> bool:
     if not (isinstance(a, Lanes) and isinstance(b, Lanes)) or a.to != b.to or a.to == RETURN:
         return False
     x, y = a.variables, b.variables
-    return x is y or (x.keys() == y.keys() and all(value is y[name] for name, value in x.items()))
+    return x is y or (x.keys() == y.keys() and all(_is_same(value, y[name]) for name, value in x.items()))
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Whether two values are one. Of a literal that is written twice, code has one object and text has two."""
+    if a is b or type(a) is not type(b):
+        return a is b
+    if type(a) is tuple:
+        return len(a) == len(b) and all(map(_is_same, a, b))
+    return type(a) in (int, float, str) and repr(a) == repr(b)
 
 
 def _fold(

@@ -17,8 +17,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from both_readers import as_shaped
-from control_flow import Writer
+from both_readers import AXES, GRID, as_shaped
+from control_flow import Writer, choice
 from expressions import Program, define, programs
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from zoo import ZOO
@@ -236,13 +236,53 @@ OPERANDS = {
     "of a nested or that decides": "x = (kv_idx or\n        (h or b)\n        or q_idx)\nreturn x + score",
     "of one bool": "x = score == 1\nreturn ((q_idx > h) and (x and x or x) or kv_idx) + 1",
     "beside their own value": "return max(q_idx != 2 if h else q_idx != 2, (q_idx > h and q_idx != 2 or q_idx != 2))",
+    "of an or in the last arm": "return (h or (q_idx if b else (kv_idx or q_idx)) or b) + score",
+    "of an or in the first arm": "return (h or ((kv_idx or q_idx) if b else h) or b) + score",
+    "of an and in an arm": "return (h or (q_idx if b else (kv_idx and q_idx)) or b) + score",
+    "of an arm of an arm": "return (((b or h) if h else (q_idx if b else (kv_idx and h))) and q_idx) + score",
+    "of an arm on several lines": "x = (((kv_idx\n    or q_idx)\n    if b else\n    h)\n    or b)\nreturn x + score",
+    "of a chain in an arm": "return ((0 < q_idx <= 2 if b else (kv_idx and 0 < h <= 2)) or q_idx) + score",
+    "of arms that are one literal": "return score + ((q_idx if b else 2.5) if h and q_idx else 2.5)",
+    "that a literal decides": "return (((kv_idx and 0 and q_idx) if b else (2.5 or h)) and q_idx) + score",
+    "that are nothing but a truth": "return ((not (not b)) and h) + (not (not kv_idx)) * 3 + score",
+    "beside what follows": "return score + (q_idx < b and (h if h else h)) * h",
 }
+
+
+def check_values(function: types.FunctionType) -> None:
+    """Both readers give one expression, of the values that Python gives."""
+    traced = tracer.trace(function, "score_mod")
+    columns = dict(zip(AXES, map(np.array, zip(*GRID, strict=True)), strict=True))
+    wanted = np.array([float(function(*position)) for position in GRID], np.float32)
+    assert np.array_equal(np.broadcast_to(tracer.evaluate(traced.expr, columns), len(GRID)), wanted, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", OPERANDS)
 def test_operands_of_and_and_or(name: str) -> None:
     body = OPERANDS[name].replace("\n", "\n    ")
-    tracer.trace(define(f"def mod(score, b, h, q_idx, kv_idx):\n    {body}\n", "mod", {}), "score_mod")
+    check_values(define(f"def mod(score, b, h, q_idx, kv_idx):\n    {body}\n", "mod", {}))
+
+
+@pytest.mark.one_reader
+@pytest.mark.parametrize("read", ["source", "bytecode"])
+@pytest.mark.parametrize("operands", ["1 + 1 or h", "2 - 2 and h", "kv_idx and 3 * 0 and h", "-(0.5 * 2) or h"])
+def test_an_operand_that_is_computed_of_literals_has_its_value(
+    operands: str, read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of these alone (BinOp of literals) the readers may give two expressions, for the compiler computes them."""
+    monkeypatch.setattr(reader, "reader_of", lambda code: read)
+    text = f"return ((({operands}) if b else q_idx) or kv_idx) + score"
+    check_values(define(f"def mod(score, b, h, q_idx, kv_idx):\n    {text}\n", "mod", {}))
+
+
+@pytest.mark.parametrize("start", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(100, 5000, 100))])
+def test_random_choices(start: int) -> None:
+    for number in range(start, start + 100):
+        text = choice(random.Random(number), number % 4 + 1)
+        used = ("return {} + score", "return {}", "x = {}\n    return x + score", "return score + {} - h")[
+            number // 4 % 4
+        ]
+        check_values(define(f"def mod(score, b, h, q_idx, kv_idx):\n    {used.format(text)}\n", "mod", {}))
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))

@@ -136,7 +136,7 @@ def _pass_known_tests(entry: Block) -> None:
     """Lead a jump that keeps its value past tests of that same value: of `a and b or c`, where `a` is false, to `c`."""
     for block in reachable(entry):
         while block.last is not None and block.last.do == "branch" and block.last.value[1]:
-            wanted, test = block.last.value[0], block.after[0]
+            wanted, test = block.last.value[0], _behind_jumps(block.after[0])
             if test is block or [step.do for step in test.steps] != ["branch"]:
                 break
             jumps_if, keeps = test.steps[0].value
@@ -144,6 +144,15 @@ def _pass_known_tests(entry: Block) -> None:
             block.after[0] = test.after[0 if jumps else 1]
             if not (jumps and keeps):
                 block.steps[-1] = replace(block.last, value=(wanted, False), grows=(-1, -1))
+
+
+def _behind_jumps(block: Block) -> Block:
+    """The first block with steps, from one on that may only jump on: as from the end of an arm of `x if c else y`."""
+    seen = {block}
+    while not block.steps and block.after[0] not in seen:
+        block = block.after[0]
+        seen.add(block)
+    return block
 
 
 # ---- copies ------------------------------------------------------------------------------------------------

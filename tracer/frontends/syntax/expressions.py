@@ -16,10 +16,10 @@ from ...porting.advice import Ported, WrittenCall
 from ...semantics import Conflict, UnknownText
 from ...source.find import FunctionNode, Source
 from .. import refusals
-from ..branches import Lanes, Way, merged, part, then, waiting
+from ..branches import Lanes, Variables, Way, merged, part, then, waiting
 from ..frames import Call, Closure, Frame, Parameters, assign_in_expression, lookup, super_arguments
 
-YES, NO, GO, DECIDED = "yes", "no", "go", "decided"  # where lanes wait within an expression
+YES, NO, GO, DECIDED, ASKED = "yes", "no", "go", "decided", "asked"  # where lanes wait within an expression
 VALUE = 0  # the same; and what its value is called among the variables: no name, as on a stack
 BINARY_SYMBOLS: dict[type[ast.operator], str] = {
     ast.Add: "+",
@@ -125,26 +125,71 @@ def _chosen(node: ast.BoolOp | ast.IfExp | ast.Compare, frame: SourceFrame) -> A
     return value
 
 
-def _ways(node: ast.expr, frame: SourceFrame, is_tested: bool = False) -> Way:
-    """Lanes that wait at `VALUE`, each with its value, as Python comes there.
-
-    is_tested: another operand of `and` or `or` follows. Of an `and` within an `or` the lanes are kept apart, for it is
-        known of each whether it decides; what else parts lanes comes together before it is asked for its truth.
-    """
+def _ways(node: ast.expr, frame: SourceFrame) -> Way:
+    """Lanes that wait at `VALUE`, each with its value, as Python comes there."""
     if isinstance(node, ast.BoolOp):
-        *first, last = node.values
-        operands = [partial(_ways, operand, frame, True) for operand in first]
-        return _until_decided([*operands, partial(_ways, last, frame, is_tested)], isinstance(node.op, ast.And), frame)
-    if is_tested:
-        return _leaf(value_of(node, frame), frame)
+        *first, last = _compiled(node)
+        operands = [*(partial(_operand, operand, frame) for operand in first), partial(_ways, last, frame)]
+        return _until_decided(operands, isinstance(node.op, ast.And), frame)
     if isinstance(node, ast.IfExp):
         way = test_of(node.test, frame)
         then(frame, way, (YES, partial(_ways, node.body, frame)), (NO, partial(_ways, node.orelse, frame)))
         return way
     if isinstance(node, ast.Compare) and len(node.ops) > 1:
         links = _links(node, frame)
-        return _until_decided([partial(_next_link, links, frame)] * len(node.ops), True, frame)
+        way = _until_decided([partial(_next_link, links, frame)] * len(node.ops), True, frame)
+        for some in waiting(way):  # Python clears up behind a chain, and then asks for its truth again
+            some.known = None
+        return way
     return _leaf(value_of(node, frame), frame)
+
+
+def _compiled(node: ast.BoolOp) -> list[ast.expr]:
+    """The operands without those that a literal leaves out: of `x and 1 and y or 2 or z` that is `x and y or 2`."""
+    operands = []
+    for operand in node.values[:-1]:
+        truth = _literal_truth(operand)
+        if truth is not isinstance(node.op, ast.And):
+            operands.append(operand)
+        if truth is isinstance(node.op, ast.Or):
+            return operands
+    return [*operands, node.values[-1]]
+
+
+def _literal_truth(node: ast.expr) -> bool | None:
+    if isinstance(node, ast.Constant):
+        return bool(node.value)
+    if not isinstance(node, ast.UnaryOp) or (truth := _literal_truth(node.operand)) is None:
+        return None
+    if isinstance(node.op, ast.Not):
+        return not truth
+    is_number = isinstance(node.operand, ast.Constant) and isinstance(node.operand.value, (int, float))
+    return truth if is_number and isinstance(node.op, (ast.USub, ast.UAdd)) else None
+
+
+def _operand(node: ast.expr, frame: SourceFrame) -> Way:
+    """The lanes of an operand that another follows. Those of which it is known whether they decide are kept apart: of
+    an `and` within an `or`, also in an arm of `if`. The others come together, and are asked for their truth once."""
+    try:
+        way = _ways(node, frame)
+        unknown = [some for some in waiting(way) if some.known is None]
+        if len(unknown) > 1:
+            for some in unknown:
+                some.to, some.variables = ASKED, {**some.variables, VALUE: some.value}
+            then(frame, way, (ASKED, partial(_together, frame)))
+        return way
+    except Untraceable as error:
+        error.places = error.places or [frame.source.place(node)]
+        raise
+
+
+def _together(frame: SourceFrame) -> Way:
+    variables: Variables = dict(frame.home.variables)
+    value = variables.pop(VALUE)
+    if isinstance(value, Conflict):
+        raise value.refuse()
+    frame.home.variables = variables
+    return _leaf(value, frame)
 
 
 def _next_link(links: Iterator[Any], frame: SourceFrame) -> Way:
