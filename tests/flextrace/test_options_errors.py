@@ -55,6 +55,15 @@ def test_messages(options: dict[Any, Any], message: str) -> None:
         flex.flex_attention(q, q, q, kernel_options=options)
 
 
+@pytest.mark.parametrize("name", ["READER", "FRONTEND", "SOURCE", "BYTECODE"])
+def test_no_option_says_how_a_mod_is_read(name: str) -> None:
+    q = mx.ones((1, 1, 4, 8))
+    with pytest.raises(ValueError, match=f"^unknown kernel option '{name}'; known: BACKEND, "):
+        flex.flex_attention(
+            q, q, q, score_mod=lambda score, b, h, q_idx, kv_idx: score, kernel_options={name: "source"}
+        )
+
+
 def test_known_options_pass() -> None:
     options = {"BACKEND": "cpu", "NUM_THREADS": 2, "PIPELINE": "fused", "QK_QUANT": "int8", "SMOOTH_K": True}
     assert check_options(options) == options and check_options(None) == {}
