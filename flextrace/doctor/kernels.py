@@ -23,6 +23,7 @@ from flextrace.kernels import BACKENDS, AttentionCall, Backend, QKQuant
 from flextrace.run import attend
 
 from .exactness import after_mods, alibi, causal, compare, exact, same_document, softcap, softmax, tensors
+from .gradients import differentiate
 from .stages import STAGES
 
 OK, NOT_AVAILABLE, FAILED = "ok", "not available", "FAILED"
@@ -90,6 +91,7 @@ def check_backend(name: str) -> Iterator[Check]:
     cases = [*MODS, *(ON_METAL if name in ("metal", "simulator") else ())]
     for case in cases:
         yield _checked(backend, case.name, functools.partial(_attend, backend, case))
+    yield _checked(backend, "gradients, two captured biases and causal", functools.partial(differentiate, backend))
     yield from _check_stages(backend)
 
 

@@ -148,7 +148,7 @@ def test_a_refused_kernel_shows_the_compiler_s_first_line(monkeypatch: pytest.Mo
     line = line_of(result, "attention without mods")
     assert line.startswith("FAILED         metal")
     assert "float32: program_source:12:3: error: use of undeclared identifier 'x'" in line
-    assert "2 of" in line_of(result, "checks FAILED")
+    assert "3 of" in line_of(result, "checks FAILED")
 
 
 def test_a_line_of_a_kernel_file_is_named_as_the_file_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
