@@ -11,12 +11,13 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import mlx.core as mx
 
 from flextrace.cache import Store
 from flextrace.kernels import AttentionCall, Backend, backend_for
+from flextrace.kernels.backend import Built
 from flextrace.kernels.stages.pipeline import mask_shape
 
 from .block_mask import create_block_mask
@@ -27,6 +28,14 @@ from .run import refuse_what_is_not_followed
 
 Shape = tuple[int, int, int, int]
 Pair = tuple[ScoreMod | None, MaskMod | None]
+
+
+@runtime_checkable
+class KeepsGradients(Protocol):
+    """A backend whose kernels of gradients are on disk for later processes."""
+
+    def build_gradients(self, call: AttentionCall) -> list[Built]:
+        """Have on disk what differentiating a call needs, without running it."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +68,22 @@ def steps(
     backend: str,
     options: Mapping[str, Any] | None = None,
     block_mask: bool = False,
+    gradients: bool = False,
 ) -> list[Step]:
     """What to do so that `flex_attention` on any of these shapes of (query, key, value) and dtypes compiles nothing.
 
     Kernels that several of the calls share are built once. block_mask: the calls pass `create_block_mask` of the mask,
-    not the mask_mod itself.
+    not the mask_mod itself. gradients: they are differentiated.
 
     Raises:
+        ValueError: the backend keeps no kernels of gradients on disk.
         ValueError: the backend does not follow the options, or an option is not known.
         BackendUnavailable: it cannot run here.
         TraceError, OverflowError, ZeroDivisionError: a mod cannot be used.
     """
     chosen = backend_for(backend)
+    if gradients and not isinstance(chosen, KeepsGradients):
+        raise ValueError(f"the {backend} backend keeps no kernels of gradients on disk; leave that out, or choose cpu")
     calls = [
         (title_of(*pair) or "no mod", _call(chosen, pair, shape, dtype, options, block_mask))
         for pair in pairs
@@ -82,9 +95,12 @@ def steps(
     def step(title: str, call: AttentionCall) -> Step:
         def run() -> list[Warmed]:
             start = time.perf_counter()
-            found = [built for built in chosen.build(call) if built.for_readers or built.key not in seen]
+            built = [*chosen.build(call)]
+            if gradients and isinstance(chosen, KeepsGradients):
+                built += chosen.build_gradients(call)
+            found = [each for each in built if each.for_readers or each.key not in seen]
             seconds = (time.perf_counter() - start) / max(1, len(found))
-            seen.update(built.key for built in found)
+            seen.update(each.key for each in found)
             return [
                 Warmed(title, backend, kernel, "" if for_readers else key, disk.found(key), seconds)
                 for kernel, key, for_readers in found

@@ -38,6 +38,9 @@ def warm(
     block_mask: Annotated[
         bool, typer.Option("--block-mask", help="For calls that pass create_block_mask(...) of the mask.")
     ] = False,
+    gradients: Annotated[
+        bool, typer.Option("--gradients", help="For training: the kernels of gradients too (cpu).")
+    ] = False,
     qk_quant: Annotated[
         Optional[QKQuantName],  # noqa: UP045
         typer.Option(help='For calls with kernel_options={"QK_QUANT": ...}.'),
@@ -77,7 +80,7 @@ def warm(
     dtypes = [each.value for each in dtype or [DType.float32]]
     try:
         with prints_to_stderr(), cache_reachable():
-            todo = steps(pairs, [problem.shapes for problem in problems], dtypes, name, options, block_mask)
+            todo = steps(pairs, [problem.shapes for problem in problems], dtypes, name, options, block_mask, gradients)
     except (ValueError, OverflowError, ZeroDivisionError) as error:
         raise CommandError(str(error)) from error
     made: list[Warmed] = []

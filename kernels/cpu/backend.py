@@ -58,9 +58,19 @@ class CpuBackend:
 
     def build(self, call: AttentionCall) -> list[Built]:
         """One kernel, for all shapes and dtypes. It is looked for on disk, also where it is in memory."""
-        spec = self.spec(call)
-        title = spec.title if spec.variant is None else f"{spec.title}, keys {str(spec.variant).lower()}"
-        return [Built(title, self._made(spec).key)]
+        return [self._built(self.spec(call))]
+
+    def build_gradients(self, call: AttentionCall) -> list[Built]:
+        """The kernels of its gradients: of q, k and v alone, and of all arrays that the score_mod captures too."""
+        formulas = call.mods.formulas
+        return [self._built(KernelSpec(BACKWARD, formulas, slots)) for slots in sorted({(), formulas.differentiable})]
+
+    def _built(self, spec: KernelSpec) -> Built:
+        if spec.kernel == BACKWARD:
+            title = f"{spec.title} of q, k, v" + (" and captured arrays" if spec.variant else "")
+        else:
+            title = spec.title if spec.variant is None else f"{spec.title}, keys {str(spec.variant).lower()}"
+        return Built(title, self._made(spec).key)
 
     def backward(self, call: BackwardCall) -> Gradients:
         return differentiate(self.load(KernelSpec(BACKWARD, call.call.mods.formulas, call.wanted)).entry, call)

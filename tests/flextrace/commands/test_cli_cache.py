@@ -353,6 +353,26 @@ def test_warm_says_what_was_compiled_and_what_was_there(folder: Path, fresh_cach
     assert found["compiled"] == 1, "all shapes and dtypes share a kernel of the cpu backend"
 
 
+DIFFERENTIATE = """
+import mlx.core as mx, notes, flextrace as flex
+from flextrace.kernels import backend_for
+q = mx.random.normal((1, 2, 40, 32))
+mx.eval(mx.grad(lambda q: flex.flex_attention(q, q, q, notes.alibi, kernel_options={"BACKEND": "cpu"}).sum())(q))
+print(backend_for("cpu").built)
+"""
+
+
+def test_warm_builds_the_kernels_of_gradients_for_training(folder: Path, fresh_cache: Path) -> None:
+    target = f"{folder / 'notes.py'}:alibi"
+    made = json.loads(run("warm", target, "--gradients", "--backend", "cpu", "--json").stdout)["kernels"]
+    assert [each["kernel"] for each in made][:2] == ["attention", "attention, gradients of q, k, v"]
+    done = subprocess.run([sys.executable, "-c", DIFFERENTIATE], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
+    result = run("warm", target, "--gradients", "--backend", "metal")
+    assert result.exit_code == 2
+    assert "the metal backend keeps no kernels of gradients on disk" in result.stderr
+
+
 @pytest.mark.parametrize("backend", ["cpu", "simulator", "metal"])
 def test_warm_that_can_keep_nothing(
     folder: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch, backend: str
