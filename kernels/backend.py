@@ -51,6 +51,7 @@ class Backend(Protocol):
     name: str
     lazy: bool  # a call adds to MLX's graph and evaluates nothing, or (ops) only v, where MLX lets it
     quantises: bool  # follows `quant` and `smoothing` of a call
+    forward: tuple[str, ...]  # names of its attention kernels, the one for any call first
 
     @property
     def kernels(self) -> Mapping[KernelSpec, Any] | None:

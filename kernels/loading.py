@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from flextrace.cache import Store
 
-from .spec import ATTENTION, Formulas, KernelSpec
+from .spec import Formulas, KernelSpec
 
 if TYPE_CHECKING:
     from .backend import Backend
@@ -45,7 +45,7 @@ class Kernels(dict[KernelSpec, Kernel]):
 
 
 def state(backend: Backend, mods: Formulas) -> str:
-    """Where the attention kernel for just these mods is: "memory", "paired" (in memory, but only with another mod
+    """Where an attention kernel for just these mods is: "memory", "paired" (in memory, but only with another mod
     too), "disk" or "nowhere". Makes nothing, loads nothing, and the cache does not count it as a use.
 
     Raises:
@@ -54,10 +54,10 @@ def state(backend: Backend, mods: Formulas) -> str:
     """
     if backend.kernels is None:
         return "memory"
-    loaded = {spec.mods for spec in tuple(backend.kernels) if spec.kernel == ATTENTION}
+    loaded = {spec.mods for spec in tuple(backend.kernels) if spec.kernel in backend.forward}
     if mods in loaded:
         return "memory"
     if len(mods.present) == 1 and any(mods in pair.halves() for pair in loaded):
         return "paired"
-    key = backend.key(KernelSpec(ATTENTION, mods))
-    return "nowhere" if key is None or Store().peek(key) is None else "disk"
+    keys = [backend.key(KernelSpec(kernel, mods)) for kernel in backend.forward]
+    return "disk" if any(key is not None and Store().peek(key) is not None for key in keys) else "nowhere"

@@ -46,6 +46,7 @@ class MetalBackend:
     name = "metal"
     lazy = True
     quantises = True
+    forward = (ATTENTION,)
 
     def __init__(self, metal_kernel: Factory = mx.fast.metal_kernel) -> None:
         self.metal_kernel = metal_kernel

@@ -28,6 +28,7 @@ class OpsBackend:
     name = "ops"
     lazy = True
     quantises = False
+    forward = (ATTENTION,)
     kernels = None
 
     def unavailable(self) -> str | None:

@@ -102,7 +102,7 @@ def check(text: str, window: bool) -> None:
 SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=4, derandomize=True, **SETTINGS)
+@settings(max_examples=2, derandomize=True, **SETTINGS)
 @given(expressions(), st.booleans())
 def test_random_score_mods(text: str, window: bool) -> None:
     check(text, window)

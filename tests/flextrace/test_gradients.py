@@ -83,6 +83,7 @@ def compare(got: list[mx.array], want: Any, dtype: str, what: str) -> None:
         reference.assert_close(mine, exact, absolute * largest, relative, f"{what}: the gradient of {name}")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("statistics", [False, True], ids=["out", "out-lse-max"])
 @pytest.mark.parametrize("shape", [name for name in SHAPES if name != "length_512"])
@@ -98,7 +99,7 @@ def test_half_precision(dtype: str, backend: str) -> None:
     compare(got, expected("", "gqa", dtype, False), dtype, f"{dtype} on {backend}")
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("entry", MASKS, ids=str)
 def test_masks(entry: zoo.Entry) -> None:
     mask = test_zoo.make(entry, SHAPES["gqa"])[1]
@@ -169,7 +170,7 @@ def captured_gradients(entry: zoo.Entry, shape: Shape, backend: str) -> list[mx.
     return list(mx.vjp(out, [*test_zoo.make_inputs(shape).arrays, *first.made], [d_out])[1])
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("entry", SCORES, ids=str)
 def test_score_mods(entry: zoo.Entry) -> None:
     got, want = captured_gradients(entry, SHAPES["gqa"], "cpu"), expected(entry.name, "gqa", "float32", False)
@@ -255,7 +256,7 @@ def differences(got: Any, want: Any) -> dict[str, float]:
     }
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(19)
 @pytest.mark.parametrize("mask", MASKED)
 @pytest.mark.parametrize("name", MODS)
 def test_captured_arrays_over_several_tiles(name: str, mask: str) -> None:

@@ -528,7 +528,7 @@ def test_magics_say_what_they_take(ran: Ran, cell: str, message: str) -> None:
 def test_flex_cache_lists_kernels(ran: Ran) -> None:
     (html,) = ran.html("cache")
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
-    assert "1 kernel on disk" in html and cells[:3] == ["mod", "cpu", "attention"]
+    assert "1 kernel on disk" in html and cells[:3] == ["mod", "cpu", "attention, few rows"]
     assert re.fullmatch(r"[\d.]+ kB", cells[3]) and re.fullmatch(r"[0-9a-f]{12}", cells[5]) and cells[6] == ""
     age = time.time() - time.mktime(time.strptime(cells[4], "%Y-%m-%d %H:%M"))
     assert -60 < age < 3600

@@ -89,6 +89,7 @@ MASKED = {
 EXACT = [normal(2, 4, 3, 16), normal(2, 2, 1000, 16), normal(2, 2, 1000, 24)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("as_blocks", [False, True], ids=["bare", "blocks"])
 @pytest.mark.parametrize("name", MASKED)
 def test_masks(name: str, as_blocks: bool) -> None:
@@ -97,7 +98,7 @@ def test_masks(name: str, as_blocks: bool) -> None:
     check(attend(*EXACT, None, given), reference.attention(*EXACT, mask_mod=mask))
 
 
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("entry", zoo.ZOO.values(), ids=str)
 def test_the_zoo(entry: zoo.Entry) -> None:
     batch, heads, q_len, kv_len = 2, 4, 3, 160
