@@ -162,8 +162,8 @@ def simulate(run: Run) -> dict[str, int]:
 def _of_gradients(q: mx.array, k: mx.array, v: mx.array) -> dict[str, int]:
     """The counts of all gradient kernels of a dense run; memory of a threadgroup is that of the largest."""
 
-    def attention(*tensors: mx.array) -> list[mx.array]:
-        return [flex.flex_attention(*tensors, kernel_options={"BACKEND": "simulator"})]
+    def attention(q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
+        return [flex.flex_attention(q, k, v, kernel_options={"BACKEND": "simulator"})]
 
     with recording() as reports:
         mx.eval(mx.vjp(attention, [q, k, v], [q])[1])

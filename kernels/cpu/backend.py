@@ -35,7 +35,7 @@ class CpuBackend:
     name = "cpu"
     lazy = False
     quantises = True
-    forward = (ATTENTION, DECODE)
+    forward: tuple[str, ...] = (ATTENTION, DECODE)
     spec: Callable[[AttentionCall], KernelSpec] = staticmethod(spec_of)
     text: Callable[[KernelSpec], str] = staticmethod(kernel_text)
 

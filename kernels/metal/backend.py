@@ -46,7 +46,7 @@ class MetalBackend:
     name = "metal"
     lazy = True
     quantises = True
-    forward = (ATTENTION,)
+    forward: tuple[str, ...] = (ATTENTION,)
 
     def __init__(self, metal_kernel: Factory = mx.fast.metal_kernel) -> None:
         self.metal_kernel = metal_kernel

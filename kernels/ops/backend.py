@@ -28,7 +28,7 @@ class OpsBackend:
     name = "ops"
     lazy = True
     quantises = False
-    forward = (ATTENTION,)
+    forward: tuple[str, ...] = (ATTENTION,)
     kernels = None
 
     def unavailable(self) -> str | None:
