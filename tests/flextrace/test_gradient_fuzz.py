@@ -102,12 +102,6 @@ def check(text: str, window: bool) -> None:
 SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=2, derandomize=True, **SETTINGS)
-@given(expressions(), st.booleans())
-def test_random_score_mods(text: str, window: bool) -> None:
-    check(text, window)
-
-
 @pytest.mark.long
 @settings(max_examples=300, **SETTINGS)
 @given(expressions(), st.booleans())

@@ -62,6 +62,7 @@ def test_corpus_begins_with_well_known_modules(library: list[corpus.Document]) -
     } <= first
 
 
+@pytest.mark.long
 def test_corpus_is_public_unique_and_deterministic(library: list[corpus.Document]) -> None:
     names = [document.name for document in library]
     assert len(library) > 3000

@@ -192,6 +192,7 @@ def test_bfloat16_captures_are_read() -> None:
     np.testing.assert_allclose(painted(figure)[0], [0, 2, 4, 6])
 
 
+@pytest.mark.long
 def test_saved_pictures_are_not_empty(tmp_path: Path) -> None:
     from matplotlib.image import imread
 
