@@ -248,7 +248,7 @@ def test_masks_have_a_picture_of_what_they_keep() -> None:
     assert "<svg" not in capped._repr_html_()
 
 
-@pytest.mark.parametrize("backend", ["cpu", "simulator"])
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("simulator", marks=pytest.mark.long)])
 def test_every_mod_of_the_zoo_is_shown(backend: str, monkeypatch: pytest.MonkeyPatch, fresh_cache: Path) -> None:
     monkeypatch.setenv("FLEXTRACE_BACKEND", backend)
     for entry in ZOO.values():
