@@ -13,6 +13,7 @@ from flextrace.bench import backward, measure, report
 from flextrace.bench.cases import flextrace_attention, mlx_attention, problem
 
 
+@pytest.mark.long
 def test_the_section_times_steps_in_turns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(report, "STEPS", [("causal", (1, 2, 64, 16), True), ("none", (1, 2, 64, 16), False)])
     monkeypatch.setattr(report, "long_step", lambda: {"seconds": 1.0, "bytes": 2e6})
