@@ -65,12 +65,17 @@ def attend(backend: Backend, call: AttentionCall) -> Result:
     Raises:
         ValueError, RuntimeError: MLX forbids to evaluate, inside mx.compile and mx.vmap.
     """
-    if call.smooth_k:
-        call = smoothed(call)
-    if call.staged:
-        return run_staged(backend.stages(call.threads), call)
     if not backend.lazy:
         mx.eval(*call.arrays)
+    return _attend(backend, call)
+
+
+def _attend(backend: Backend, call: AttentionCall) -> Result:
+    """The same of evaluated arrays, where the backend wants them."""
+    if call.staged:
+        return run_staged(backend.stages(call.threads), call)
+    if call.smooth_k:
+        call = smoothed(call)
     return backend.load(backend.spec(call)).run(call)
 
 
@@ -79,11 +84,11 @@ def _differentiable(backend: Backend, call: AttentionCall) -> Result:
     if not backend.lazy:
         mx.eval(*call.arrays)
         if not is_traced(call.arrays):
-            return attend(backend, call)
+            return _attend(backend, call)
     reason = _no_gradient(call)
     if reason is not None:
-        return refused(attend(backend, call), call, reason)
-    return differentiated(attend(backend, replace(call, want_lse=True)), call, backend)
+        return refused(_attend(backend, call), call, reason)
+    return differentiated(_attend(backend, replace(call, want_lse=True)), call, backend)
 
 
 def _no_gradient(call: AttentionCall) -> str | None:

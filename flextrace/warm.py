@@ -11,13 +11,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import mlx.core as mx
 
 from flextrace.cache import Store
 from flextrace.kernels import AttentionCall, Backend, backend_for
-from flextrace.kernels.backend import Built
 from flextrace.kernels.stages.pipeline import mask_shape
 
 from .block_mask import create_block_mask
@@ -28,14 +27,6 @@ from .run import refuse_what_is_not_followed
 
 Shape = tuple[int, int, int, int]
 Pair = tuple[ScoreMod | None, MaskMod | None]
-
-
-@runtime_checkable
-class KeepsGradients(Protocol):
-    """A backend whose kernels of gradients are on disk for later processes."""
-
-    def build_gradients(self, call: AttentionCall) -> list[Built]:
-        """Have on disk what differentiating a call needs, without running it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +73,7 @@ def steps(
         TraceError, OverflowError, ZeroDivisionError: a mod cannot be used.
     """
     chosen = backend_for(backend)
-    if gradients and not isinstance(chosen, KeepsGradients):
+    if gradients and not chosen.keeps_gradients:
         raise ValueError(f"the {backend} backend keeps no kernels of gradients on disk; leave that out, or choose cpu")
     calls = [
         (title_of(*pair) or "no mod", _call(chosen, pair, shape, dtype, options, block_mask))
@@ -95,9 +86,7 @@ def steps(
     def step(title: str, call: AttentionCall) -> Step:
         def run() -> list[Warmed]:
             start = time.perf_counter()
-            built = [*chosen.build(call)]
-            if gradients and isinstance(chosen, KeepsGradients):
-                built += chosen.build_gradients(call)
+            built = chosen.build(call, gradients)
             found = [each for each in built if each.for_readers or each.key not in seen]
             seconds = (time.perf_counter() - start) / max(1, len(found))
             seen.update(each.key for each in found)

@@ -51,6 +51,7 @@ class Backend(Protocol):
     name: str
     lazy: bool  # a call adds to MLX's graph and evaluates nothing, or (ops) only v, where MLX lets it
     quantises: bool  # follows `quant` and `smoothing` of a call
+    keeps_gradients: bool  # kernels of gradients are on disk for later processes
     forward: tuple[str, ...]  # names of its attention kernels, the one for any call first
 
     @property
@@ -72,8 +73,9 @@ class Backend(Protocol):
     def load(self, spec: KernelSpec) -> Kernel:
         """A kernel: from memory, from disk, or built."""
 
-    def build(self, call: AttentionCall) -> list[Built]:
-        """Have on disk what a call needs, without running it."""
+    def build(self, call: AttentionCall, gradients: bool = False) -> list[Built]:
+        """Have on disk what a call needs, without running it; and what its gradients need, where the backend keeps
+        that."""
 
     def backward(self, call: BackwardCall) -> Gradients:
         """What MLX's differentiation asks for. A backend that only adds MLX operations leaves that to MLX."""

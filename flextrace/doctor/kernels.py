@@ -18,7 +18,6 @@ import numpy as np
 
 from flextrace.block_mask import create_block_mask
 from flextrace.decorators import MaskMod, ScoreMod, bound
-from flextrace.int8.smoothing import smoothed
 from flextrace.kernels import BACKENDS, AttentionCall, Backend, QKQuant
 from flextrace.run import attend
 
@@ -154,7 +153,7 @@ def _attend(backend: Backend, case: Case, dtype: str) -> str | None:
     asked = {"async_copy": case.async_copy, "staged": case.staged, "quant": case.quant}
     asked["smooth_k"] = case.smooth_k or (case.quant is not None and case.quant.smooth_k)
     call = AttentionCall.of(q, k, v, scale, bound(score, mask), blocks, want_lse=True, want_max=True, **asked)
-    result = attend(backend, smoothed(call))
+    result = attend(backend, call)
     scores = scale * (exact(q) @ exact(k).swapaxes(-1, -2))
     weights, highest, total = softmax(after_mods(scores, case.score, case.mask))
     seen = np.maximum(total, np.finfo(np.float64).tiny)  # a row without keys gives 0

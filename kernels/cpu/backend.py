@@ -35,6 +35,7 @@ class CpuBackend:
     name = "cpu"
     lazy = False
     quantises = True
+    keeps_gradients = True
     forward: tuple[str, ...] = (ATTENTION, DECODE)
     spec: Callable[[AttentionCall], KernelSpec] = staticmethod(spec_of)
     text: Callable[[KernelSpec], str] = staticmethod(kernel_text)
@@ -57,14 +58,13 @@ class CpuBackend:
         compiler = self._compiler()
         return None if compiler is None else key_of(self.text(spec), compiler.fingerprint)
 
-    def build(self, call: AttentionCall) -> list[Built]:
-        """One kernel, for all shapes and dtypes. It is looked for on disk, also where it is in memory."""
-        return [self._built(self.spec(call))]
-
-    def build_gradients(self, call: AttentionCall) -> list[Built]:
-        """The kernels of its gradients: of q, k and v alone, and of all arrays that the score_mod captures too."""
-        formulas = call.mods.formulas
-        return [self._built(KernelSpec(BACKWARD, formulas, slots)) for slots in sorted({(), formulas.differentiable})]
+    def build(self, call: AttentionCall, gradients: bool = False) -> list[Built]:
+        """One kernel, for all shapes and dtypes; of gradients one of q, k and v alone, and one of all arrays that the
+        score_mod captures, too. They are looked for on disk, also where they are in memory."""
+        formulas, specs = call.mods.formulas, [self.spec(call)]
+        if gradients:
+            specs += [KernelSpec(BACKWARD, formulas, slots) for slots in sorted({(), formulas.differentiable})]
+        return [self._built(spec) for spec in specs]
 
     def _built(self, spec: KernelSpec) -> Built:
         if spec.kernel == BACKWARD:

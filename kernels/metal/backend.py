@@ -46,6 +46,7 @@ class MetalBackend:
     name = "metal"
     lazy = True
     quantises = True
+    keeps_gradients = False
     forward: tuple[str, ...] = (ATTENTION,)
 
     def __init__(self, metal_kernel: Factory = mx.fast.metal_kernel) -> None:
@@ -74,7 +75,7 @@ class MetalBackend:
     def key(self, spec: KernelSpec) -> str | None:
         return key_of(self.text(spec), self.name)
 
-    def build(self, call: AttentionCall) -> list[Built]:
+    def build(self, call: AttentionCall, gradients: bool = False) -> list[Built]:
         """The text is all that there is on disk; the launches lead to nothing."""
         spec = self.spec(call)
         type(self)(_not_built).load(spec).run(call)

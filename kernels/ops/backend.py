@@ -28,6 +28,7 @@ class OpsBackend:
     name = "ops"
     lazy = True
     quantises = False
+    keeps_gradients = False
     forward: tuple[str, ...] = (ATTENTION,)
     kernels = None
 
@@ -47,7 +48,7 @@ class OpsBackend:
     def load(self, spec: KernelSpec) -> OpsBackend:
         return self
 
-    def build(self, call: AttentionCall) -> list[Built]:
+    def build(self, call: AttentionCall, gradients: bool = False) -> list[Built]:
         return []
 
     def stages(self, threads: int = 0) -> Stages:

@@ -38,7 +38,7 @@ class SimulatorBackend(MetalBackend):
         """The simulator has the intrinsic."""
         return None
 
-    def build(self, call: AttentionCall) -> list[Built]:
+    def build(self, call: AttentionCall, gradients: bool = False) -> list[Built]:
         """Every kernel that the call launches, compiled for its dtypes and shapes."""
         found: dict[str, Built] = {}
         shape = f"{str(call.q.dtype).removeprefix('mlx.core.')}, head_dim {call.q.shape[-1]}"

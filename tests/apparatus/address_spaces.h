@@ -1,25 +1,13 @@
 // address_spaces.h: Metal's address spaces as OpenCL's, and just enough declarations of the Metal library, so that
-// clang (C++ for OpenCL) type-checks a kernel's pointers. Nothing here is ever run. as_type is no member of namespace
-// metal, as in Metal itself.
+// clang (C++ for OpenCL) type-checks a kernel's pointers. Nothing here is ever run.
 #pragma once
 #pragma OPENCL EXTENSION cl_khr_fp16 : enable
 #define device __global
 #define threadgroup __local
 #define constant __constant
 #define thread __private
+#include "metal_types.h"
 
-typedef unsigned char uchar;
-typedef unsigned short ushort;
-typedef unsigned int uint;
-typedef unsigned long ulong;
-typedef signed char int8_t;
-typedef unsigned char uint8_t;
-typedef short int16_t;
-typedef unsigned short uint16_t;
-typedef int int32_t;
-typedef unsigned int uint32_t;
-typedef long int64_t;
-typedef unsigned long uint64_t;
 struct bfloat16_t {
   ushort bits;
   bfloat16_t() = default;
@@ -30,18 +18,7 @@ struct bfloat16_t {
   operator float() const __constant;
 };
 
-template <typename To, typename From>
-To as_type(From x) {
-  return __builtin_bit_cast(To, x);
-}
-
 namespace metal {
-template <typename T, int N>
-using vec = T __attribute__((ext_vector_type(N)));
-typedef vec<uint, 3> uint3;
-typedef vec<ulong, 2> ulong2;
-typedef vec<long, 2> long2;
-
 template <typename T>
 T min(T a, T b);
 template <typename T>

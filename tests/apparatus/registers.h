@@ -8,32 +8,10 @@
 #define __private
 #define __local __attribute__((address_space(3)))
 typedef _Float16 half;
-typedef unsigned char uchar;
-typedef unsigned short ushort;
-typedef unsigned int uint;
-typedef unsigned long ulong;
-typedef signed char int8_t;
-typedef unsigned char uint8_t;
-typedef short int16_t;
-typedef unsigned short uint16_t;
-typedef int int32_t;
-typedef unsigned int uint32_t;
-typedef long int64_t;
-typedef unsigned long uint64_t;
+#include "metal_types.h"
 typedef __bf16 bfloat16_t;
 
-template <typename To, typename From>
-To as_type(From x) {
-  return __builtin_bit_cast(To, x);
-}
-
 namespace metal {
-template <typename T, int N>
-using vec = T __attribute__((ext_vector_type(N)));
-typedef vec<uint, 3> uint3;
-typedef vec<ulong, 2> ulong2;
-typedef vec<long, 2> long2;
-
 template <typename T>
 T min(T a, T b) { return a < b ? a : b; }
 template <typename T>

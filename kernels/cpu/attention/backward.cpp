@@ -14,7 +14,7 @@
 //     dQ *= scale
 //
 // The tiles of one head of keys take what the query tiles add in the order of these: each query tile follows behind
-// the one before (Progress). So the sums have the same bits for any number of threads, and need no second copy.
+// the one before (progress). So the sums have the same bits for any number of threads, and need no second copy.
 #include <sched.h>
 
 #include "../mod/gradient.h"
@@ -58,18 +58,15 @@ struct BackwardScratch {
   bool special_rows;  // an infinity or a nan is in Q or dO
 };
 
-// How far a query tile has come: the first tile of keys to which it, or one before it, may still add.
-struct Progress {
-  int64_t tile;
-};
-
 struct Gradient : Attention {
   const Backward& b;
   BackwardScratch* backward_scratch;
-  Progress* progress;  // of all query tiles, by the number of their jobs
+  // How far each query tile has come, by the number of its job: the first tile of keys to which it, or one before it,
+  // may still add.
+  int64_t* progress;
   int64_t captured = 0;  // query tiles that have added to the gradients of captured arrays
   void* backward_memory = nullptr;
-  int64_t dk_floats, dv_floats, tile_floats;
+  int64_t dk_floats, dv_floats;
 
   explicit Gradient(const Backward& backward) : Attention(backward.forward), b(backward) {
     cut_rows(LEAST_QUERY_TILES);
@@ -135,25 +132,27 @@ struct Gradient : Attention {
     backward_memory = malloc(bytes + 64);
     if (!backward_memory) return false;
     lay_out_backward((char*)round_up((int64_t)backward_memory, 64));
-    for (int64_t i = 0; i < query_tiles(); i++) progress[i].tile = 0;
+    for (int64_t i = 0; i < query_tiles(); i++) progress[i] = 0;
     return true;
   }
 };
 
 // -- products ----------------------------------------------------------------------------------------------------
 
-static const float* ones() {
-  static float factor[ROWS];
-  for (float& x : factor) x = 1;
-  return factor;
-}
+// The factors of rows that keep their sums.
+constexpr struct Ones {
+  float factor[ROWS] = {};
+  constexpr Ones() {
+    for (float& x : factor) x = 1;
+  }
+} ONES;
 
 // sums[keys][columns] += weights^T rows, for the keys [begin, end) of a tile and the rows [first, last) of a query tile.
 template <int COLUMNS, bool SPARSE>
 static void multiply_panel(float* sums, const float* weights, const float* rows, int64_t begin, int64_t end,
                            int64_t first, int64_t last) {
   constexpr int WIDTH = COLUMNS * VL;
-  const float *from = weights + first * KV_TILE, *factor = ones();
+  const float *from = weights + first * KV_TILE, *factor = ONES.factor;
   int64_t key = begin;
   for (; key + ROWS <= end; key += ROWS)
     multiply<ROWS, COLUMNS, 1, KV_TILE, WIDTH, true, SPARSE>(sums + key * WIDTH, from + key, rows + first * WIDTH,
@@ -264,23 +263,6 @@ static void read_rows(const Gradient& a, Scratch& s, BackwardScratch& t, const Q
   }
 }
 
-// One visited tile of keys: how far the rows of a query tile reach in it.
-struct Reach {
-  int first_group = GROUPS, last_group = -1;  // with keys
-  int64_t begin = KV_TILE, end = 0;           // keys, in whole registers
-
-  explicit Reach(const Visit& visit, int groups) {
-    for (int g = 0; g < groups; g++) {
-      TileState state = visit.groups[g];
-      if (state.end == 0) continue;
-      first_group = smaller(first_group, g);
-      last_group = g;
-      begin = smaller(begin, state.begin * VL);
-      end = larger(end, state.end * VL);
-    }
-  }
-};
-
 // Zeros where a row between the others has no keys: of P and dS of a group.
 static void clear_beside(BackwardScratch& t, int group, TileState state, const Reach& reach) {
   int64_t begin = state.end == 0 ? reach.end : state.begin * VL, end = state.end == 0 ? reach.end : state.end * VL;
@@ -299,9 +281,7 @@ static void differentiate_tile(const Gradient& a, Scratch& s, BackwardScratch& t
                                const Visit& visit, const Reach& reach, Look look) {
   const Params& p = a.p;
   float* tile = a.packed_tile(q.unit, visit.tile);
-  bool masked = false;
-  for (int g = 0; g < q.groups(); g++) masked |= visit.groups[g].end != 0 && visit.groups[g].masked;
-  if (masked) allow_keys(a, s, visit.tile, visit.run);
+  if (reach.masked) allow_keys(a, s, visit.tile, visit.run);
   for (int g = reach.first_group; g <= reach.last_group; g++) {
     TileState state = visit.groups[g];
     if (state.end == 0) {
@@ -319,7 +299,7 @@ static void differentiate_tile(const Gradient& a, Scratch& s, BackwardScratch& t
     clear_beside(t, g, state, reach);  // multiply_keys writes whole panels
     auto multiply = *a.is_special(tile) != 0 ? multiply_values<ROWS, true> : multiply_values<ROWS, false>;
     multiply(t.dq + row * round_up(p.head_dim, PANEL), t.d_scores + row * KV_TILE, a.key_rows(tile), begin, end,
-             p.head_dim, ones());
+             p.head_dim, ONES.factor);
   }
 }
 
@@ -374,10 +354,10 @@ static bool wait(const Jobs& jobs, const Reached& reached) {
 
 // One query tile; `before` is how far the one is that adds to the same keys before it, or null.
 static void differentiate(Gradient& a, const Jobs& jobs, Scratch& s, BackwardScratch& t, const QueryTile& q,
-                          int64_t number, const Progress* before, Progress& now) {
+                          int64_t number, const int64_t* before, int64_t& now) {
   const Params& p = a.p;
   auto follow = [&](int64_t tile) {
-    return !before || wait(jobs, [&] { return __atomic_load_n(&before->tile, __ATOMIC_ACQUIRE) > tile; });
+    return !before || wait(jobs, [&] { return __atomic_load_n(before, __ATOMIC_ACQUIRE) > tile; });
   };
   if (q.rows > 0) find_visits(a, s, q);
   int64_t visits = q.rows > 0 ? s.visit_count : 0;  // the last row of blocks may be short of a tile
@@ -395,7 +375,7 @@ static void differentiate(Gradient& a, const Jobs& jobs, Scratch& s, BackwardScr
     auto multiply = t.special_rows ? multiply_rows<true> : multiply_rows<false>;
     multiply(a.dv(tile), t.weights, t.d_out_rows, reach.begin, reach.end, first, last, p.value_dim);
     multiply(a.dk(tile), t.d_scores, t.query_rows, reach.begin, reach.end, first, last, p.head_dim);
-    __atomic_store_n(&now.tile, visit.tile + 1, __ATOMIC_RELEASE);
+    __atomic_store_n(&now, visit.tile + 1, __ATOMIC_RELEASE);
   }
   write_dq(a, t, q);
   if (SITES > 0) {
@@ -403,7 +383,7 @@ static void differentiate(Gradient& a, const Jobs& jobs, Scratch& s, BackwardScr
     add_sites(a, s, q, t.sites, a.b.gradients);
     __atomic_store_n(&a.captured, number + 1, __ATOMIC_RELEASE);
   }
-  if (follow(ALL_TILES - 1)) __atomic_store_n(&now.tile, ALL_TILES, __ATOMIC_RELEASE);
+  if (follow(ALL_TILES - 1)) __atomic_store_n(&now, ALL_TILES, __ATOMIC_RELEASE);
 }
 
 // -- one call ----------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ struct Decode : Attention {
   int64_t splits = 1;
   DecodeScratch* decode_scratch;
   Partial* partials;  // [units][splits]
-  void* decode_memory = nullptr;
+  void *memory_of_threads = nullptr, *memory_of_splits = nullptr;
 
   explicit Decode(const Params& params) : Attention(params) {
     cut_rows(0);
@@ -73,7 +73,7 @@ struct Decode : Attention {
   }
   bool per_head() const { return (HAS_MASK_MOD && MASK_USES_HEAD) || mask.heads > 1; }
 
-  int64_t lay_out_decode(char* base) {
+  int64_t lay_out_threads(char* base) {
     Carver carver = {base};
     carver.cut(decode_scratch, threads);
     for (int64_t t = 0; t < threads; t++) {
@@ -85,6 +85,10 @@ struct Decode : Attention {
       carver.cut(s.reached, per_head() ? kv_tiles : 0);
       s.found_for = -1;
     }
+    return carver.used;
+  }
+  int64_t lay_out_splits(char* base) {
+    Carver carver = {base};
     carver.cut(partials, units * splits);
     for (int64_t i = 0; i < units * splits; i++) {
       Partial unused, &part = base ? partials[i] : unused;
@@ -94,12 +98,20 @@ struct Decode : Attention {
     }
     return carver.used;
   }
-  bool allocate_decode() {
-    free(decode_memory);
-    decode_memory = malloc(lay_out_decode(nullptr) + 64);
-    if (!decode_memory) return false;
-    lay_out_decode((char*)round_up((int64_t)decode_memory, 64));
-    return true;
+  bool allocate_threads() {
+    memory_of_threads = malloc(lay_out_threads(nullptr) + 64);
+    if (memory_of_threads) lay_out_threads((char*)round_up((int64_t)memory_of_threads, 64));
+    return memory_of_threads;
+  }
+  bool allocate_splits() {
+    memory_of_splits = malloc(lay_out_splits(nullptr) + 64);
+    if (memory_of_splits) lay_out_splits((char*)round_up((int64_t)memory_of_splits, 64));
+    return memory_of_splits;
+  }
+  void free_all() {
+    free(memory_of_splits);
+    free(memory_of_threads);
+    finish();
   }
 
   QueryTile head_of(int64_t unit, int64_t reader) const {
@@ -111,16 +123,8 @@ struct Decode : Attention {
 // -- which tiles -------------------------------------------------------------------------------------------------
 
 static LiveTile live_tile(const Visit& visit, int groups) {
-  LiveTile live = {visit.tile, visit.run, KV_TILE, 0, false};
-  for (int g = 0; g < groups; g++) {
-    TileState state = visit.groups[g];
-    bool same = state.begin == visit.groups[0].begin && state.end == visit.groups[0].end;
-    live.masked |= state.masked || !same;
-    if (state.end == 0) continue;
-    live.begin = smaller(live.begin, state.begin * VL);
-    live.end = larger(live.end, state.end * VL);
-  }
-  return live;
+  Reach reach(visit, groups);
+  return {visit.tile, visit.run, reach.begin, reach.end, reach.masked || !reach.alike};
 }
 
 // The tiles that the query heads of one head of keys read, each once and in order.
@@ -286,13 +290,10 @@ static void run_job(Jobs& jobs, int64_t job, int thread, void* state) {
 
 // Threads and splits, by what the first head of keys reads.
 static void plan(Decode& a) {
-  int64_t cores = a.p.caller.max_threads;
-  a.threads = 1;
-  if (!a.allocate_decode()) return;
   find_tiles(a, a.scratch[0], a.decode_scratch[0], 0);
   int64_t tiles = a.decode_scratch[0].tile_count;
   int64_t bytes = a.units * tiles * KV_TILE * (a.p.head_dim + a.p.value_dim) * dtype_bytes(a.p.dtype);
-  int64_t threads = smaller(smaller(cores, MOST_THREADS), 1 + bytes / BYTES_PER_THREAD);
+  int64_t threads = smaller(a.threads, 1 + bytes / BYTES_PER_THREAD);
   int64_t wanted = threads > 1 ? (JOBS_PER_THREAD * threads + a.units - 1) / a.units : 1;
   a.splits = larger(1, smaller(wanted, tiles / LEAST_TILES));
   a.threads = smaller(threads, a.units * a.splits);
@@ -304,11 +305,12 @@ extern "C" __attribute__((visibility("default"))) int flextrace_attention(const 
   Decode decode(*params);
   if (decode.units * decode.rows == 0) return OK;
   if (!decode.allocate()) return OUT_OF_MEMORY;
-  plan(decode);
   Result result = OUT_OF_MEMORY;
-  if (decode.decode_memory && decode.allocate_decode())
-    result = Jobs::run_all({decode.units * (decode.splits + 1), run_job, &decode}, decode.threads, python);
-  free(decode.decode_memory);
-  decode.finish();
+  if (decode.allocate_threads()) {
+    plan(decode);
+    if (decode.allocate_splits())
+      result = Jobs::run_all({decode.units * (decode.splits + 1), run_job, &decode}, decode.threads, python);
+  }
+  decode.free_all();
   return result == OK && decode.overflow ? INTEGER_OVERFLOW : result;
 }

@@ -21,6 +21,27 @@ struct Visit {
   TileState groups[GROUPS];
 };
 
+// How far the groups of a query tile reach in a tile of keys.
+struct Reach {
+  int first_group = GROUPS, last_group = -1;  // with keys
+  int64_t begin = KV_TILE, end = 0;           // keys, in whole registers
+  bool masked = false;                        // some group is
+  bool alike = true;                          // all groups have the same keys
+
+  Reach(const Visit& visit, int groups) {
+    for (int g = 0; g < groups; g++) {
+      TileState state = visit.groups[g];
+      alike &= state.begin == visit.groups[0].begin && state.end == visit.groups[0].end;
+      if (state.end == 0) continue;
+      first_group = smaller(first_group, g);
+      last_group = g;
+      begin = smaller(begin, state.begin * VL);
+      end = larger(end, state.end * VL);
+      masked |= state.masked;
+    }
+  }
+};
+
 enum Count { SKIPPED = 0, MASKED = 1, UNMASKED = 2, EVALUATED = 3 };  // places of Params::tile_counts
 
 // What the block mask says of a key: it is out, mask_mod decides, it is in.
