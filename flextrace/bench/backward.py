@@ -19,6 +19,7 @@ CASES = (  # mod, shape, whether MLX's own attention is timed: at 4096 tokens a 
     ("causal", (1, 8, 2048, 64), True),
     ("window", (1, 8, 4096, 64), False),
 )
+PRODUCTS = 7  # two of the forward pass, five of the backward one
 
 
 @dataclass
@@ -99,6 +100,16 @@ def backward_table(rows: Sequence[StepRow]) -> Table:
         peers = (text for ms in (row.mlx, row.torch) for text in _beside(ms, row.step))
         table.add_row(row.mod, "x".join(map(str, row.shape)), *ours, *peers)
     return table
+
+
+def beside_peak(row: StepRow, peak_gflops: float) -> str:
+    """A dense step beside one that multiplies all the time: no kernel of this machine can be faster than that."""
+    b, h, length, d = row.shape
+    least = PRODUCTS * 2 * b * h * length * length * d / peak_gflops / 1e6
+    text = (
+        f"{row.mod}: {least:.1f} ms at this machine's multiply-add peak, {100 * least / row.step:.0f} % of it reached"
+    )
+    return text if row.mlx is None else f"{text}; MLX's step takes {row.mlx / least:.1f}x of the peak's time"
 
 
 def _beside(milliseconds: float | None, ours: float) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from flextrace.kernels.cpu.launch import thread_count
 from flextrace.show.terminal import output, print_table, working
 
 from .backward import CASES as STEPS
-from .backward import backward_table
+from .backward import backward_table, beside_peak
 from .backward import measure as measure_step
 from .cases import NAMES, flextrace_run, mlx_run, problem, torch_run
 from .errors import BenchError
@@ -60,11 +60,12 @@ def main(
     torch = peers and importlib.util.find_spec("torch") is not None
     console = output(stderr=as_json)
     report = Report(machine(torch))
-    if "attention" in sections:
+    if {"attention", "backward"} & set(sections):
         try:
             report.peak_gflops = peak_gflops(thread_count())
         except RuntimeError as error:  # no compiler, or one that fails
             raise BenchError(str(error)) from error
+    if "attention" in sections:
         cases = [(d, w, n, m) for d in dtypes for w in head_dims for n in lengths for m in (mods or NAMES)]
         with working("attention", steps=len(cases)) as say:
             for dtype, head_dim, length, mod in cases:
@@ -164,6 +165,9 @@ def show(report: Report, console: Console) -> None:
         print_table(console, int8_table(report.int8))
     if report.steps:
         print_table(console, backward_table(report.steps))
+        for step in report.steps:
+            if step.mod == "none":
+                console.print(beside_peak(step, report.peak_gflops))
     if report.long_step:
         long = report.long_step
         console.print(

@@ -54,3 +54,10 @@ def test_the_steps_are_of_the_same_attention(mod: str) -> None:
 def test_a_long_step_is_measured_in_a_new_process() -> None:
     found = measure.long_step(4096)
     assert found["seconds"] > 0 and 0 < found["bytes"] < 4096 * 4096, "less than a byte for each score"
+
+
+def test_a_dense_step_stands_beside_the_peak_of_the_machine() -> None:
+    row = backward.StepRow("none", (1, 2, 100, 8), forward=1.0, step=4.0, mlx=30.0, torch=None)
+    flops = 7 * 2 * (2 * 100 * 100 * 8)  # seven products, two operations an element
+    said = backward.beside_peak(row, peak_gflops=flops / 1e6 / 2)
+    assert "2.0 ms" in said and "50 %" in said and "15.0x" in said
