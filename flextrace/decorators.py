@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from flextrace.kernels import backend_for
 from flextrace.kernels.call import Mods
-from flextrace.kernels.loading import state
+from flextrace.kernels.loading import state, text_of
 from flextrace.kernels.notebooks import html_of
 from flextrace.kernels.registry import chosen_name, default_name
-from flextrace.kernels.spec import Formulas, KernelSpec
+from flextrace.kernels.spec import Formulas
 from flextrace.kernels.template.hole import written_by
 from flextrace.tracer import Bound, Expr, Kind, Trace, Traces, gradient_lines, name_of
 from flextrace.tracer.errors import with_article
@@ -106,23 +106,25 @@ class Mod:
     def expr(self) -> Expr:
         return self.trace().expr
 
-    def source(self, backend: str = "cpu", *, whole: bool = True) -> str:
+    def source(self, backend: str = "cpu", *, kernel: str = "attention", whole: bool = True) -> str:
         """The kernel text of this mod for a backend: complete, as it is compiled, or the functions that the mod became.
 
         Args:
             backend: "cpu", "metal" or "simulator", which need not be able to run here.
+            kernel: which of its kernels: "attention", "decode" (few query rows), or of gradients "backward" on the cpu,
+                "backward_query", "backward_key" and others on Metal. An unknown name is answered with all of them.
             whole: False leaves out what is the same for every mod.
 
         Raises:
             TraceError: as `trace`.
-            ValueError: there is no such backend.
+            ValueError: there is no such backend, or it has no such kernel.
 
         Example:
             >>> import flextrace as flex
             >>> print(flex.mods.causal.source("metal", whole=False).splitlines()[1].strip())
             bool mask_mod(int b, int h, int q_idx, int kv_idx) const thread {
         """
-        text = backend_for(backend, to_run=False).text(KernelSpec(mods=self._formulas(None)))
+        text = text_of(backend_for(backend, to_run=False), self._formulas(None), kernel)
         if whole:
             return text
         return "\n\n".join("\n".join(excerpt.lines) for excerpt in written_by([self.kind], text))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from flextrace.tracer.errors import Brief
 
 from .call import AttentionCall, BackwardCall, Gradients, Result
-from .spec import KernelSpec
+from .spec import Formulas, KernelSpec
 from .stages.protocol import Stages
 
 
@@ -63,6 +63,10 @@ class Backend(Protocol):
 
     def spec(self, call: AttentionCall) -> KernelSpec:
         """The attention kernel for a call."""
+
+    def named(self, mods: Formulas) -> dict[str, KernelSpec]:
+        """Its attention kernels for these mods by the names that people use: "attention" first, each in the variant for
+        the plainest call."""
 
     def text(self, spec: KernelSpec) -> str:
         """The complete text of a kernel. Raises ValueError where it captures more than this backend takes."""

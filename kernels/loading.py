@@ -44,6 +44,18 @@ class Kernels(dict[KernelSpec, Kernel]):
             return self[spec]
 
 
+def text_of(backend: Backend, mods: Formulas, name: str) -> str:
+    """The complete text of the kernel of that name (Backend.named) for these mods.
+
+    Raises:
+        ValueError: the backend has no such kernel, or none for them.
+    """
+    named = backend.named(mods)
+    if name not in named:
+        raise ValueError(f"the {backend.name} backend has no kernel {name!r} for this; it has {', '.join(named)}")
+    return backend.text(named[name])
+
+
 def state(backend: Backend, mods: Formulas) -> str:
     """Where an attention kernel for just these mods is: "memory", "paired" (in memory, but only with another mod
     too), "disk" or "nowhere". Makes nothing, loads nothing, and the cache does not count it as a use.

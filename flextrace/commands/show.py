@@ -46,6 +46,10 @@ def show(
         Optional[KernelBackend],  # noqa: UP045
         typer.Option(help="Whose kernel; without, the one that runs here. Its device is not needed."),
     ] = None,
+    name: Annotated[
+        str,
+        typer.Option("--kernel", metavar="NAME", help="Which kernel: attention, decode, backward; others are named."),
+    ] = "attention",
     whole: Annotated[
         bool, typer.Option("--whole", help="Print the complete kernel text, as it is compiled, and nothing else.")
     ] = False,
@@ -56,23 +60,31 @@ def show(
     With two mods, SCORE+MASK, the kernel is the one of a call with both.
     """
     from flextrace.kernels import backend_for
-    from flextrace.kernels.spec import KernelSpec
+    from flextrace.kernels.loading import text_of
     from flextrace.kernels.template.hole import written_by
 
     from .resolve import find_mods
 
-    name = backend.value if backend is not None else default_backend()
+    where = backend.value if backend is not None else default_backend()
     with prints_to_stderr():
         mods = bind(*find_mods(target))
         bounds = mods.present
         try:
-            kernel = backend_for(name, to_run=False).text(KernelSpec(mods=mods.formulas))
-        except ValueError as error:  # more captures than a kernel has room for
+            kernel = text_of(backend_for(where, to_run=False), mods.formulas, name)
+        except ValueError as error:  # no such kernel, or more captures than one has room for
             raise CommandError(str(error)) from error
     excerpts = written_by([mod.trace.kind for mod in bounds], kernel)
     if json:
         found = [{"first_line": excerpt.first, "lines": excerpt.lines} for excerpt in excerpts]
-        print_json({"mods": [_facts(b) for b in bounds], "backend": name, "lines": found, "kernel": kernel})
+        print_json(
+            {
+                "mods": [_facts(b) for b in bounds],
+                "backend": where,
+                "kernel_name": name,
+                "lines": found,
+                "kernel": kernel,
+            }
+        )
         return
     console = output()
     if whole:
@@ -81,7 +93,7 @@ def show(
     for bound in bounds:
         _print_mod(console, bound)
     total = kernel.count("\n")
-    print_heading(console, f"kernel on {name}, what it became: --whole prints all {total:,} lines")
+    print_heading(console, f"{name} kernel on {where}, what it became: --whole prints all {total:,} lines")
     if len(bounds) > 1 and (bounds[0].arrays or bounds[0].numbers):
         console.print(f"{INDENT}// captures of the mask_mod are numbered on from those of the score_mod", style="dim")
     for excerpt in excerpts:

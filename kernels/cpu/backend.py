@@ -13,7 +13,7 @@ from flextrace.cache import Store, key_of
 from ..backend import BackendUnavailable, Built
 from ..call import AttentionCall, BackwardCall, Gradients
 from ..loading import Kernels
-from ..spec import ATTENTION, BACKWARD, DECODE, KernelSpec
+from ..spec import ATTENTION, BACKWARD, DECODE, Formulas, KernelSpec
 from ..toolchain import Compiler, find_compiler, no_compiler
 from .backward import differentiate
 from .generate import kernel_text
@@ -44,6 +44,13 @@ class CpuBackend:
         self.kernels: Kernels[Kernel] = Kernels(self._made)
         self.load: Callable[[KernelSpec], Kernel] = self.kernels.__getitem__
         self.built = 0  # kernels compiled by this process
+
+    def named(self, mods: Formulas) -> dict[str, KernelSpec]:
+        return {
+            "attention": KernelSpec(ATTENTION, mods),
+            "decode": KernelSpec(DECODE, mods),
+            "backward": KernelSpec(BACKWARD, mods, mods.differentiable),
+        }
 
     def unavailable(self) -> str | None:
         if self._compiler() is not None:

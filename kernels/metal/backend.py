@@ -15,11 +15,11 @@ from flextrace.cache import Store, key_of
 from ..backend import Built
 from ..call import AttentionCall, BackwardCall, Gradients, Result
 from ..loading import Kernels
-from ..spec import ATTENTION, KernelSpec
+from ..spec import ATTENTION, Formulas, KernelSpec
 from ..stages.protocol import Stages
 from .async_copy.probe import why_no_async_copy
 from .backward.text import KERNELS as GRADIENT_KERNELS
-from .backward.text import gradient_text
+from .backward.text import gradient_specs, gradient_text
 from .generate import complete, kernel_text
 from .gradients import gradients
 from .int8.quantise import operands
@@ -67,6 +67,9 @@ class MetalBackend:
         async_copy = call.async_copy and self.no_async_copy() is None
         variant = Variant(async_copy, slots_by_blocks(call), scoring_of(call), capture_kinds(call.mods.arrays))
         return KernelSpec(ATTENTION, call.mods.formulas, variant)
+
+    def named(self, mods: Formulas) -> dict[str, KernelSpec]:
+        return {"attention": KernelSpec(ATTENTION, mods), **gradient_specs(mods)}
 
     def text(self, spec: KernelSpec) -> str:
         text = _text(spec)

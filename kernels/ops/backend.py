@@ -15,7 +15,7 @@ import numpy as np
 
 from ..backend import Built, needs_values
 from ..call import AttentionCall, BackwardCall, Gradients, Result
-from ..spec import ATTENTION, KernelSpec
+from ..spec import ATTENTION, Formulas, KernelSpec
 from ..stages.protocol import Stages
 from .table import evaluate, evaluate_score
 
@@ -37,6 +37,9 @@ class OpsBackend:
 
     def spec(self, call: AttentionCall) -> KernelSpec:
         return KernelSpec(ATTENTION, call.mods.formulas)
+
+    def named(self, mods: Formulas) -> dict[str, KernelSpec]:
+        return {"attention": KernelSpec(ATTENTION, mods)}
 
     def text(self, spec: KernelSpec) -> str:
         parts = [f"{mod.kind.removesuffix('_mod')}: {mod.expr}" for mod in spec.mods.present]

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from flextrace.tracer import Kind
 
 FUNCTIONS: dict[Kind, tuple[str, ...]] = {
-    "score_mod": ("score_mod",),
+    "score_mod": ("score_mod", "sites", "score_gradient", "place", "element"),
     "mask_mod": ("mask_mod", "mask_row", "tile_state"),
 }
 _MARK, _END = re.compile(r"\s*// \{\{ (\w+)"), re.compile(r"\s*// \}\}")

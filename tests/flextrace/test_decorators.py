@@ -250,6 +250,23 @@ def test_source_of_the_mod_alone(backend: str) -> None:
     assert all(line in flex.mods.softcap(20.0).source(backend) for line in part.splitlines())
 
 
+def test_source_of_every_kernel() -> None:
+    bias = mx.zeros((2, 8))
+    mod = flex.score_mod(lambda score, b, h, q_idx, kv_idx: score * 2 + bias[h, abs(q_idx - kv_idx) % 8])
+    assert "flextrace_attention(" in mod.source("cpu", kernel="decode") != mod.source("cpu")
+    backward = mod.source("cpu", kernel="backward", whole=False)
+    assert "ScoreGradient{" in backward and "constexpr int SITES = 1;" in backward and "fx::place(in, 0" in backward
+    assert "made.slope = 2.0f;" in mod.source("metal", kernel="backward_key", whole=False)
+    assert "int64_t element(" in mod.source("metal", kernel="backward_pairs_0", whole=False)
+    assert "SITES" not in flex.mods.causal.source("cpu", kernel="backward", whole=False)
+    with pytest.raises(
+        ValueError, match="the cpu backend has no kernel 'forward' for this; it has attention, decode, b"
+    ):
+        mod.source("cpu", kernel="forward")
+    with pytest.raises(ValueError, match="the ops backend has no kernel 'backward'.*; it has attention"):
+        mod.source("ops", kernel="backward")
+
+
 # ---- where there is no text ------------------------------------------------------------------------------------------
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flextrace.tracer import Site
+from flextrace.tracer import Pattern, Site
 from flextrace.tracer.emit.emit import emit_many
 from flextrace.tracer.emit.metal import metal_of
 from flextrace.tracer.expr.derivative import derivative
 from flextrace.tracer.expr.node import SCORE
 
-from ...spec import Formulas
+from ...spec import Formulas, KernelSpec
 from ...template.hole import fill
 from ..generate import with_mods
 from ..kernel import Variant
@@ -32,6 +32,20 @@ _NAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ELEMENTS: (("lengths", "params"), ("elements",)),
     SEGMENTS: (("values", "order", "starts", "lengths"), ("sums",)),
 }
+
+
+def gradient_specs(mods: Formulas) -> dict[str, KernelSpec]:
+    """By name the kernels that give the gradients of q, k, v and of all that the score_mod captures: "backward_query",
+    "backward_key" and, with a number, one for each place whose pairs are summed."""
+    places = list(enumerate(mods.sites))
+    found = {}
+    for kernel, pattern in ((QUERY, Pattern.ROW), (KEY, Pattern.COLUMN)):
+        summed = tuple(number for number, site in places if site.pattern == pattern)
+        found[kernel] = KernelSpec(kernel, mods, Variant(sites=summed))
+    for number, site in places:
+        if site.pattern not in (Pattern.ROW, Pattern.COLUMN):
+            found[f"{PAIRS}_{number}"] = KernelSpec(PAIRS, mods, Variant(sites=(number,)))
+    return found
 
 
 def gradient_text(kernel: str, mods: Formulas, variant: Variant) -> KernelText:

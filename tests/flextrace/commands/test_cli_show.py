@@ -62,6 +62,13 @@ def test_whole_is_the_kernel_text_and_nothing_else(notes: str, backend: str) -> 
     assert result.stdout.rstrip() == find_mod(f"{notes}:alibi").source(backend).rstrip()
 
 
+def test_show_the_kernel_of_gradients(notes: str) -> None:
+    result = run("show", f"{notes}:alibi", "--backend", "cpu", "--kernel", "backward")
+    assert result.exit_code == 0 and "backward kernel on cpu" in result.stdout and "ScoreGradient{" in result.stdout
+    unknown = run("show", f"{notes}:alibi", "--backend", "cpu", "--kernel", "sideways")
+    assert unknown.exit_code == 2 and "it has attention, decode, backward" in unknown.output
+
+
 def test_the_line_numbers_are_those_of_the_whole_text(notes: str) -> None:
     text = find_mod(f"{notes}:banded").source("cpu")
     excerpts = written_by(["mask_mod"], text)
