@@ -11,6 +11,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 EMPTY, PARTIAL, FULL = 0, 1, 2  # states of a block: nothing to attend to, ask mask_mod, attend to all
+ENTRIES_AT_ONCE = 2**20  # of the lists of blocks: what is needed beside them is as much as for these
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,20 +151,46 @@ class Blocks:
         shape = (b, h, kv_blocks, q_blocks)
         return Blocks.from_runs(shape, line, row[begins], ends, state[begins], self.kv_block, self.q_block)
 
-    def lists(self, state: int) -> tuple[Array, Array]:
-        """(counts, indices) of the blocks in a state, ascending, int32, as in torch's BlockMask; 0 beyond a count."""
-        chosen = self.state == state
-        row, first, end = self.rows[chosen], self.first[chosen], self.end[chosen]
-        lengths = (end - first).astype(np.int64)
-        rows = len(self.offsets) - 1
-        counts = np.bincount(row, weights=lengths, minlength=rows).astype(np.int32)
-        before = np.cumsum(lengths) - lengths  # blocks of all runs before
-        indices = np.zeros((rows, self.shape[3]), np.int32)
-        within = np.arange(int(lengths.sum())) - np.repeat(before, lengths)
-        row_begins = np.cumsum(counts, dtype=np.int64) - counts
-        line = np.repeat(row, lengths)
-        indices[line, np.arange(len(line)) - row_begins[line]] = np.repeat(first, lengths) + within
-        return counts.reshape(self.shape[:3]), indices.reshape(self.shape)
+    @property
+    def inverted(self) -> Blocks:
+        """Empty and full change places, partial stays; in time and memory proportional to rows and runs."""
+        begins, ends = self.offsets[:-1], self.offsets[1:]
+        # What lies before, between and behind the runs of each row: one gap more than it has runs, some of no width.
+        row = np.repeat(np.arange(len(begins)), ends - begins + 1)
+        first = np.insert(self.end, begins, 0)
+        end = np.insert(self.first, ends, self.shape[3])
+        wide, partial = first < end, self.state == PARTIAL
+        kept = ((self.rows[partial], row[wide]), (self.first[partial], first[wide]), (self.end[partial], end[wide]))
+        row, first, end = (np.concatenate(parts) for parts in kept)
+        state = np.repeat([PARTIAL, FULL], [partial.sum(), wide.sum()])
+        return Blocks.from_runs(self.shape, row, first, end, state, self.q_block, self.kv_block)
+
+    def counts(self, state: int) -> Array:
+        """int32 [mask_batch, mask_heads, q_blocks]: how many blocks of each row are in a state.
+
+        In time and memory proportional to rows and runs.
+        """
+        lengths = np.where(self.state == state, self.end - self.first, 0)
+        before = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=before[1:])
+        return np.diff(before[self.offsets]).astype(np.int32).reshape(self.shape[:3])
+
+    def indices(self, state: int) -> Array:
+        """int32 [mask_batch, mask_heads, q_blocks, kv_blocks]: the blocks in a state, ascending; 0 beyond a count.
+
+        Dense, as torch's BlockMask has it: 4 bytes for every block of the plane, and little else beside them.
+        """
+        counts, columns = self.counts(state).reshape(-1), self.shape[3]
+        indices = np.zeros((len(counts), columns), np.int32)
+        rows = max(1, ENTRIES_AT_ONCE // max(1, columns))
+        for top in range(0, len(counts), rows):
+            here = slice(*self.offsets[[top, min(top + rows, len(counts))]])
+            chosen = self.state[here] == state
+            first, lengths = self.first[here][chosen], (self.end - self.first)[here][chosen]
+            before = np.cumsum(lengths) - lengths  # blocks of all runs before
+            listed = np.arange(int(lengths.sum())) + np.repeat(first - before, lengths)
+            indices[top : top + rows][np.arange(columns) < counts[top : top + rows, None]] = listed
+        return indices.reshape(self.shape)
 
     def select(self, batch: Array, heads: Array, q_blocks: Array) -> Blocks:
         """The mask of some batches, heads and rows of blocks only, by their numbers."""

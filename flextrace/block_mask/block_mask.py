@@ -1,8 +1,9 @@
 """BlockMask: which blocks of the score matrix to visit, and which of them need the mask at all.
 
 Fields and meaning are those of torch.nn.attention.flex_attention.BlockMask. Inside, a BlockMask is runs of neighbouring
-blocks: a million tokens under a causal mask take 300 kB. torch's lists are made when they are asked for. The blocks
-follow the captured values of the mask: they are compared at each use, and the blocks made anew where they differ.
+blocks: a million tokens under a causal mask take 300 kB. torch's fields are made one by one, when they are asked for;
+counts are short, lists of indices dense. The blocks follow the captured values of the mask: they are compared at each
+use, and the blocks made anew where they differ.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from flextrace.tracer import Bound
 from flextrace.tracer.source.signature import MaskFunction
 
 from .kept_values import KeptValues, ValuesHidden
-from .lists import BlockRanges, block_size, blocks_of_lists, blocks_of_ranges
+from .lists import BlockRanges, block_size, blocks_of_lists, blocks_of_ranges, check_list_size
 from .refine import refine
 from .text import block_text, chosen_head
 from .views import lookup_mask, noop_mask, pick_mask, shift_mask
@@ -78,8 +79,8 @@ class BlockMask:
         self.offset = offset
         self._renumbered = renumbered
         self._made: tuple[Blocks, KeptValues | None] | None = blocks, values  # both at once, for other threads
-        # torch's lists, and the blocks that they were made of.
-        self._lists: dict[str, tuple[Blocks, tuple[mx.array, ...]]] = {}
+        # torch's fields that were asked for, and the blocks that each was made of.
+        self._lists: dict[str, tuple[Blocks, mx.array]] = {}
 
     @classmethod
     def _of(
@@ -188,68 +189,100 @@ class BlockMask:
 
     # ---- torch's fields --------------------------------------------------------------------------------------
 
-    @property
-    def _by_rows(self) -> tuple[mx.array, ...]:
-        return self._listed("rows", lambda blocks: blocks)
+    # Counts cost what rows and runs do. A list of indices is dense, as torch's is: 4 bytes for every block of the mask;
+    # it is made when it is asked for, and kept.
 
-    @property
-    def _by_columns(self) -> tuple[mx.array, ...]:
-        return self._listed("columns", lambda blocks: blocks.transposed)
-
-    def _listed(self, by: str, turned: Callable[[Blocks], Blocks]) -> tuple[mx.array, ...]:
-        """Counts and indices of partial blocks, then of full ones; writing to them changes no others."""
+    def _listed(self, name: str, make: Callable[[Blocks], Array]) -> mx.array:
+        """A field as it is made of the blocks of this moment; writing to it changes no others."""
         blocks = self.blocks
-        made_of, lists = self._lists.get(by, (None, ()))
-        if made_of is not blocks:
-            turned_blocks = turned(blocks)
-            parts: tuple[Array, ...] = (*turned_blocks.lists(PARTIAL), *turned_blocks.lists(FULL))
-            lists = tuple(mx.array(part) for part in parts)
-            self._lists[by] = blocks, lists
-        return tuple(part[...] for part in lists)
+        made_of, field = self._lists.get(name, (None, None))
+        if made_of is not blocks or field is None:
+            field = mx.array(make(blocks))
+            self._lists[name] = blocks, field
+        return field[...]
+
+    def _indices(self, name: str, state: int) -> mx.array:
+        def make(blocks: Blocks) -> Array:
+            check_list_size(name, blocks)
+            return (blocks.transposed if "q_" in name else blocks).indices(state)
+
+        return self._listed(name, make)
 
     @property
     def kv_num_blocks(self) -> mx.array:
         """int32 [B, H, q_blocks]: how many partial blocks each row of blocks has."""
-        return self._by_rows[0]
+        return self._listed("kv_num_blocks", lambda blocks: blocks.counts(PARTIAL))
 
     @property
     def kv_indices(self) -> mx.array:
-        """int32 [B, H, q_blocks, kv_blocks]: which, ascending; entries past kv_num_blocks mean nothing."""
-        return self._by_rows[1]
+        """int32 [B, H, q_blocks, kv_blocks]: which, ascending; entries past kv_num_blocks mean nothing.
+
+        Dense: 4 bytes for each block, visited or not: 268 MB for a million tokens in blocks of 128, where `to_ranges`
+        gives the same in less than 1 MB. A notice says so, once, from 256 MiB on.
+
+        Raises:
+            MemoryError: this machine has less memory than the list takes.
+
+        Example:
+            >>> import flextrace as flex
+            >>> mask = flex.create_block_mask(flex.mods.sliding_window(1024), None, None, 2**20, 2**20)
+            >>> mask.kv_num_blocks.shape, int(mask.kv_num_blocks.max())  # 8192 numbers
+            ((1, 1, 8192), 2)
+        """
+        return self._indices("kv_indices", PARTIAL)
 
     @property
     def full_kv_num_blocks(self) -> mx.array:
         """int32 [B, H, q_blocks]: how many full blocks, which the mask keeps whole, each row of blocks has."""
-        return self._by_rows[2]
+        return self._listed("full_kv_num_blocks", lambda blocks: blocks.counts(FULL))
 
     @property
     def full_kv_indices(self) -> mx.array:
-        """int32 [B, H, q_blocks, kv_blocks]: which; entries past full_kv_num_blocks mean nothing."""
-        return self._by_rows[3]
+        """int32 [B, H, q_blocks, kv_blocks]: which; as large as kv_indices. Entries past the count mean nothing.
+
+        Raises:
+            MemoryError: as kv_indices.
+        """
+        return self._indices("full_kv_indices", FULL)
 
     @property
     def q_num_blocks(self) -> mx.array:
         """int32 [B, H, kv_blocks]: how many partial blocks each column of blocks has."""
-        return self._by_columns[0]
+        return self._listed("q_num_blocks", lambda blocks: blocks.transposed.counts(PARTIAL))
 
     @property
     def q_indices(self) -> mx.array:
-        """int32 [B, H, kv_blocks, q_blocks]: which, ascending."""
-        return self._by_columns[1]
+        """int32 [B, H, kv_blocks, q_blocks]: which, ascending. As large as kv_indices.
+
+        Raises:
+            MemoryError: as kv_indices.
+        """
+        return self._indices("q_indices", PARTIAL)
 
     @property
     def full_q_num_blocks(self) -> mx.array:
         """int32 [B, H, kv_blocks]: how many full blocks each column of blocks has."""
-        return self._by_columns[2]
+        return self._listed("full_q_num_blocks", lambda blocks: blocks.transposed.counts(FULL))
 
     @property
     def full_q_indices(self) -> mx.array:
-        """int32 [B, H, kv_blocks, q_blocks]: which, ascending."""
-        return self._by_columns[3]
+        """int32 [B, H, kv_blocks, q_blocks]: which, ascending. As large as kv_indices.
+
+        Raises:
+            MemoryError: as kv_indices.
+        """
+        return self._indices("full_q_indices", FULL)
 
     def as_tuple(self, flatten: bool = True) -> tuple[Any, ...]:
-        """All fields in torch's order; `flatten` writes lengths and block size as single numbers."""
-        lists = (*self._by_rows, *self._by_columns)
+        """All fields in torch's order; `flatten` writes lengths and block size as single numbers.
+
+        Four of them are as large as kv_indices.
+
+        Raises:
+            MemoryError: as kv_indices.
+        """
+        by_rows = self.kv_num_blocks, self.kv_indices, self.full_kv_num_blocks, self.full_kv_indices
+        lists = (*by_rows, self.q_num_blocks, self.q_indices, self.full_q_num_blocks, self.full_q_indices)
         if flatten:
             return (*self.seq_lengths, *lists, *self.BLOCK_SIZE, self.mask_mod)
         return (self.seq_lengths, *lists, self.BLOCK_SIZE, self.mask_mod)
@@ -258,7 +291,7 @@ class BlockMask:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the blocks take. torch's lists, once asked for, take more."""
+        """Bytes that the blocks take. torch's lists of indices, once asked for, take more: see kv_indices."""
         return self.blocks.nbytes
 
     def numel(self) -> int:
@@ -400,8 +433,7 @@ class BlockMask:
         if not self.implied:
             return self._again(mask, self.shape, self.offset)
         values = KeptValues.of(mask.bind())
-        states = FULL - self.blocks.states()  # empty and full change places, partial stays
-        blocks = Blocks.from_states(states, *self.BLOCK_SIZE)
+        blocks = self.blocks.inverted
         return BlockMask(self.seq_lengths, blocks, mask, values=values, offset=self.offset, renumbered=self._renumbered)
 
     def __rand__(self, other: Any) -> BlockMask:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,8 +11,10 @@ import numpy as np
 from flextrace.kernels import Blocks
 from flextrace.kernels.blocks import FULL, PARTIAL, Array
 from flextrace.kernels.scalars import check_block_size, check_size, shown
+from flextrace.notices import notice
 
 Lengths = tuple[int, int]
+LARGE_LIST = 2**28  # bytes, from which on a list of indices is worth a notice
 
 
 class BlockRanges(NamedTuple):
@@ -91,6 +95,25 @@ def blocks_of_ranges(
         raise ValueError(f"runs must be ascending, disjoint and inside the {columns} blocks of a row")
     blocks = Blocks.from_runs((*heads, rows, columns), row, first, end, np.where(full, FULL, PARTIAL), *block)
     return lengths, blocks
+
+
+def check_list_size(name: str, blocks: Blocks) -> None:
+    """Says, once, that a dense list of a mask's blocks is large.
+
+    Raises:
+        MemoryError: this machine has less memory than it takes.
+    """
+    size = 4 * math.prod(blocks.shape)
+    if size < LARGE_LIST:
+        return
+    what = f"{name} takes {size / 1e6:,.0f} MB: it has an entry for each of {' x '.join(map(str, blocks.shape))} blocks"
+    remedy = (
+        f"the counts and `to_ranges()`, in {blocks.nbytes / 1e6:.1f} MB, say which blocks are visited, and a larger "
+        "BLOCK_SIZE makes fewer of them"
+    )
+    if size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise MemoryError(f"{what}; {remedy}")
+    notice("large lists of blocks", f"{what}; {remedy}")
 
 
 def _int32(value: Any, name: str, ndim: int) -> Array:

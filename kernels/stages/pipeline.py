@@ -59,7 +59,9 @@ def _blocks(stages: Stages, call: AttentionCall) -> BlockLists | None:
     """The lists of the call's BlockMask, or of one made on the device for its mask_mod."""
     blocks = call.blocks
     if blocks is not None:
-        partial, indices, full, full_indices = (mx.array(x) for s in (PARTIAL, FULL) for x in blocks.lists(s))
+        partial, indices, full, full_indices = (
+            mx.array(x) for s in (PARTIAL, FULL) for x in (blocks.counts(s), blocks.indices(s))
+        )
         return BlockLists(partial, indices, full, full_indices, blocks.q_block, blocks.kv_block)
     mask = call.mods.mask
     if mask is None:

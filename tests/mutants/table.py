@@ -1023,8 +1023,8 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ),
         ("if self.implied and made == 1 < wanted", "if False and made == 1 < wanted"),
         ("if self.implied and made == 1 < wanted", "if made == 1 < wanted"),
-        ("if made_of is not blocks:", "if not lists:", "tests/flextrace/block_mask/test_block_mask_values.py"),
-        ("return tuple(part[...] for part in lists)", "return lists"),
+        ("made_of is not blocks or", "", "tests/flextrace/block_mask/test_block_mask_values.py"),
+        ("return field[...]", "return field"),
     ],
     ("flextrace/block_mask/kept_values.py", "tests/flextrace/block_mask/test_block_mask_values.py"): [
         ("trace.expr is not self.bound.trace.expr", "False"),
@@ -1090,12 +1090,29 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("kernels/blocks.py", "tests/kernels/test_blocks.py"): [
         ("line = self.rows + self.rows // max(1, q_blocks)", "line = self.rows"),
         ("np.concatenate([line, line, line + 1, line + 1])", "np.concatenate([line] * 4)"),
+        ("end = np.insert(self.first, ends, self.shape[3])", "end = np.insert(self.first, begins, self.shape[3])"),
+        ("np.repeat(first - before, lengths)", "np.repeat(first, lengths)"),
+        ("indices[top : top + rows][np.arange(columns)", "indices[:rows][np.arange(columns)"),
     ],
     (
         "flextrace/stages/checks.py",
         "tests/flextrace/stages/test_stages.py::test_lists_of_one_batch_do_not_serve_several_that_the_mask_tells_apart",
     ): [
         ("if made == 1 < wanted and index in mask_mod.trace.expr.varies", "if False"),
+    ],
+    (
+        "flextrace/block_mask/block_mask.py",
+        "tests/flextrace/block_mask/test_refine.py::test_what_needs_no_lists_of_a_million_tokens_allocates_no_plane",
+    ): [
+        (
+            'self._listed("kv_num_blocks", lambda blocks: blocks.counts(PARTIAL))',
+            'self._listed("kv_num_blocks", lambda blocks: (blocks.indices(PARTIAL), blocks.counts(PARTIAL))[1])',
+        ),
+        ("blocks.transposed.counts(FULL)", "blocks.counts(FULL)"),
+    ],
+    ("flextrace/block_mask/lists.py", "tests/flextrace/block_mask/test_block_mask.py"): [
+        ("if size < LARGE_LIST:", "if size < 0:"),
+        ('os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")', "2**99"),
     ],
     ("flextrace/int8/kv_cache.py", "tests/flextrace/int8/test_kv_cache.py"): [
         (

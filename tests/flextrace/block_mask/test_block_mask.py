@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +11,7 @@ import pytest
 from dense_masks import dense, states
 
 import flextrace as flex
+from flextrace.block_mask import lists as lists_module
 
 
 def causal(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -156,3 +158,25 @@ def test_errors(case: str) -> None:
     call, kind, message = BAD[case]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_large_lists_say_their_size(fresh_notices: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From LARGE_LIST on once, and more than there is memory is an error before any work; counts are always there."""
+    made = flex.create_block_mask(banded, None, None, 256, 512, BLOCK_SIZE=16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _ = made.kv_indices
+    monkeypatch.setattr(lists_module, "LARGE_LIST", 4 * 16 * 32)
+    with pytest.warns(flex.FlextraceWarning, match=r"full_q_indices takes 0 MB: .* each of 1 x 1 x 16 x 32 blocks"):
+        _ = made.full_q_indices
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _ = made.q_indices  # once per process
+        _ = flex.create_block_mask(banded, None, None, 255, 496, BLOCK_SIZE=16).kv_indices
+    rows, columns = 2**12, 2**40
+    none = flex.BlockRanges(np.zeros(rows + 1, int), *np.zeros((3, 0), int))
+    absurd = flex.BlockMask.from_ranges(none, (rows, columns), BLOCK_SIZE=1)
+    assert absurd.kv_num_blocks.tolist() == [[[0] * rows]] and absurd.sparsity() == 100
+    for name in ("kv_indices", "full_kv_indices", "q_indices", "full_q_indices"):
+        with pytest.raises(MemoryError, match=rf"^{name} takes 18,014,398,509 MB: .*`to_ranges\(\)`, in 0.0 MB"):
+            getattr(absurd, name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,9 @@ from hypothesis import strategies as st
 import flextrace as flex
 from flextrace.bench.measure import PeakMemory
 from flextrace.block_mask import refine
+from flextrace.kernels import Blocks
+
+COUNTS = ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks")
 
 
 def dense_states(mask: Any, b: int, h: int, q_len: int, kv_len: int, block: tuple[int, int]) -> np.ndarray:
@@ -167,6 +172,29 @@ def test_threads_make_masks_at_once() -> None:
 
 
 # ---- memory: what is never built ------------------------------------------------------------------------------------
+
+
+def test_what_needs_no_lists_of_a_million_tokens_allocates_no_plane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts, sparsity, pictures, parts and combinations are made of rows and runs; a list of indices takes 268 MB."""
+    tokens, rows = 2**20, 2**20 // 128
+    monkeypatch.setattr(Blocks, "indices", lambda *_: pytest.fail("a list of indices was made"))
+    monkeypatch.setattr(Blocks, "states", lambda *_: pytest.fail("dense states were made"))
+    tracemalloc.start()
+    try:
+        made = flex.create_block_mask(flex.mods.sliding_window(1024), None, None, tokens, tokens)
+        kept = {name: getattr(made, name).tolist() for name in COUNTS}
+        looks = made.sparsity(), repr(made), str(made), made._repr_html_(), made.to_string(), made.nbytes, hash(made)
+        parts = made[..., 5:9], made.at_offset(tokens - 1, 1), ~made, made & flex.mods.causal, pickle.dumps(made)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50e6, f"{peak / 1e6:.0f} MB"
+    assert 99.8 < looks[0] < 100 and len(parts[2].blocks.first) < 6 * rows
+    # Row r of blocks ends in its own block; what is 1024 behind its first row and its last one lies in two others.
+    assert kept["kv_num_blocks"] == [[[1] * 8 + [2] * (rows - 8)]]
+    assert kept["full_kv_num_blocks"] == [[[*range(8), *[7] * (rows - 8)]]]
+    assert kept["q_num_blocks"] == [[[2] * (rows - 8) + [1] * 8]]
+    assert kept["full_q_num_blocks"] == [[[7] * (rows - 8) + [*range(7, -1, -1)]]]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
