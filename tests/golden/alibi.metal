@@ -241,8 +241,10 @@ struct Mods {
   // }}
 
   // {{ tile_state
-  // What the mask leaves of rows q_first to q_last and keys kv_first to kv_last: 0 nothing, 1 to be asked, 2 all.
-  int tile_state(int batch, int head, int q_first, int q_last, int kv_first, int kv_last) const thread {
+  // What the mask leaves of rows q_first to q_last and keys kv_first to kv_last in query heads head to last_head: 0
+  // nothing, 1 to be asked, 2 all.
+  int tile_state(int batch, int head, int last_head, int q_first, int q_last, int kv_first, int kv_last)
+      const thread {
     return 2;
   }
   // }}
@@ -1016,7 +1018,7 @@ struct Walk {
   int bounded(int tile, int tiles, Range q, const thread LaneRows<P>& rows, const thread Captured& mods)
       const thread {
     int first = tile * P::BK, keys = metal::min(p.kv_len - first, tiles * P::BK);
-    return mods.tile_state(rows.b, rows.h, q.first, q.end - 1, first, first + keys - 1);
+    return mods.tile_state(rows.b, rows.h, rows.h, q.first, q.end - 1, first, first + keys - 1);
   }
 
   // The state that bounds give this lane's candidate, for some rows.
@@ -1458,7 +1460,7 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
 }
 
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int BLOCKS>
-[[kernel]] void flextrace_attention_6e833c4c909d6509(
+[[kernel]] void flextrace_attention_b7cf94385fb7a32a(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],

@@ -225,7 +225,8 @@ METAL_PLACE = """
   device int* out_of_tile = out + 2 * t;
   const device int* tile = tiles + 6 * t;
   (void)tile;
-  int batch = tile[0], head = tile[1], q_first = tile[2], q_last = tile[3], kv_first = tile[4], kv_last = tile[5];
+  int batch = tile[0], head = tile[1], last_head = head;
+  int q_first = tile[2], q_last = tile[3], kv_first = tile[4], kv_last = tile[5];
 """
 READ_NUMBER = {bool: "bool number{0} = numbers[{0}] != 0;", int: "int number{0} = numbers[{0}];"}
 READ_NUMBER[float] = "float number{0} = as_type<float>(numbers[{0}]);"
@@ -286,7 +287,7 @@ struct Mods {
   const constant int* array0_shape;
   const constant int64_t* array0_strides;
   int number0, number1;
-  int tile_state(int batch, int head, int q_first, int q_last, int kv_first, int kv_last) const thread {
+  int tile_state(int batch, int head, int last_head, int q_first, int q_last, int kv_first, int kv_last) const thread {
 BODY
   }
 };
@@ -294,7 +295,7 @@ __kernel void run(device int* out, const device TYPE* large, const constant TYPE
                   const constant int64_t* strides) {
   Mods<const device TYPE*> mods = {large, shape, strides, 1, 2};
   Mods<const constant TYPE*> others = {small, shape, strides, 1, 2};
-  out[0] = mods.tile_state(0, 0, 0, 1, 2, 3) + others.tile_state(0, 0, 0, 1, 2, 3);
+  out[0] = mods.tile_state(0, 0, 0, 0, 1, 2, 3) + others.tile_state(0, 0, 0, 0, 1, 2, 3);
 }
 """
 

@@ -1046,7 +1046,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("KEY_ROWS ? across : rows.q_idx[r]", "rows.q_idx[r]"),
     ],
     ("kernels/metal/backward/transposed.h", "tests/kernels/metal/backward/test_metal_gradients.py"): [
-        ("mods.tile_state(batch, head, q_first, q_last, kv_first, kv_last)", "2"),
+        ("mods.tile_state(batch, head, last_head, q_first, q_last, kv_first, kv_last)", "2"),
         ("mods.mask_mod(b, h, q_idx, kv_idx)) bits", "mods.mask_mod(b, h, kv_idx, q_idx)) bits"),
     ],
     ("kernels/metal/backward/key.metal", "tests/kernels/metal/backward/test_metal_gradients.py"): [

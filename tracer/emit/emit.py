@@ -21,6 +21,7 @@ class Language:
     ops: op -> format string over its arguments; "op.dtype" (of the first argument) goes before "op".
     const, param, load: from a node (and the texts of a load's indices) to text.
     local: format of a named intermediate: name, type, value.
+    heads: of languages of ranges, the range of h.
     """
 
     ops: Mapping[str, str]
@@ -29,6 +30,7 @@ class Language:
     load: Callable[[Expr, list[str]], str]
     local: str = "const auto {name} = {value};"
     score: str = "score"
+    heads: str = "bounds::exactly(head)"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """mask Expr -> text of tile_state: every op as a function of the kernels' bounds.h, on ranges instead of numbers.
 
-The generated function has one signature in all languages, here in C++ (Metal has it as a member of `Mods`, without
-`in`); `tile_state_body` gives what stands between its braces:
+The generated function, here in C++ (Metal has it as a member of `Mods`, of a range of heads and without `in`);
+`tile_state_body` gives what stands between its braces:
 
     // What the mask leaves of rows q_first..q_last and keys kv_first..kv_last, inclusive: 0 nothing, 1 some, 2 all.
     int tile_state(int batch, int head, int q_first, int q_last, int kv_first, int kv_last, const Inputs& in)
@@ -24,7 +24,6 @@ _PRIVATE_ARITY |= {f"{op}_by_difference": 3 for op in ("lt", "le", "eq", "ne")}
 _WORDS = ("and", "or", "xor", "not")  # C++ reserves these words
 _LEAF = {
     "b": "bounds::exactly(batch)",
-    "h": "bounds::exactly(head)",
     "q_idx": "bounds::range(q_first, q_last)",
     "kv_idx": "bounds::range(kv_first, kv_last)",
 }
@@ -73,15 +72,16 @@ METAL_RANGES = Language(
     param=lambda node: f"bounds::exactly({METAL.param(node)})",
     load=_metal_load,
     score=UNKNOWN,
+    heads="bounds::range(head, last_head)",
 )
 
 
 def range_lines(expr: Expr, language: Language) -> tuple[list[str], str]:
     """Statements that take the bounds of a bool or int expression, and the text of the result: a Truth or a Range."""
     related = bounds_of(expr).related
-    emitted = emit(related, language)
-    leaves = [f"const bounds::Range {name} = {_LEAF[name]};" for name in INDICES if name in related.varies]
-    return [*leaves, *emitted.statements], emitted.result
+    emitted, leaves = emit(related, language), _LEAF | {"h": language.heads}
+    ranges = [f"const bounds::Range {name} = {leaves[name]};" for name in INDICES if name in related.varies]
+    return [*ranges, *emitted.statements], emitted.result
 
 
 def tile_state_body(expr: Expr, language: Language) -> str:
@@ -112,7 +112,7 @@ def tile_state_parts(expr: Expr, language: Language) -> tuple[str, str]:
         return bounds::state(bounds::eq(kv_idx, u0));
     """
     related = bounds_of(expr).related
-    emitted = emit(related, language, is_uniform)
-    leaf = {name: f"const bounds::Range {name} = {_LEAF[name]};" for name in INDICES if name in related.varies}
+    emitted, leaves = emit(related, language, is_uniform), _LEAF | {"h": language.heads}
+    leaf = {name: f"const bounds::Range {name} = {leaves[name]};" for name in INDICES if name in related.varies}
     keys = [*filter(None, [leaf.pop("kv_idx", None)]), *emitted.statements, f"return bounds::state({emitted.result});"]
     return "\n".join([*leaf.values(), *emitted.outer]), "\n".join(keys)

@@ -134,7 +134,7 @@ struct Walk {
   int bounded(int tile, int tiles, Range q, const thread LaneRows<P>& rows, const thread Captured& mods)
       const thread {
     int first = tile * P::BK, keys = metal::min(p.kv_len - first, tiles * P::BK);
-    return mods.tile_state(rows.b, rows.h, q.first, q.end - 1, first, first + keys - 1);
+    return mods.tile_state(rows.b, rows.h, rows.h, q.first, q.end - 1, first, first + keys - 1);
   }
 
   // The state that bounds give this lane's candidate, for some rows.

@@ -20,8 +20,9 @@ struct TransposedMask {
     return bits;
   }
 
-  int tile_state(int batch, int head, int kv_first, int kv_last, int q_first, int q_last) const thread {
-    return mods.tile_state(batch, head, q_first, q_last, kv_first, kv_last);
+  int tile_state(int batch, int head, int last_head, int kv_first, int kv_last, int q_first, int q_last)
+      const thread {
+    return mods.tile_state(batch, head, last_head, q_first, q_last, kv_first, kv_last);
   }
 };
 template <typename Captured>

@@ -44,8 +44,10 @@ struct Mods {
   // }}
 
   // {{ tile_state
-  // What the mask leaves of rows q_first to q_last and keys kv_first to kv_last: 0 nothing, 1 to be asked, 2 all.
-  int tile_state(int batch, int head, int q_first, int q_last, int kv_first, int kv_last) const thread {
+  // What the mask leaves of rows q_first to q_last and keys kv_first to kv_last in query heads head to last_head: 0
+  // nothing, 1 to be asked, 2 all.
+  int tile_state(int batch, int head, int last_head, int q_first, int q_last, int kv_first, int kv_last)
+      const thread {
     return 2;
   }
   // }}
