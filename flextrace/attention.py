@@ -19,6 +19,7 @@ from flextrace.kernels.call import Mods
 from flextrace.tracer.errors import with_article
 from flextrace.tracer.source.signature import MaskFunction, ScoreFunction
 
+from . import notices
 from .advice.keywords import OF_ATTENTION, knows
 from .block_mask import BlockMask
 from .checks import check_sinks, check_tensors, checked_scale
@@ -269,7 +270,10 @@ def _mods(score_mod: Score, block_mask: Mask, query: mx.array, key: mx.array | I
     if isinstance(block_mask, BlockMask):
         mask, blocks = block_mask.for_call(query, key)
     elif block_mask is not None:
-        mask = as_mod(block_mask, MaskMod, "block_mask").bind()
+        mod = as_mod(block_mask, MaskMod, "block_mask")
+        mask, q_len, kv_len = mod.bind(), query.shape[2], key.shape[2]
+        if mod.top_left is not None and q_len < kv_len and notices.TOP_LEFT not in notices.said:
+            notices.say_top_left(mod.top_left, q_len, kv_len, f"flex.mods.{mod.top_left}")
     mods = Mods(score, mask)
     mods.check_sizes((query.shape[0], query.shape[1], query.shape[2], key.shape[2]))
     return mods, blocks

@@ -216,6 +216,7 @@ class MaskMod(Mod):
         def __call__(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any: ...
 
     shifted_from: tuple[MaskMod, int] | None = None  # the mask that this one shows from a later row on, and that row
+    top_left: str | None = None  # of a causal one of flex.mods, made without an offset: how to write it with one
 
     def __and__(self, other: Any) -> MaskMod:
         second = _other_mask(other)
@@ -225,7 +226,7 @@ class MaskMod(Mod):
         def both(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
             return bool(self(b, h, q_idx, kv_idx)) and bool(second(b, h, q_idx, kv_idx))
 
-        return _named(both, f"({_name(self)} & {_name(second)})")
+        return _named(both, f"({_name(self)} & {_name(second)})", self.top_left or second.top_left)
 
     def __rand__(self, other: Any) -> MaskMod:
         first = _other_mask(other)
@@ -239,7 +240,7 @@ class MaskMod(Mod):
         def either(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
             return bool(self(b, h, q_idx, kv_idx)) or bool(second(b, h, q_idx, kv_idx))
 
-        return _named(either, f"({_name(self)} | {_name(second)})")
+        return _named(either, f"({_name(self)} | {_name(second)})", self.top_left or second.top_left)
 
     def __ror__(self, other: Any) -> MaskMod:
         first = _other_mask(other)
@@ -268,9 +269,12 @@ def _name(mod: Mod) -> str:
     return name_of(wrapped(mod))
 
 
-def _named(function: Callable[..., Any], name: str) -> MaskMod:
+def _named(function: Callable[..., Any], name: str, top_left: str | None = None) -> MaskMod:
     function.__name__ = function.__qualname__ = name
-    return MaskMod(function)
+    made = MaskMod(function)
+    if top_left is not None:
+        made.top_left = top_left
+    return made
 
 
 def score_mod(function: Callable[..., Any]) -> ScoreMod:

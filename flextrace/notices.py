@@ -6,7 +6,8 @@ import warnings
 
 from flextrace.cache.fallback import level_of_user
 
-_said: set[str] = set()
+said: set[str] = set()  # topics
+TOP_LEFT = "top left"
 
 
 class FlextraceWarning(UserWarning):
@@ -23,6 +24,20 @@ class FlextraceWarning(UserWarning):
 
 def notice(topic: str, message: str) -> None:
     """Warn, the first time in this process."""
-    if topic not in _said:
-        _said.add(topic)
+    if topic not in said:
+        said.add(topic)
         warnings.warn(message, FlextraceWarning, stacklevel=level_of_user())
+
+
+def say_top_left(mask: str, q_len: int, kv_len: int, remedy: str) -> None:
+    """That a causal mask of flex.mods sees the first keys, where MLX's sees the last ones.
+
+    mask: how to write it with an offset. remedy: what to write.
+    """
+    sees, name = "query sees" if q_len == 1 else "queries see", mask.partition("(")[0]
+    notice(
+        TOP_LEFT,
+        f"flex.mods.{name} is aligned top left, as in torch: of {kv_len} keys, {q_len} {sees} no more than the first "
+        f'{q_len}. MLX\'s mask="causal" is aligned lower right; for queries that are the last of the keys, as with a '
+        f"cache, write {remedy}. offset=0 says that the first keys are meant.",
+    )

@@ -80,4 +80,4 @@ def fresh_notices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Notices that are said once per process may be said again."""
     from flextrace import notices
 
-    monkeypatch.setattr(notices, "_said", set())
+    monkeypatch.setattr(notices, "said", set())

@@ -12,7 +12,7 @@ from flextrace.tracer.nearest import nearest
 
 ALIGNMENT = (
     "flex.mods.causal, under which query i sees keys 0 to i; where the queries are the last of the keys, as with a "
-    "cache, pass create_block_mask(flex.mods.causal, None, None, q_len, kv_len, offset=kv_len - q_len)"
+    "cache, pass flex.mods.causal(offset=kv_len - q_len)"
 )
 _MASK = "pass a mask_mod, or what create_block_mask gives, as block_mask="
 _DEVICE = "leave it out: arrays of MLX are on no device"

@@ -10,12 +10,15 @@ import numpy as np
 from flextrace.advice.keywords import OF_BLOCK_MASK, knows
 from flextrace.decorators import MaskMod, as_mod
 from flextrace.kernels.scalars import check_size, check_whole
-from flextrace.tracer import Bound, evaluate
+from flextrace.notices import say_top_left
+from flextrace.tracer import Bound, Start, evaluate
 from flextrace.tracer.source.signature import MaskFunction
 
 from .block_mask import DEFAULT_BLOCK, BlockMask
 from .lists import block_size
 from .refine import captured_arrays
+
+UNSAID = Start(0)  # the offset that nobody gave: a 0 that can be told from any other
 
 
 def _sizes(*, B: Any, H: Any, Q_LEN: Any, KV_LEN: Any) -> tuple[int | None, int | None, int, int]:
@@ -69,7 +72,7 @@ def create_block_mask(
     KV_LEN: int,
     BLOCK_SIZE: int | tuple[int, int] = DEFAULT_BLOCK,
     *,
-    offset: int = 0,
+    offset: int = UNSAID,
 ) -> BlockMask:
     """The BlockMask of a mask_mod.
 
@@ -78,7 +81,8 @@ def create_block_mask(
         B, H: batch and query heads that the mask depends on; None where it does not, then it broadcasts.
         Q_LEN, KV_LEN: lengths; they need not be multiples of the block size.
         BLOCK_SIZE: rows and columns of a block.
-        offset: position in the sequence of the first query (decoding, context parallelism); keys start at 0.
+        offset: position in the sequence of the first query (decoding, context parallelism); keys start at 0. Without
+            one, and with more keys than queries, `flex.mods.causal` says once that it is aligned top left.
 
     Raises:
         TraceError: the mask_mod cannot be traced.
@@ -94,7 +98,9 @@ def create_block_mask(
         ##+
     """
     B, H, Q_LEN, KV_LEN = _sizes(B=B, H=H, Q_LEN=Q_LEN, KV_LEN=KV_LEN)
-    block, offset = block_size(BLOCK_SIZE), check_whole("offset", offset)
+    block, start = block_size(BLOCK_SIZE), check_whole("offset", offset)
     mod = as_mod(mask_mod, MaskMod, "mask_mod")
     check_broadcast("create_block_mask", mod.bind(), B, H)
-    return BlockMask.from_mask(mod, (B or 1, H or 1, Q_LEN, KV_LEN), block, offset=offset)
+    if offset is UNSAID and mod.top_left is not None and Q_LEN < KV_LEN:
+        say_top_left(mod.top_left, Q_LEN, KV_LEN, "create_block_mask(..., offset=kv_len - q_len)")
+    return BlockMask.from_mask(mod, (B or 1, H or 1, Q_LEN, KV_LEN), block, offset=start)

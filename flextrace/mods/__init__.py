@@ -3,7 +3,8 @@
 A mask goes to `block_mask` (or `create_block_mask`), a score function to `score_mod`. Each is a plain Python function
 inside a factory, so it reads like its formula, prints (`mod.expr`) and can be called with numbers. Combine masks with
 `flex.and_masks` and `flex.or_masks`. Sizes are run-time numbers: another window or canvas compiles nothing. Arrays are
-kernel inputs: integers as int32, and learnable ones stay the caller's `mx.array`.
+kernel inputs: integers as int32, and learnable ones stay the caller's `mx.array`. What asks where a query is takes
+`offset=`, the position of the first one; see `causal`, which says why.
 
     masks.py, windows.py, trees.py   one sequence
     packed.py, prefixes.py           many sequences laid end to end, and what they share
@@ -11,6 +12,7 @@ kernel inputs: integers as int32, and learnable ones stay the caller's `mx.array
     biases.py, graphs.py             positions or pairs of nodes -> what is added to a score
     scores.py                        score -> score
     draws.py                         random numbers by position, dropout
+    offsets.py                       any of them for queries that start later
 """
 
 from .biases import alibi, alibi_slopes, relative_bias, sandwich, t5_bias

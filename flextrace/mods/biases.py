@@ -12,6 +12,7 @@ from flextrace.decorators import ScoreMod, score_mod
 from flextrace.kernels.scalars import as_int
 
 from .arguments import reals, whole
+from .offsets import score_at
 
 
 def alibi_slopes(heads: int) -> mx.array:
@@ -36,12 +37,13 @@ def alibi_slopes(heads: int) -> mx.array:
     return mx.array(slopes)
 
 
-def alibi(slopes: Any, symmetric: bool = False) -> ScoreMod:
+def alibi(slopes: Any, symmetric: bool = False, *, offset: int | mx.array | None = None) -> ScoreMod:
     """A penalty that grows with distance: score + slopes[h] * (kv_idx - q_idx).
 
     Args:
         slopes: number of query heads (then `alibi_slopes`), or floats [query_heads], which may be learnable.
         symmetric: -slopes[h] * |q_idx - kv_idx|, for attention to both sides; the same under a causal mask.
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: slopes is neither a positive whole number nor floats of one axis.
@@ -60,14 +62,15 @@ def alibi(slopes: Any, symmetric: bool = False) -> ScoreMod:
     def alibi(score: float, b: int, h: int, q_idx: int, kv_idx: int) -> Any:
         return score + slopes[h] * (-abs(q_idx - kv_idx) if symmetric else kv_idx - q_idx)
 
-    return alibi
+    return score_at(alibi, offset)
 
 
-def relative_bias(table: Any) -> ScoreMod:
+def relative_bias(table: Any, *, offset: int | mx.array | None = None) -> ScoreMod:
     """A learned number for each distance, clipped: score + table[h, clip(kv_idx - q_idx, -r, r) + r].
 
     Args:
         table: floats [query_heads, 2 * r + 1]; the middle column is distance 0.
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: table has another shape, or an even number of columns.
@@ -90,10 +93,12 @@ def relative_bias(table: Any) -> ScoreMod:
     def relative_bias(score: float, b: int, h: int, q_idx: int, kv_idx: int) -> Any:
         return score + table[h, min(max(kv_idx - q_idx, -reach), reach) + reach]
 
-    return relative_bias
+    return score_at(relative_bias, offset)
 
 
-def t5_bias(table: Any, bidirectional: bool = True, max_distance: int = 128) -> ScoreMod:
+def t5_bias(
+    table: Any, bidirectional: bool = True, max_distance: int = 128, *, offset: int | mx.array | None = None
+) -> ScoreMod:
     """A learned number for each bucket of distance: score + table[bucket(kv_idx - q_idx), h].
 
     Near distances have a bucket each, farther ones share buckets that grow logarithmically up to max_distance. With
@@ -105,6 +110,7 @@ def t5_bias(table: Any, bidirectional: bool = True, max_distance: int = 128) -> 
             scale=1.0 to `flex_attention` for its weights.
         bidirectional: True in an encoder, False in a decoder.
         max_distance: distances from here on share the last bucket.
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: table has another shape, or max_distance does not exceed the buckets of single distances.
@@ -138,10 +144,10 @@ def t5_bias(table: Any, bidirectional: bool = True, max_distance: int = 128) -> 
             return score + table[start + buckets[min(abs(distance), last)], h]
         return score + table[buckets[min(max(distance, 0), last)], h]
 
-    return t5_bias
+    return score_at(t5_bias, offset)
 
 
-def sandwich(heads: int, max_length: int, dims: int = 128) -> ScoreMod:
+def sandwich(heads: int, max_length: int, dims: int = 128, *, offset: int | mx.array | None = None) -> ScoreMod:
     """Sandwich: the product of two sinusoidal position embeddings, weaker in later heads.
 
     score + heads / (8 (h + 1)) * sum over i < dims / 2 of cos((q_idx - kv_idx) / 10000 ** (2 i / dims))
@@ -152,6 +158,7 @@ def sandwich(heads: int, max_length: int, dims: int = 128) -> ScoreMod:
         heads: query heads.
         max_length: the longest sequence; farther distances count as the farthest of the table.
         dims: dimensions of the embeddings, even.
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: a size is not a positive whole number, or dims is odd.
@@ -175,4 +182,4 @@ def sandwich(heads: int, max_length: int, dims: int = 128) -> ScoreMod:
     def sandwich(score: float, b: int, h: int, q_idx: int, kv_idx: int) -> Any:
         return score + by_head[h] * by_distance[min(abs(q_idx - kv_idx), farthest)]
 
-    return sandwich
+    return score_at(sandwich, offset)

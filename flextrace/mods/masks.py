@@ -7,18 +7,35 @@ from typing import Any
 from flextrace.decorators import MaskMod, mask_mod
 
 from .arguments import integers, whole
+from .offsets import Causal
 
 
-@mask_mod
+@Causal
 def causal(b: int, h: int, q_idx: int, kv_idx: int) -> bool:
     """A query sees itself and what precedes it: kv_idx <= q_idx.
+
+    It is aligned top left, as in torch: query 0 is at position 0, whatever the lengths. MLX's mask="causal" is aligned
+    lower right: its last query sees all keys. So where the queries are the last of the keys, as with a cache, write
+    `flex.mods.causal(offset=kv_len - q_len)`; a call that says no offset, and has more keys than queries, says so once.
+
+    Args:
+        offset: by itself, `causal(offset=...)` gives the mask for queries that start at that position:
+            kv_idx <= q_idx + offset. An int, or integers as an mx.array: one without axes, or [B] for a position of
+            each batch entry. Another value compiles nothing, and an array is read at every call. All masks and biases
+            of `flex.mods` that ask where a query is take one; 0 says that rows do count from the first key on.
+
+    Raises:
+        ValueError: offset is neither a whole number that fits int32 nor integers of at most one axis.
 
     Source: Vaswani et al., Attention Is All You Need, arXiv 1706.03762.
 
     Example:
-        >>> from flextrace import mods
-        >>> mods.causal.expr
+        >>> import flextrace as flex
+        >>> flex.mods.causal.expr
         kv_idx <= q_idx
+        >>> flex.create_mask(flex.mods.causal(offset=2), None, None, 2, 4)
+        array([[[[True, True, True, False],
+                 [True, True, True, True]]]], dtype=bool)
     """
     return kv_idx <= q_idx
 

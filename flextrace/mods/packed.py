@@ -11,6 +11,7 @@ from flextrace.decorators import MaskMod, as_mod, mask_mod
 from flextrace.tracer.source.signature import MaskFunction
 
 from .arguments import Array, integers, known_offsets, whole
+from .offsets import mask_at
 
 
 def token_documents(offsets: Array) -> Array:
@@ -44,7 +45,9 @@ def document_ids(offsets: Any) -> mx.array:
     return mx.array(token_documents(known_offsets(offsets)).astype(np.int32))
 
 
-def document(ids: Any = None, kv_ids: Any = None, *, offsets: Any = None) -> MaskMod:
+def document(
+    ids: Any = None, kv_ids: Any = None, *, offsets: Any = None, offset: int | mx.array | None = None
+) -> MaskMod:
     """Tokens see their own document: ids[q_idx] == kv_ids[kv_idx].
 
     Args:
@@ -53,6 +56,7 @@ def document(ids: Any = None, kv_ids: Any = None, *, offsets: Any = None) -> Mas
         kv_ids: the same for keys; None for `ids`.
         offsets: instead of ids, integers [documents + 1]: running totals of the documents' lengths from 0 on. Tokens
             from offsets[-1] on are padding: they see nothing (a row of zeros), and nothing sees them.
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: neither or both of ids and offsets are given, or a shape does not fit.
@@ -73,7 +77,7 @@ def document(ids: Any = None, kv_ids: Any = None, *, offsets: Any = None) -> Mas
     if (ids is None) == (offsets is None) or (offsets is not None and kv_ids is not None):
         raise ValueError("document takes ids (and kv_ids where keys differ), or offsets=, not both and not neither")
     if offsets is not None:
-        return _packed_documents(document_ids(offsets))
+        return mask_at(_packed_documents(document_ids(offsets)), offset)
     shape = "[length] or [B, length]"
     ids = integers("ids", ids, (1, 2), shape)
     kv_ids = ids if kv_ids is None else integers("kv_ids", kv_ids, (1, 2), shape)
@@ -84,7 +88,7 @@ def document(ids: Any = None, kv_ids: Any = None, *, offsets: Any = None) -> Mas
         kv_row = kv_ids[b] if kv_ids.ndim == 2 else kv_ids
         return q_row[q_idx] == kv_row[kv_idx]
 
-    return document
+    return mask_at(document, offset)
 
 
 def _packed_documents(ids: mx.array) -> MaskMod:
@@ -97,12 +101,13 @@ def _packed_documents(ids: mx.array) -> MaskMod:
     return document
 
 
-def causal_document(offsets: Any) -> MaskMod:
+def causal_document(offsets: Any, *, offset: int | mx.array | None = None) -> MaskMod:
     """Causal inside each document: start[q_idx] <= kv_idx <= q_idx.
 
     Args:
         offsets: integers [documents + 1], running totals of the lengths from 0 on; tokens from offsets[-1] on are
             padding: they see nothing (a row of zeros), and nothing sees them.
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: offsets does not start at 0, or falls.
@@ -127,10 +132,10 @@ def causal_document(offsets: Any) -> MaskMod:
     def causal_document(b: int, h: int, q_idx: int, kv_idx: int) -> Any:
         return q_idx < tokens and start[q_idx] <= kv_idx <= q_idx
 
-    return causal_document
+    return mask_at(causal_document, offset)
 
 
-def per_document(mask: MaskMod | MaskFunction, offsets: Any) -> MaskMod:
+def per_document(mask: MaskMod | MaskFunction, offsets: Any, *, offset: int | mx.array | None = None) -> MaskMod:
     """Any mask inside each document, positions counted from the document's start.
 
     start[q_idx] == start[kv_idx] and mask(b, h, q_idx - start[q_idx], kv_idx - start[kv_idx])
@@ -139,6 +144,7 @@ def per_document(mask: MaskMod | MaskFunction, offsets: Any) -> MaskMod:
         mask: mask_mod or plain function of one document.
         offsets: integers [documents + 1], running totals of the lengths from 0 on; tokens from offsets[-1] on are
             padding: they see nothing (a row of zeros), and nothing sees them.
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: offsets does not start at 0, or falls.
@@ -167,10 +173,10 @@ def per_document(mask: MaskMod | MaskFunction, offsets: Any) -> MaskMod:
         q_start, kv_start = start[q_idx], start[kv_idx]
         return q_start == kv_start and inner(b, h, q_idx - q_start, kv_idx - kv_start)
 
-    return per_document
+    return mask_at(per_document, offset)
 
 
-def batchify(mask: MaskMod | MaskFunction, length: int) -> MaskMod:
+def batchify(mask: MaskMod | MaskFunction, length: int, *, offset: int | mx.array | None = None) -> MaskMod:
     """The mask of one sequence for a batch laid end to end, all of `length` tokens.
 
     q_idx // length == kv_idx // length and mask(b, h, q_idx % length, kv_idx % length)
@@ -178,6 +184,7 @@ def batchify(mask: MaskMod | MaskFunction, length: int) -> MaskMod:
     Args:
         mask: mask_mod or plain function of one sequence.
         length: tokens of each sequence.
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: length is not a positive whole number.
@@ -202,4 +209,4 @@ def batchify(mask: MaskMod | MaskFunction, length: int) -> MaskMod:
     def batchify(b: int, h: int, q_idx: int, kv_idx: int) -> Any:
         return q_idx // length == kv_idx // length and inner(b, h, q_idx % length, kv_idx % length)
 
-    return batchify
+    return mask_at(batchify, offset)

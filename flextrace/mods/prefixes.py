@@ -10,14 +10,16 @@ import numpy as np
 from flextrace.decorators import MaskMod, mask_mod
 
 from .arguments import integers, known_integers, known_offsets, whole
+from .offsets import causal_at, mask_at
 from .packed import document_starts, token_documents
 
 
-def prefix_lm(prefix: Any) -> MaskMod:
+def prefix_lm(prefix: Any, *, offset: int | mx.array | None = None) -> MaskMod:
     """A prefix that everyone sees, causal after it: kv_idx < prefix or kv_idx <= q_idx.
 
     Args:
         prefix: length of the prefix, one number or integers [B] for a prefix of each batch entry.
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: prefix is negative or of another shape.
@@ -31,24 +33,19 @@ def prefix_lm(prefix: Any) -> MaskMod:
         >>> mods.prefix_lm([3, 5]).expr
         (kv_idx < array0[b]) or (kv_idx <= q_idx)
     """
-    if np.ndim(prefix) == 0:
-        length = whole("prefix", prefix, at_least=0)
-
-        @mask_mod
-        def prefix_lm(b: int, h: int, q_idx: int, kv_idx: int) -> bool:
-            return kv_idx < length or kv_idx <= q_idx
-
-        return prefix_lm
-    lengths = integers("prefix", prefix, (1,), "[B], or one number")
+    by_batch = np.ndim(prefix) > 0
+    length: Any = (
+        integers("prefix", prefix, (1,), "[B], or one number") if by_batch else whole("prefix", prefix, at_least=0)
+    )
 
     @mask_mod
-    def prefix_lm_by_batch(b: int, h: int, q_idx: int, kv_idx: int) -> Any:
-        return kv_idx < lengths[b] or kv_idx <= q_idx
+    def prefix_lm(b: int, h: int, q_idx: int, kv_idx: int) -> Any:
+        return kv_idx < (length[b] if by_batch else length) or kv_idx <= q_idx
 
-    return prefix_lm_by_batch
+    return causal_at(prefix_lm, offset)
 
 
-def shared_prefix(offsets: Any, prefix_of: Any) -> MaskMod:
+def shared_prefix(offsets: Any, prefix_of: Any, *, offset: int | mx.array | None = None) -> MaskMod:
     """Continuations that share a prompt kept once: causal inside a document, and all of its prefix document.
 
     start[q_idx] <= kv_idx <= q_idx, or prefix_start[q_idx] <= kv_idx < prefix_stop[q_idx]
@@ -58,6 +55,7 @@ def shared_prefix(offsets: Any, prefix_of: Any) -> MaskMod:
             padding: they see nothing (a row of zeros), and nothing sees them.
         prefix_of: integers [documents], the prefix document of each; a document without one (and a prefix itself)
             names itself.
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: offsets does not start at 0, or falls; prefix_of names no document.
@@ -96,4 +94,4 @@ def shared_prefix(offsets: Any, prefix_of: Any) -> MaskMod:
             return False
         return start[q_idx] <= kv_idx <= q_idx or prefix_start[q_idx] <= kv_idx < prefix_stop[q_idx]
 
-    return shared_prefix
+    return mask_at(shared_prefix, offset)

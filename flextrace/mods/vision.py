@@ -10,6 +10,7 @@ import numpy as np
 from flextrace.decorators import MaskMod, as_mod, mask_mod
 
 from .arguments import flags, known_integers, whole
+from .offsets import mask_at
 
 
 def spatial_head(frame: int, frames: int, prompt: int = 0, first_frame: bool = False) -> MaskMod:
@@ -102,12 +103,13 @@ def video_heads(is_temporal: Any, spatial: MaskMod, temporal: MaskMod) -> MaskMo
     return video_heads
 
 
-def vision_cross_attention(intervals: Any, image_tokens: int) -> MaskMod:
+def vision_cross_attention(intervals: Any, image_tokens: int, *, offset: int | mx.array | None = None) -> MaskMod:
     """Text attends to the images that it belongs to: start[image] <= q_idx < stop[image], image = kv_idx // tokens.
 
     Args:
         intervals: integers [images, 2], for each image the text positions (start, stop) that see it.
         image_tokens: keys of one image; keys from images * image_tokens on are padding, which nothing sees.
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: intervals has another shape, or image_tokens is not positive.
@@ -136,4 +138,4 @@ def vision_cross_attention(intervals: Any, image_tokens: int) -> MaskMod:
         image = kv_idx // image_tokens
         return kv_idx < keys and start[image] <= q_idx < stop[image]
 
-    return vision_cross_attention
+    return mask_at(vision_cross_attention, offset)

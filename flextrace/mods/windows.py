@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import mlx.core as mx
+
 from flextrace.decorators import MaskMod, mask_mod
 
 from .arguments import flags, whole
+from .offsets import causal_at, mask_at
 
 
-def sliding_window(window: int) -> MaskMod:
+def sliding_window(window: int, *, offset: int | mx.array | None = None) -> MaskMod:
     """The last `window` keys, the query's own included: 0 <= q_idx - kv_idx < window.
 
     Args:
         window: number of keys a query sees, at least 1.
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: window is not a positive whole number.
@@ -34,14 +38,15 @@ def sliding_window(window: int) -> MaskMod:
     def sliding_window(b: int, h: int, q_idx: int, kv_idx: int) -> bool:
         return 0 <= q_idx - kv_idx < window
 
-    return sliding_window
+    return causal_at(sliding_window, offset)
 
 
-def bidirectional_window(radius: int) -> MaskMod:
+def bidirectional_window(radius: int, *, offset: int | mx.array | None = None) -> MaskMod:
     """Keys at most `radius` away on either side: |q_idx - kv_idx| <= radius.
 
     Args:
         radius: distance, at least 0 (0 leaves the diagonal).
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: radius is negative or not whole.
@@ -60,15 +65,16 @@ def bidirectional_window(radius: int) -> MaskMod:
     def bidirectional_window(b: int, h: int, q_idx: int, kv_idx: int) -> bool:
         return -radius <= q_idx - kv_idx <= radius
 
-    return bidirectional_window
+    return mask_at(bidirectional_window, offset)
 
 
-def dilated_window(window: int, dilation: int) -> MaskMod:
+def dilated_window(window: int, dilation: int, *, offset: int | mx.array | None = None) -> MaskMod:
     """Every `dilation`-th of the last `window` positions: 0 <= q_idx - kv_idx < window, divisible by dilation.
 
     Args:
         window: positions looked back over, the query's own included; ceil(window / dilation) of them are seen.
         dilation: step between keys; 1 is `sliding_window`.
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: window or dilation is not a positive whole number.
@@ -87,15 +93,16 @@ def dilated_window(window: int, dilation: int) -> MaskMod:
     def dilated_window(b: int, h: int, q_idx: int, kv_idx: int) -> bool:
         return 0 <= q_idx - kv_idx < window and (q_idx - kv_idx) % dilation == 0
 
-    return dilated_window
+    return causal_at(dilated_window, offset)
 
 
-def global_window(is_global: Any, radius: int) -> MaskMod:
+def global_window(is_global: Any, radius: int, *, offset: int | mx.array | None = None) -> MaskMod:
     """A window, and global tokens that see and are seen by all: |q_idx - kv_idx| <= radius, or either is global.
 
     Args:
         is_global: bools [length] or [B, length], True for global tokens.
         radius: distance of the window, at least 0.
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: is_global is not a bool array of that shape, or radius is negative.
@@ -120,15 +127,16 @@ def global_window(is_global: Any, radius: int) -> MaskMod:
         marked = is_global[b] if is_global.ndim == 2 else is_global
         return -radius <= q_idx - kv_idx <= radius or marked[q_idx] or marked[kv_idx]
 
-    return global_window
+    return mask_at(global_window, offset)
 
 
-def attention_sinks(sinks: int, window: int) -> MaskMod:
+def attention_sinks(sinks: int, window: int, *, offset: int | mx.array | None = None) -> MaskMod:
     """The first `sinks` tokens and the last `window`: kv_idx <= q_idx and (kv_idx < sinks or q_idx - kv_idx < window).
 
     Args:
         sinks: tokens at the start that stay visible, at least 0.
         window: number of latest keys, the query's own included, at least 1.
+        offset: position of the first query, an int or integers [] or [B] in an mx.array; see `causal`.
 
     Raises:
         ValueError: sinks or window is out of range.
@@ -147,4 +155,4 @@ def attention_sinks(sinks: int, window: int) -> MaskMod:
     def attention_sinks(b: int, h: int, q_idx: int, kv_idx: int) -> bool:
         return kv_idx <= q_idx and (kv_idx < sinks or q_idx - kv_idx < window)
 
-    return attention_sinks
+    return causal_at(attention_sinks, offset)

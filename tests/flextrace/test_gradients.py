@@ -240,9 +240,9 @@ def loss(name: str, mask: Any, **options: Any) -> Any:
 
 MASKED = {
     "none": None,
-    "causal": flex.mods.causal,
-    "window": flex.mods.sliding_window(30),
-    "blocks": flex.create_block_mask(flex.mods.sliding_window(30), 2, HEADS, L, LK, BLOCK_SIZE=(64, 32)),
+    "causal": flex.mods.causal(offset=0),
+    "window": flex.mods.sliding_window(30, offset=0),
+    "blocks": flex.create_block_mask(flex.mods.sliding_window(30), 2, HEADS, L, LK, BLOCK_SIZE=(64, 32), offset=0),
 }
 
 

@@ -55,6 +55,18 @@ def test_a_warm_call_enters_few_files(monkeypatch: pytest.MonkeyPatch) -> None:
         assert warm == cold and 5 <= len(warm) <= MOST, sorted(warm)
 
 
+@pytest.mark.filterwarnings("ignore::flextrace.FlextraceWarning")
+def test_a_warm_call_that_generates_enters_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer queries than keys: with an offset, or without one once the notice is said."""
+    monkeypatch.setenv("FLEXTRACE_BACKEND", "cpu")
+    q, keys, offset = mx.ones((1, 2, 1, 8)), mx.ones((1, 2, 16, 8)), mx.array([15])
+    for mask in (flex.mods.causal(offset=15), flex.mods.causal(offset=offset), flex.mods.causal):
+        for _ in range(2):
+            entered(lambda mask=mask: flex.flex_attention(q, keys, keys, alibi, mask))
+        warm = entered(lambda mask=mask: flex.flex_attention(q, keys, keys, alibi, mask))
+        assert 5 <= len(warm) <= MOST, sorted(warm)
+
+
 def test_a_warm_call_sees_that_a_capture_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXTRACE_BACKEND", "cpu")
     q, flag, table = mx.ones((1, 1, 4, 8)), True, mx.array([1.0] * 4)

@@ -97,7 +97,7 @@ def params_of(call: Any, counts: Any = None) -> in_cpp.Params:
 def test_the_values_of_a_call_are_in_the_fields_of_their_names() -> None:
     """Params is packed by position."""
     q, k, v = (mx.zeros(shape) for shape in ((2, 4, 5, 6), (1, 2, 7, 6), (1, 2, 7, 9)))
-    blocks = flex.create_block_mask(flex.mods.causal, 2, 4, 5, 7, BLOCK_SIZE=(2, 3)).blocks
+    blocks = flex.create_block_mask(flex.mods.causal, 2, 4, 5, 7, BLOCK_SIZE=(2, 3), offset=0).blocks
     call = attention_call(q, k, v, 0.5, blocks=blocks, want_lse=True, want_max=True, threads=3)
     counts = np.zeros(4, np.int64)
     params = params_of(call, counts)

@@ -493,9 +493,6 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("tracer/frontends/bytecode/run.py", "tests/tracer/frontends/test_bytecode.py"): [
         ("if keeps and to is target else []", "if keeps else []"),
     ],
-    ("tracer/frontends/frames.py", "tests/tracer/semantics/test_exact_python.py"): [
-        ("lambda now: name not in now.__globals__ and getattr(builtins, name, None) is value", "lambda now: True"),
-    ],
     ("tracer/expr/formulas.py", "tests/tracer/expr/test_functions_everywhere.py"): [
         ("build.where(is_huge, 2.0**-66, build.where(is_tiny, 2.0**98, 1.0))", "build.where(is_huge, 2.0**-66, 1.0)"),
         ('build.where(infinite, math.inf, build.arithmetic("mul", root, back))', 'build.arithmetic("mul", root, back)'),
@@ -623,6 +620,25 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("state >> 13 & 0x7FFFF", "state >> 13"),
         ("factor = mx.where(lse == -mx.inf, 0.0, mx.exp(lse - full_lse))", "factor = mx.exp(lse - full_lse)"),
     ],
+    ("flextrace/mods/offsets.py", "tests/flextrace/mods/test_mods.py"): [
+        ("mask(b, h, q_idx + first(b), kv_idx)", "mask(b, h, q_idx, kv_idx + first(b))"),
+        ("score_mod(score, b, h, q_idx + first(b), kv_idx)", "score_mod(score, b, h, q_idx - first(b), kv_idx)"),
+        ("offset: Any = Start(number)", "offset: Any = number"),
+        ("offset = given if isinstance(given, mx.array) else checked", "offset = checked"),
+        ("(lambda b: offset[b])", "(lambda b: offset[0])"),
+        ('mask.top_left = f"{name_of(mask)}(', 'name = f"{name_of(mask)}(', "tests/flextrace/test_notices.py"),
+    ],
+    ("flextrace/attention.py", "tests/flextrace/test_notices.py"): [
+        ("mod.top_left is not None and q_len < kv_len", "mod.top_left is not None"),
+        ("mod.top_left is not None and q_len < kv_len", "False"),
+    ],
+    ("flextrace/block_mask/create.py", "tests/flextrace/test_notices.py"): [
+        ("if offset is UNSAID and mod.top_left is not None", "if mod.top_left is not None"),
+        ("if offset is UNSAID and mod.top_left is not None", "if False"),
+    ],
+    ("flextrace/decorators.py", "tests/flextrace/test_notices.py"): [
+        ('& {_name(second)})", self.top_left or second.top_left)', '& {_name(second)})", self.top_left)'),
+    ],
     ("flextrace/mods/packed.py", "tests/flextrace/mods/test_mods.py::test_mask_equals_its_definition"): [
         ("q_idx < tokens and kv_idx < tokens and ids[q_idx]", "kv_idx < tokens and ids[q_idx]"),
         ("return q_idx < tokens and start[q_idx]", "return start[q_idx]"),
@@ -635,6 +651,11 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ],
     ("tracer/captures/recorder.py", "tests/kernels/test_captures.py"): [("if not has_int32_axes(value):", "if False:")],
     ("tracer/captures/guards.py", "tests/tracer/captures/test_traced_captures.py"): [
+        (
+            "lambda now: name not in now.__globals__ and getattr(builtins, name, None) is value",
+            "lambda now: True",
+            "tests/tracer/semantics/test_exact_python.py",
+        ),
         ("if objects[a] is not objects[b]:", "if False:"),
         ("if convert is int and not -2147483648 <= value <= 2147483647:", "if False:"),
         (

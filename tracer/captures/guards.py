@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import types
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -184,3 +186,26 @@ def equals(expected: bool | int | float) -> Check:
         return lambda value: bool(value == expected)
     text = repr(expected)
     return lambda value: repr(float(value)) == text
+
+
+def has_code(code: types.CodeType) -> Check:
+    """Checks that it is a function of this code, which the check does not keep alive."""
+    ref = weakref.ref(code)
+    return lambda now: getattr(now, "__code__", "none") is ref()
+
+
+def is_method_of(function: Any) -> Check:
+    """Checks that it is a method of this very function."""
+    same = is_same(function)
+    return lambda now: same(getattr(now, "__func__", None))
+
+
+def has_type(kind: type) -> Check:
+    """Checks that it is of this very type, which the check does not keep alive."""
+    ref = weakref.ref(kind)
+    return lambda now: type(now) is ref()
+
+
+def is_builtin(name: str, value: Any) -> Check:
+    """Checks that a function means Python's own object by this name."""
+    return lambda now: name not in now.__globals__ and getattr(builtins, name, None) is value

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import semantics as verbs
+from ..captures.guards import is_builtin
 from ..captures.paths import Cell, Path
 from ..errors import Untraceable
 from ..semantics import Callback, Tracing
@@ -132,10 +133,7 @@ def outside(frame: Frame, name: str) -> Any:
         return verbs.capture(frame.tracing, function.__globals__[name], path.step("global", name))
     if hasattr(builtins, name):
         value = getattr(builtins, name)
-        path.check(
-            ("builtin", name),
-            lambda now: name not in now.__globals__ and getattr(builtins, name, None) is value,
-        )
+        path.check(("builtin", name), is_builtin(name, value))
         return value
     remedy = f"add `{IMPORTS[name]}`" if name in IMPORTS else "check the spelling, or define it before the call"
     raise Untraceable(f"name {name!r} is not defined", remedy)

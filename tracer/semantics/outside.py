@@ -6,14 +6,13 @@ import collections
 import enum
 import functools
 import types
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..captures.guards import is_same
+from ..captures.guards import has_code, has_type, is_method_of, is_same
 from ..captures.paths import Path
 from ..captures.recorder import ARRAY_TYPES
 from ..errors import Untraceable, with_article
@@ -64,14 +63,11 @@ def _capture(t: Tracing, value: Any, path: Path) -> Any:
             t.recorder.remember(value, path, fixed=True)
         return value
     if isinstance(value, types.FunctionType):
-        code = weakref.ref(value.__code__)
-        path.check("code", lambda now: getattr(now, "__code__", "none") is code())
+        path.check("code", has_code(value.__code__))
     elif isinstance(value, types.MethodType):
-        same = is_same(value.__func__)
-        path.check("function", lambda now: same(getattr(now, "__func__", None)))
+        path.check("function", is_method_of(value.__func__))
     else:
-        owner = weakref.ref(kind)
-        path.check("type", lambda now: type(now) is owner())
+        path.check("type", has_type(kind))
     t.recorder.remember(value, path)
     return value
 

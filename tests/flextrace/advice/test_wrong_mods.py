@@ -101,8 +101,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"block_mask": "causal"},
         TypeError,
         "block_mask takes a mask_mod function, not 'causal'; pass flex.mods.causal, under which query i sees keys 0 to "
-        "i; where the queries are the last of the keys, as with a cache, pass create_block_mask(flex.mods.causal, "
-        "None, None, q_len, kv_len, offset=kv_len - q_len)",
+        "i; where the queries are the last of the keys, as with a cache, pass flex.mods.causal(offset=kv_len - q_len)",
     ),
     "causal as a score": ({"score_mod": "causal"}, TypeError, "not 'causal'; pass as block_mask flex.mods.causal"),
     "True": ({"block_mask": True}, TypeError, "not a bool; causal attention is block_mask=flex.mods.causal"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from dense_masks import states
 
 import flextrace as flex
 from flextrace import mods
+from flextrace.tracer.bounds.extremes import Extremes
+from flextrace.tracer.bounds.tiles import bounds_of
 
 Dense = np.ndarray
 RNG = np.random.default_rng(7)
@@ -349,6 +352,81 @@ MASKS = [
 ]
 
 
+LATER = (4, 11)  # where the queries of two batch entries start
+
+
+def later(first: int, dense: Dense, rows: int = 9) -> Dense:
+    """The rows of a whole sequence's mask that queries from `first` on have."""
+    return dense[first : first + rows]
+
+
+def by_start(dense: Dense) -> Dense:
+    return over_batch(*(later(first, dense) for first in LATER))
+
+
+DOCUMENTS = pieces(np.diff(OFFSETS).tolist(), lambda n: np.ones((n, n), bool))
+TEXT = np.stack([(np.arange(24) >= a) & (np.arange(24) < b) for a, b in INTERVALS for _ in range(3)], axis=1)
+STARTS = mx.array(LATER)
+OFFSET_MASKS = [
+    mask("causal, offset", lambda: mods.causal(offset=9), later(9, lower(24))),
+    mask("causal, offset 0", lambda: mods.causal(offset=0), later(0, lower(24))),
+    mask(
+        "causal, negative offset", lambda: mods.causal(offset=-3), np.vstack([np.zeros((3, 24), bool), lower(24)[:6]])
+    ),
+    mask("causal, offset array", lambda: mods.causal(offset=mx.array(9, mx.uint32)), later(9, lower(24))),
+    mask("causal, offsets", lambda: mods.causal(offset=STARTS), by_start(lower(24))),
+    mask("causal, offsets of numpy", lambda: mods.causal(offset=np.array(LATER)), by_start(lower(24))),
+    mask("sliding_window, offset", lambda: mods.sliding_window(7, offset=np.int64(9)), later(9, band(24, 6, 0))),
+    mask("sliding_window, offsets", lambda: mods.sliding_window(7, offset=STARTS), by_start(band(24, 6, 0))),
+    mask("bidirectional_window, offset", lambda: mods.bidirectional_window(5, offset=9), later(9, band(24, 5, 5))),
+    mask("dilated_window, offsets", lambda: mods.dilated_window(10, 3, offset=[4, 11]), by_start(dilated(24, 10, 3))),
+    mask("global_window, offset", lambda: mods.global_window(GLOBAL, 2, offset=9), later(9, either_global(GLOBAL, 2))),
+    mask(
+        "global_window by batch, offsets",
+        lambda: mods.global_window(mx.array(MARKED), 1, offset=STARTS),
+        over_batch(*(later(first, either_global(row, 1)) for first, row in zip(LATER, MARKED, strict=True))),
+    ),
+    mask(
+        "attention_sinks, offsets",
+        lambda: mods.attention_sinks(3, 5, offset=STARTS),
+        by_start(lower(24) & (band(24, 4, 0) | (np.arange(24) < 3))),
+    ),
+    mask("prefix_lm, offset", lambda: mods.prefix_lm(6, offset=3), later(3, prefix_of_causal(24, 6))),
+    mask(
+        "prefix_lm by batch, offsets",
+        lambda: mods.prefix_lm([2, 9], offset=STARTS),
+        over_batch(*(later(first, prefix_of_causal(24, n)) for first, n in zip(LATER, (2, 9), strict=True))),
+    ),
+    mask("document, offset", lambda: mods.document(offsets=OFFSETS, offset=9), later(9, DOCUMENTS)),
+    mask(
+        "document, past the end", lambda: mods.document(offsets=OFFSETS, offset=19), later(19, padded(DOCUMENTS, 9, 9))
+    ),
+    mask("document of ids, offset", lambda: mods.document(IDS[0], offset=9), later(9, IDS[0][:, None] == IDS[0])),
+    mask(
+        "causal_document, offsets",
+        lambda: mods.causal_document(OFFSETS, offset=STARTS),
+        by_start(pieces(np.diff(OFFSETS).tolist(), lower)),
+    ),
+    mask(
+        "per_document, offset",
+        lambda: mods.per_document(mods.sliding_window(2), OFFSETS, offset=mx.array(9)),
+        later(9, pieces(np.diff(OFFSETS).tolist(), lambda n: band(n, 1, 0))),
+    ),
+    mask(
+        "shared_prefix, offset",
+        lambda: mods.shared_prefix(OFFSETS, [0, 0, 0, 0, 4], offset=9),
+        later(9, prompts_and_answers()),
+    ),
+    mask("batchify, offset", lambda: mods.batchify(mods.causal, 8, offset=9), later(9, pieces([8] * 3, lower))),
+    mask(
+        "vision_cross_attention, offset",
+        lambda: mods.vision_cross_attention(INTERVALS, 3, offset=5),
+        later(5, TEXT),
+    ),
+]
+MASKS += OFFSET_MASKS
+
+
 def listed(counts: Any, indices: Any, columns: int) -> Dense:
     """bool [B, H, q_blocks, columns] that lists of blocks stand for."""
     counts, indices = np.array(counts), np.array(indices)
@@ -380,7 +458,7 @@ def test_block_mask_covers_exactly(case: Mask, block: tuple[int, int]) -> None:
 
 ATTENDED = ("sliding_window", "prefix_lm by batch", "tree_ancestor after a prefix", "shared_prefix", "natten 3-D")
 ATTENDED += ("morton_natten", "sliding_tile 3-D", "video_heads", "vision_cross_attention", "padding")
-ATTENDED += ("document, padded", "per_document, padded")
+ATTENDED += ("document, padded", "per_document, padded", "sliding_window, offsets", "causal_document, offsets")
 
 
 @pytest.mark.sampled(5)
@@ -423,9 +501,9 @@ def per_head(values: Any, matrix: Dense) -> Dense:
     return np.asarray(values, np.float64)[:, None, None] * matrix
 
 
-def clipped(table: Dense) -> Dense:
+def clipped(table: Dense, first: int = 0) -> Dense:
     reach = table.shape[1] // 2
-    return table[:, np.clip(KV - Q, -reach, reach) + reach]
+    return table[:, np.clip(KV - (first + Q), -reach, reach) + reach]
 
 
 def t5_bucket(distance: int, buckets: int, last: int, bidirectional: bool) -> int:
@@ -444,16 +522,16 @@ def t5_bucket(distance: int, buckets: int, last: int, bidirectional: bool) -> in
     return start + min(exact + math.floor(grown + 1e-6), buckets - 1)
 
 
-def t5(table: Dense, last: int, bidirectional: bool) -> Dense:
-    bucket = np.vectorize(lambda d: t5_bucket(int(d), len(table), last, bidirectional))(KV - Q)
+def t5(table: Dense, last: int, bidirectional: bool, first: int = 0) -> Dense:
+    bucket = np.vectorize(lambda d: t5_bucket(int(d), len(table), last, bidirectional))(KV - (first + Q))
     return table[bucket].transpose(2, 0, 1)
 
 
-def embedding_product(dims: int) -> Dense:
+def embedding_product(dims: int, first: int = 0) -> Dense:
     """p_m . p_n of sinusoidal embeddings, as Vaswani et al. define them."""
-    angle = np.arange(L)[:, None] / 10000.0 ** (2 * np.arange(dims // 2) / dims)
+    angle = np.arange(first + L)[:, None] / 10000.0 ** (2 * np.arange(dims // 2) / dims)
     table = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
-    return table @ table.T
+    return table[first:] @ table[:L].T
 
 
 def path_means() -> Dense:
@@ -520,6 +598,27 @@ SCORES = [
         "mla_rope, two heads",
         lambda: mods.mla_rope(mx.array(Q_ROPE), mx.array(K_ROPE)),
         lambda s: s + Q_ROPE.astype(float) @ K_ROPE.repeat(2, axis=1).astype(float).swapaxes(2, 3),
+    ),
+    Score(
+        "alibi, offset",
+        lambda: mods.alibi(H, symmetric=True, offset=7),
+        lambda s: s - per_head([2**-2, 2**-4, 2**-6, 2**-8], abs(KV - (7 + Q))),
+    ),
+    Score(
+        "alibi, offsets",
+        lambda: mods.alibi(mx.array(TABLE[:, 0]), offset=STARTS),
+        lambda s: s + np.stack([per_head(TABLE[:, 0], KV - (first + Q)) for first in LATER]),
+    ),
+    Score(
+        "relative_bias, offsets",
+        lambda: mods.relative_bias(TABLE, offset=STARTS),
+        lambda s: s + np.stack([clipped(TABLE, first) for first in LATER]),
+    ),
+    Score("t5_bias, offset", lambda: mods.t5_bias(BUCKETS, True, 16, offset=7), lambda s: s + t5(BUCKETS, 16, True, 7)),
+    Score(
+        "sandwich, offset",
+        lambda: mods.sandwich(H, L + 7, 16, offset=mx.array(7)),
+        lambda s: s + per_head([H / (8 * (h + 1)) for h in range(H)], embedding_product(16, 7)),
     ),
     Score("softcap", lambda: mods.softcap(1.5), lambda s: 1.5 * np.tanh(s / 1.5)),
     Score("softcap, learned", lambda: mods.softcap(mx.array(2.0)), lambda s: 2 * np.tanh(s / 2)),
@@ -639,6 +738,61 @@ def test_every_public_name_is_tested() -> None:
     assert flex.mods is mods and flex.mods.__all__ == sorted(mods.__all__)
 
 
+PLACELESS = {"padding", "dropout", "softcap", "activation", "video_heads"}  # no position of the query, or any other's
+PLACELESS |= {"block_diffusion", "tree_ancestor", "natten", "tiled_natten", "morton_natten", "sliding_tile"}  # a whole
+PLACELESS |= {"graphormer_spatial", "graphormer_edge", "mla_rope", "spatial_head", "temporal_head"}  # set of queries
+
+
+def test_what_asks_where_a_query_is_takes_an_offset() -> None:
+    signatures = {name: inspect.signature(getattr(mods, name)) for name in mods.__all__}
+    factories = {name for name, made in signatures.items() if made.return_annotation in ("MaskMod", "ScoreMod")}
+    takers = {name for name in factories if "offset: 'int | mx.array | None'" in str(signatures[name])}
+    assert factories - takers == PLACELESS
+    offset_scores = [case for case in SCORES if "offset" in case.name]
+    assert {case.name.split()[0].rstrip(",") for case in (*OFFSET_MASKS, *offset_scores)} == takers | {"causal"}
+
+
+@pytest.mark.parametrize(
+    "offset", [200, mx.array(200), mx.array([200, 1000]), mx.array([200, 1000], mx.int64)], ids=str
+)
+def test_tiles_are_decided_from_bounds_at_an_offset(offset: Any) -> None:
+    """Without a look at a pair: rows 256 to 319 of each batch entry, by tiles of 64 keys."""
+    bound = mods.sliding_window(128, offset=offset).bind()
+    assert all(value == 200 or value == 128 for value in bound.numbers)
+    starts = [200, 200] if isinstance(offset, int) or not offset.ndim else offset.tolist()
+    tiles = np.arange(0, 2048, 64)
+    for b, start in enumerate(starts):
+        ranges = {"b": (b, b), "h": (0, 0), "q_idx": (256, 319), "kv_idx": (tiles, tiles + 63)}
+        full, live = bounds_of(bound.trace.expr)(ranges, bound.numbers, [Extremes(np.array(a)) for a in bound.arrays])
+        kept = band(2048, 127, 0)[start + 256 : start + 320].reshape(64, -1, 64)
+        assert np.broadcast_to(live, tiles.shape).tolist() == kept.any((0, 2)).tolist()
+        assert not (np.broadcast_to(full, tiles.shape) & ~kept.all((0, 2))).any()
+
+
+def test_what_is_written_to_an_offset_is_read_at_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXTRACE_BACKEND", "cpu")
+    (q, k, v), offset = tensors(2, 2, 3, 24), mx.array([4, 11])
+    masked = mods.causal(offset=offset) & mods.sliding_window(8, offset=offset)
+    prepared = flex.create_block_mask(masked, 2, None, 3, 24, BLOCK_SIZE=2)
+    for starts in ([4, 11], [20, 0], [21, 6]):
+        offset[:] = mx.array(starts)
+        kept = over_batch(*(band(24, 7, 0)[start : start + 3] for start in starts))
+        expected = reference.attention(
+            np.array(q),
+            np.array(k),
+            np.array(v),
+            mask_mod=lambda *at, kept=kept: np.broadcast_to(kept, (2, 2, 3, 24))[at],
+        )
+        for block_mask in (masked, prepared):
+            reference.assert_close(flex.flex_attention(q, k, v, block_mask=block_mask), expected.out, 2e-5, 2e-5, "out")
+
+
+def test_ids_that_end_before_the_last_query_are_too_short() -> None:
+    (q, k, _), ids = tensors(1, 1, 9, 24), mods.document(IDS[0], offset=16)
+    with pytest.raises(ValueError, match=r"ids has 24 entries .*25"):
+        flex.flex_attention(q, k, k, block_mask=ids)
+
+
 def test_document_ids() -> None:
     assert mods.document_ids(OFFSETS).tolist() == [0] * 5 + [1] + [3] * 11 + [4] * 7
 
@@ -659,6 +813,10 @@ SAME_KERNEL: list[tuple[Callable[..., flex.MaskMod | flex.ScoreMod], list[tuple[
     (mods.spatial_head, [(4, 1, 0), (16, 2, 7, True)]),
     (mods.temporal_head, [(4, 1, 0), (16, 2, 7)]),
     (mods.dropout, [(0.1, 0), (0.5, -7)]),
+    (lambda n: mods.causal(offset=n), [(0,), (1,), (-4096,)]),
+    (lambda w, n: mods.sliding_window(w, offset=n), [(7, 0), (1024, 131_072)]),
+    (lambda n: mods.alibi(4, offset=n), [(0,), (99,)]),
+    (lambda n: mods.t5_bias(BUCKETS, offset=n), [(0,), (99,)]),
     (mods.alibi, [(4,), (12,)]),
     (mods.softcap, [(30.0,), (50.0,)]),
     (mods.sandwich, [(4, 64), (8, 99, 32)]),
@@ -707,6 +865,15 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: mods.video_heads([0, 1], mods.causal, mods.causal), "is_temporal"),
     (lambda: mods.vision_cross_attention([[0, 1, 2]], 4), r"expected \[images, 2\]"),
     (lambda: mods.alibi(0), "heads is 0"),
+    (lambda: mods.causal(offset=2**31), "offset is 2147483648; expected a whole number that fits int32"),
+    (lambda: mods.causal(offset=True), "offset is True; expected a whole number, or integers as an mx.array of shape"),
+    (lambda: mods.sliding_window(4, offset=1.5), "offset is 1.5; expected a whole number, or"),  # type: ignore[arg-type]
+    (
+        lambda: mods.alibi(4, offset=mx.array(1.0)),
+        r"offset is .*float32 of shape \(\); expected integers of shape \[\]",
+    ),
+    (lambda: mods.prefix_lm(3, offset=mx.array([[1]])), r"of shape \(1, 1\); expected integers of shape \[\] or \[B\]"),
+    (lambda: mods.document(offsets=[0, 4], offset=[2**31]), "expected numbers that fit int32"),  # type: ignore[arg-type]
     (lambda: mods.dropout(1.0, 0), r"rate is 1.0; expected a number in \[0, 1\)"),
     (lambda: mods.dropout(0.5, 2**31), "seed is 2147483648; expected a whole number that fits int32"),
     (lambda: mods.dropout(0.5, 0.5), "seed is 0.5"),
