@@ -22,11 +22,12 @@ from .scoring import PLAIN, Scoring
 from .text import FOLDER, HOLE, NOTHING_ELSE, KernelText, texts_of
 
 NO_MODS = Formulas()
-KERNEL, ASYNC_KERNEL = "attention/forward.metal", "async_copy/forward.metal"
-INPUTS = ("q", "k", "v", "params", "tile_lists")
+KERNEL, ASYNC_KERNEL = WITHOUT_SIZES = "attention/forward.metal", "async_copy/forward.metal"
+# WITHOUT_SIZES: of which `sizes` is no buffer where arrays are packed; what it has lies in front of `params`.
+INPUTS = ("q", "k", "v", "sizes", "params", "tile_lists")
 OUTPUTS = ("out", "lse", "max_scores")
 TYPED_OUTPUTS = ("out", "d_q", "d_k", "d_v")  # others are float32
-IN_CONSTANT = ("sizes", "mask_sizes", "extent", "lengths")  # of gradient kernels, fewer than 8 words each
+IN_CONSTANT = ("sizes", "extent", "lengths")  # fewer than 8 elements each
 STRIDED = ("q", "k", "v", "d_out")
 ATTRIBUTES = {
     "threadgroup_position_in_grid": "uint3",
@@ -61,7 +62,7 @@ def buffers(text: KernelText) -> list[str]:
         name: "int" for name in ("params", "tile_lists", "order", "starts", *IN_CONSTANT)
     }
     types |= (
-        {"statistics": "float", "values": "float"}
+        {"sizes": "int64_t", "statistics": "float", "values": "float"}
         | text.scoring.inputs
         | ({"k": "int8_t"} if text.scoring.quantised else {})
     )
@@ -108,15 +109,18 @@ def with_mods(
     Raises ValueError where the mods capture more arrays than a Metal kernel has buffers, be they packed.
     """
     arrays, scoring = mods.arrays, text.scoring
-    packed = are_packed(arrays, len(buffers(text)) + len(scoring.parameters))
+    packed = are_packed(arrays, len(buffers(text)) + len(scoring.parameters), int(file in WITHOUT_SIZES))
     names = [f"array{slot}" for slot in range(len(arrays))]
-    text = replace(text, inputs=(*text.inputs, *names), arrays=arrays, packed=packed)
+    own = [name for name in text.inputs if not (packed and file in WITHOUT_SIZES and name == "sizes")]
+    text = replace(text, inputs=(*own, *names), arrays=arrays, packed=packed)
     taken = len(buffers(text)) + len(scoring.parameters)
     slots = [slot for slot in looked_up(mods) if extremes is None or slot in extremes]
     slots = slots[: MAX_BUFFERS - taken]
     of_blocks = [f"extremes{slot}" for slot in slots]
     passed = [*passed_on(arrays, packed), *of_blocks, *(name.rsplit(" ", 1)[1] for name in scoring.parameters)]
     header, body = texts_of(file, mod_header(mods, slots, scoring, packed), passed, others)
+    if packed and file in WITHOUT_SIZES:
+        body = body.replace("(sizes)", "(params)").replace("mods(params", "mods(params + PARAM_WORDS")
     return replace(
         text,
         header=header,

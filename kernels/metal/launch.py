@@ -14,7 +14,7 @@ from .attention.tile_lists import tiles_for
 from .generate import looked_up
 from .int8.quantise import Operands
 from .kernel import Launch
-from .params import AttentionParams, words
+from .params import AttentionParams, paired, words
 from .scoring import Scoring
 from .text import KernelText
 
@@ -51,6 +51,8 @@ def run(kernel: Launch, call: AttentionCall, made: Operands, text: KernelText) -
         first_tile=0,
     )
     arrays = captured_arrays(call.mods, text.packed)
+    captured = words_of_captures(call.mods)
+    of_captures = flat(_ints(captured))
     before = [in_device_memory(x) for x in (made.q, made.k, _of_batches(call.v, kv_batches))]
     behind = [
         *(tiles.lists, *arrays),
@@ -60,10 +62,11 @@ def run(kernel: Launch, call: AttentionCall, made: Operands, text: KernelText) -
 
     def launched(first_tile: int, count: int) -> Sequence[mx.array]:
         """One launch, of so many tiles of query rows."""
-        numbers = [*words(params._replace(first_tile=first_tile)), *words_of_captures(call.mods)]
+        sizes = words(params._replace(first_tile=first_tile))
+        numbers = [flat(_ints([*sizes, *captured]))] if text.packed else [paired(sizes), of_captures]
         some = (batch, query_heads, min(q_len - first_tile * plan.bq, count * plan.bq))
         return kernel(
-            inputs=[*before, mx.array(np.array(numbers, np.int32)), *behind],
+            inputs=[*before, *numbers, *behind],
             template=[("T", call.q.dtype), *plan.template(), ("BLOCKS", tiles.mode)],
             grid=(count * plan.value_slices * plan.threads, query_heads, batch),
             threadgroup=(plan.threads, 1, 1),
@@ -150,6 +153,10 @@ def extremes_of_blocks(array: mx.array) -> mx.array:
 
 def _result(call: AttentionCall, out: mx.array, lse: mx.array, max_scores: mx.array) -> Result:
     return Result(out, lse if call.want_lse else None, max_scores if call.want_max else None)
+
+
+def _ints(numbers: Sequence[int]) -> mx.array:
+    return mx.array(np.array(numbers, np.int32))
 
 
 def _of_batches(x: mx.array, batches: int) -> mx.array:

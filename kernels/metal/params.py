@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, get_args, get_type_hints
+
+import mlx.core as mx
+import numpy as np
 
 from .arguments import bits
 
@@ -23,6 +27,7 @@ class AttentionParams(NamedTuple):
     q_block: int
     kv_block: int
     first_tile: int
+    sharing: int = 1
 
 
 class QuantiseParams(NamedTuple):
@@ -94,6 +99,11 @@ Params = AttentionParams | QuantiseParams | ProductParams | ListParams | ShapePa
 
 
 _KINDS = {struct.__name__: tuple(get_type_hints(struct).values()) for struct in get_args(Params)}
+
+
+def paired(numbers: Sequence[int]) -> mx.array:
+    """int64 of 32-bit words, two in each: half as many elements."""
+    return mx.array(np.array(numbers, np.int32).view(np.int64))
 
 
 def words(*params: Params) -> list[int]:

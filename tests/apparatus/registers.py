@@ -32,15 +32,16 @@ uint thread_index_in_simdgroup = __builtin_amdgcn_workitem_id_x() % 32;
 # Copies of structs between address spaces, which C++ has no words for.
 COPIES = (
     (
-        "pieces[i] = *reinterpret_cast<const device Piece*>(start);",
-        "typedef T V __attribute__((ext_vector_type(PIECE)));"
+        "return *reinterpret_cast<const device Piece*>(start);",
+        "{ typedef T V __attribute__((ext_vector_type(PIECE)));"
         " struct __attribute__((packed, aligned(sizeof(T)))) Packed { V v; };"
-        " const auto v = reinterpret_cast<const device Packed*>(start)->v; __builtin_memcpy(&pieces[i], &v, 16);",
+        " const auto v = reinterpret_cast<const device Packed*>(start)->v; Piece read; __builtin_memcpy(&read, &v, 16);"
+        " return read; }",
     ),
     (
-        "*reinterpret_cast<threadgroup Piece*>(to + row * LD + at % PIECES * PIECE) = pieces[i];",
-        "{ typedef T V __attribute__((ext_vector_type(PIECE))); V v; __builtin_memcpy(&v, &pieces[i], 16);"
-        " *reinterpret_cast<threadgroup V*>(to + row * LD + at % PIECES * PIECE) = v; }",
+        "*reinterpret_cast<threadgroup Piece*>(to + place.row * LD + place.column) = piece;",
+        "{ typedef T V __attribute__((ext_vector_type(PIECE))); V v; __builtin_memcpy(&v, &piece, 16);"
+        " *reinterpret_cast<threadgroup V*>(to + place.row * LD + place.column) = v; }",
     ),
 )
 

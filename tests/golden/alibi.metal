@@ -276,7 +276,7 @@ inline Mods<Array0> captured_by_mods(const device int* numbers, Array0 array0, c
 // params.h: what the launcher hands to one call of the kernel, besides arrays and template arguments.
 
 #line 1 "tile/words.h"
-// words.h: the 32-bit words of a launch -> the struct that they make up.
+// words.h: the 32-bit words of a launch -> the struct that they make up, and single ones, be they stored in pairs.
 
 #include <metal_stdlib>
 
@@ -285,6 +285,9 @@ template <typename P>
 inline P read_params(const device int* words) {
   return *reinterpret_cast<const device P*>(words);
 }
+
+inline int word(const device int* words, int i) { return words[i]; }
+inline int word(const constant int64_t* pairs, int i) { return int(uint(uint64_t(pairs[i / 2]) >> (i % 2 * 32))); }
 #line 4 "attention/params.h"
 
 struct AttentionParams {
@@ -307,11 +310,34 @@ struct AttentionParams {
   int kv_block;
 
   int first_tile;  // the first tile of query rows that this launch takes
+  int sharing;     // the batches of q that read one batch of keys
 };
 
-// The fields above lie one after the other in a buffer of 32-bit words; the numbers that the mods capture follow.
-constexpr constant int PARAM_WORDS = 13;
+// The fields above lie one after the other. As 7 int64 they are so few that MLX passes them in the constant address
+// space, which takes no registers of a thread; where that buffer would be one too many they lie in front of the numbers
+// that the mods capture.
+constexpr constant int PARAM_WORDS = 14;
 static_assert(sizeof(AttentionParams) == 4 * PARAM_WORDS, "every field is a word");
+
+template <typename Words>
+inline AttentionParams attention_params(Words words) {
+  AttentionParams p;
+  p.query_heads = word(words, 0);
+  p.kv_heads = word(words, 1);
+  p.kv_batches = word(words, 2);
+  p.q_len = word(words, 3);
+  p.kv_len = word(words, 4);
+  p.scale = as_type<float>(word(words, 5));
+  p.mask_batches = word(words, 6);
+  p.mask_heads = word(words, 7);
+  p.q_blocks = word(words, 8);
+  p.kv_blocks = word(words, 9);
+  p.q_block = word(words, 10);
+  p.kv_block = word(words, 11);
+  p.first_tile = word(words, 12);
+  p.sharing = word(words, 13);
+  return p;
+}
 #line 15 "attention/forward.metal"
 #line 1 "attention/plan.h"
 // plan.h: how one threadgroup cuts its work, all compile-time. plan.py chooses; its model of registers and
@@ -585,52 +611,83 @@ inline threadgroup T* tile_at(threadgroup Staged* half_of_memory) {
   return reinterpret_cast<threadgroup T*>(half_of_memory);
 }
 
-// ROWS x COLUMNS elements, spread over the threads' registers. `load` only issues reads, and `store` waits for them:
-// arithmetic between the two hides their latency.
+// ROWS x COLUMNS elements, spread over the threads' registers in pieces of a row, 16 bytes where the width allows it.
+// `load` only issues reads, and `store` waits for them: arithmetic between the two hides their latency.
 template <typename T, int ROWS, int COLUMNS, int THREADS>
 struct StagedTile {
-  static constexpr constant int COUNT = (ROWS * COLUMNS + THREADS - 1) / THREADS;
-  static constexpr constant bool EVEN = ROWS * COLUMNS % THREADS == 0;
+  static constexpr constant int WIDEST = 16 / int(sizeof(T));
+  static constexpr constant int PIECE = COLUMNS % WIDEST == 0 ? WIDEST : FRAGMENT;  // elements
+  static constexpr constant int PIECES = COLUMNS / PIECE;                           // of a row
+  static constexpr constant int COUNT = (ROWS * PIECES + THREADS - 1) / THREADS;    // of a thread
+  static constexpr constant bool EVEN = ROWS * PIECES % THREADS == 0;
   static constexpr constant int LD = Leading<T, COLUMNS>::value;
-  T values[COUNT];
+  static_assert(COLUMNS % PIECE == 0, "rows are made of whole pieces");
 
-  // Where a thread's element i lies in the tile. Where whole rows make up a round of the threads, all its elements are
-  // in one column, a fixed number of rows apart.
-  static constexpr constant bool ONE_COLUMN = THREADS % COLUMNS == 0;
-  static constexpr constant int ROUND = THREADS / COLUMNS;
-  static int row_of(uint index, int i) {
-    return ONE_COLUMN ? int(index / COLUMNS) + i * ROUND : int((index + i * THREADS) / COLUMNS);
+  struct alignas(sizeof(T)) Piece {  // in device memory rows begin anywhere
+    T values[PIECE];
+  };
+  Piece pieces[COUNT];
+
+  // Where a thread's piece i begins in the tile: i THREADS pieces after its first one, maybe in the row after that.
+  struct Place {
+    int row, column;
+    bool wrapped;
+  };
+  static Place place_of_piece(uint index, int i) {
+    const int piece = int(index % PIECES) + i * THREADS % PIECES;
+    Place place;
+    place.wrapped = i * THREADS % PIECES != 0 && piece >= PIECES;
+    place.row = int(index / PIECES) + i * THREADS / PIECES + int(place.wrapped);
+    place.column = (place.wrapped ? piece - PIECES : piece) * PIECE;
+    return place;
   }
-  static int column_of(uint index, int i) { return int((index + (ONE_COLUMN ? 0 : i * THREADS)) % COLUMNS); }
+  static bool is_in_tile(Place place, int i) { return EVEN || i + 1 < COUNT || place.row < ROWS; }
 
-  static void put(threadgroup T* to, T value, uint index, int i) {
-    int row = row_of(index, i);
-    if (EVEN || row < ROWS) to[row * LD + column_of(index, i)] = value;
+  // Where the thread's first piece begins.
+  static const device T* start_of(const thread Matrix<T>& from, Range rows, Range columns, uint index) {
+    const Place place = place_of_piece(index, 0);
+    return from.at(rows.first + place.row, columns.first + place.column);
   }
-
-  // Zero beyond the end of either range; neither is longer than the tile.
-  void load(const thread Matrix<T>& from, Range rows, Range columns, uint index) thread {
-    const device T* at = from.data;
+  // Piece i, at once where the columns lie side by side; zero beyond the end of either range.
+  static Piece read(const thread Matrix<T>& from, const device T* start, Range rows, Range columns, uint index,
+                    int i) {
+    const Place place = place_of_piece(index, i);
+    const int more_rows = i * THREADS / PIECES, more_columns = i * THREADS % PIECES * PIECE;
+    start += more_rows * from.row_stride + more_columns * from.column_stride;
+    if (place.wrapped) start += from.row_stride - COLUMNS * from.column_stride;
+    const bool there = rows.first + place.row < rows.end && is_in_tile(place, i);
+    const bool whole = columns.end - columns.first >= COLUMNS;
+    if (from.column_stride == 1 && whole && there) return *reinterpret_cast<const device Piece*>(start);
+    const int left = !there ? 0 : whole ? PIECE : columns.end - columns.first - place.column;
+    Piece piece;
     UNROLL
-    for (int i = 0; i < COUNT; i++) {
-      int row = rows.first + row_of(index, i), column = columns.first + column_of(index, i);
-      if (ONE_COLUMN && i > 0) at += ROUND * from.row_stride;
-      else at = from.at(row, column);
-      values[i] = row < rows.end && column < columns.end ? *at : T(0);
+    for (int e = 0; e < PIECE; e++) {
+      piece.values[e] = e < left ? *start : T(0);
+      start += from.column_stride;
     }
+    return piece;
+  }
+  static void put(threadgroup T* to, Piece piece, uint index, int i) {
+    const Place place = place_of_piece(index, i);
+    if (is_in_tile(place, i)) *reinterpret_cast<threadgroup Piece*>(to + place.row * LD + place.column) = piece;
+  }
+
+  // Neither range is longer than the tile.
+  void load(const thread Matrix<T>& from, Range rows, Range columns, uint index) thread {
+    const device T* start = start_of(from, rows, columns, index);
+    UNROLL
+    for (int i = 0; i < COUNT; i++) pieces[i] = read(from, start, rows, columns, index, i);
   }
   void store(threadgroup T* to, uint index) const thread {
     UNROLL
-    for (int i = 0; i < COUNT; i++) put(to, values[i], index, i);
+    for (int i = 0; i < COUNT; i++) put(to, pieces[i], index, i);
   }
 
-  // Both at once, some elements at a time, for tiles that registers cannot hold.
+  // Both at once, some pieces at a time, for tiles that registers cannot hold.
   static void copy(const thread Matrix<T>& from, Range rows, Range columns, threadgroup T* to, uint index) {
-    _Pragma("clang loop unroll_count(8)")
-    for (int i = 0; i < COUNT; i++) {
-      int row = rows.first + row_of(index, i), column = columns.first + column_of(index, i);
-      put(to, row < rows.end && column < columns.end ? *from.at(row, column) : T(0), index, i);
-    }
+    const device T* start = start_of(from, rows, columns, index);
+    _Pragma("clang loop unroll_count(2)")
+    for (int i = 0; i < COUNT; i++) put(to, read(from, start, rows, columns, index, i), index, i);
   }
 
   // AsyncTile is called so: its copy goes to `to` at once.
@@ -1460,21 +1517,22 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
 }
 
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int BLOCKS>
-[[kernel]] void flextrace_attention_b7cf94385fb7a32a(
+[[kernel]] void flextrace_attention_8b380c2ff32e726b(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],
     const constant int64_t* k_strides [[buffer(3)]],
     const device T* v [[buffer(4)]],
     const constant int64_t* v_strides [[buffer(5)]],
-    const device int* params [[buffer(6)]],
-    const device int* tile_lists [[buffer(7)]],
-    const device float* array0 [[buffer(8)]],
-    const constant int* array0_shape [[buffer(9)]],
-    const constant int64_t* array0_strides [[buffer(10)]],
-    device T* out [[buffer(11)]],
-    device float* lse [[buffer(12)]],
-    device float* max_scores [[buffer(13)]],
+    const constant int64_t* sizes [[buffer(6)]],
+    const device int* params [[buffer(7)]],
+    const device int* tile_lists [[buffer(8)]],
+    const device float* array0 [[buffer(9)]],
+    const constant int* array0_shape [[buffer(10)]],
+    const constant int64_t* array0_strides [[buffer(11)]],
+    device T* out [[buffer(12)]],
+    device float* lse [[buffer(13)]],
+    device float* max_scores [[buffer(14)]],
     uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]],
     uint3 threadgroups_per_grid [[threadgroups_per_grid]],
     uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
@@ -1483,10 +1541,10 @@ template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGR
 typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS> P;
 threadgroup T staged[STAGED];
 threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK];
-const auto mods = captured_by_mods(params + PARAM_WORDS, array0, array0_shape, array0_strides);
+const auto mods = captured_by_mods(params, array0, array0_shape, array0_strides);
 attention_forward<P, BLOCKS, StagedTile>(
     tensor(q, q_strides), tensor(k, k_strides), tensor(v, v_strides), outputs(out, lse, max_scores), tile_lists,
-    read_params<AttentionParams>(params), mods, staged, votes,
+    attention_params(sizes), mods, staged, votes,
     thread_at(threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
               thread_index_in_simdgroup));
 }

@@ -829,9 +829,14 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ],
     # ---- Metal text, in the simulator --------------------------------------------------------------------------
     ("kernels/metal/tile/staging.h", "tests/kernels/metal/test_metal_attention.py::test_shapes"): [
-        ("if (EVEN || row < ROWS) to[row", "to[row"),
-        ("&& column < columns.end ? *at", "? *at"),
-        ("values[i] = row < rows.end &&", "values[i] ="),
+        ("if (is_in_tile(place, i)) *reinterpret", "*reinterpret"),
+        (
+            "place.row = int(index / PIECES) + i * THREADS / PIECES + int(place.wrapped);",
+            "place.row = int(index / PIECES) + i * THREADS / PIECES;",
+        ),
+        ("whole ? PIECE : columns.end - columns.first - place.column", "PIECE"),
+        ("from.column_stride == 1 && whole && there", "whole && there", "tests/kernels/metal/test_metal_attention.py"),
+        ("const bool there = rows.first + place.row < rows.end &&", "const bool there ="),
     ],
     ("kernels/metal/attention/softmax.h", "tests/kernels/metal/test_metal_attention.py"): [
         ("sum = row.sum * shrink;", "sum = row.sum;"),
@@ -1072,7 +1077,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ],
     ("kernels/metal/backward/key.metal", "tests/kernels/metal/backward/test_metal_gradients.py"): [
         ("rows.h = rows.kv_head * heads + reader % heads;", "rows.h = rows.kv_head * heads;"),
-        ("rows.b = rows.kv_batch * sharing + reader / heads;", "rows.b = rows.kv_batch;"),
+        ("rows.b = rows.kv_batch * p.sharing + reader / heads;", "rows.b = rows.kv_batch;"),
     ],
     ("kernels/metal/backward/query.metal", "tests/kernels/metal/backward/test_metal_gradients.py"): [
         ("MAY_LEAVE_OUT && gaps", "false"),

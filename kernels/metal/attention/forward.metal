@@ -191,9 +191,9 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
 typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS> P;
 threadgroup T staged[STAGED];
 threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK];
-const auto mods = captured_by_mods(params + PARAM_WORDS CAPTURED_ARRAYS);
+const auto mods = captured_by_mods(params CAPTURED_ARRAYS);
 attention_forward<P, BLOCKS, StagedTile>(
     tensor(q, q_strides), tensor(k, k_strides), tensor(v, v_strides), outputs(out, lse, max_scores), tile_lists,
-    read_params<AttentionParams>(params), mods, staged, votes,
+    attention_params(sizes), mods, staged, votes,
     thread_at(threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
               thread_index_in_simdgroup));

@@ -22,8 +22,31 @@ struct AttentionParams {
   int kv_block;
 
   int first_tile;  // the first tile of query rows that this launch takes
+  int sharing;     // the batches of q that read one batch of keys
 };
 
-// The fields above lie one after the other in a buffer of 32-bit words; the numbers that the mods capture follow.
-constexpr constant int PARAM_WORDS = 13;
+// The fields above lie one after the other. As 7 int64 they are so few that MLX passes them in the constant address
+// space, which takes no registers of a thread; where that buffer would be one too many they lie in front of the numbers
+// that the mods capture.
+constexpr constant int PARAM_WORDS = 14;
 static_assert(sizeof(AttentionParams) == 4 * PARAM_WORDS, "every field is a word");
+
+template <typename Words>
+inline AttentionParams attention_params(Words words) {
+  AttentionParams p;
+  p.query_heads = word(words, 0);
+  p.kv_heads = word(words, 1);
+  p.kv_batches = word(words, 2);
+  p.q_len = word(words, 3);
+  p.kv_len = word(words, 4);
+  p.scale = as_type<float>(word(words, 5));
+  p.mask_batches = word(words, 6);
+  p.mask_heads = word(words, 7);
+  p.q_blocks = word(words, 8);
+  p.kv_blocks = word(words, 9);
+  p.q_block = word(words, 10);
+  p.kv_block = word(words, 11);
+  p.first_tile = word(words, 12);
+  p.sharing = word(words, 13);
+  return p;
+}

@@ -13,27 +13,25 @@
 #include "differentiate.h"
 #include "gradient_rows.h"
 #include "../attention/stream.h"
-#include "row_tile.h"
 #include "site_sums.h"
-#include "sizes.h"
 #include "transposed.h"
 
 // The whole kernel. q, k, v, d_out, statistics: as in query.metal. d_k, d_v: as k and v, of the keys that this launch
-// takes. site_sums: sums over the query rows, [batch, query_heads, keys of this launch, SITES]. sharing: the batches of
-// q that read one batch of keys. at.group: (tile of keys and slice of columns, kv head, batch of keys).
+// takes. site_sums: sums over the query rows, [batch, query_heads, keys of this launch, SITES].
+// at.group: (tile of keys and slice of columns, kv head, batch of keys).
 template <typename P, typename G, int BLOCKS, typename T, typename Captured>
 inline void backward_key(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out, const device float* statistics,
                          device T* d_k, device T* d_v, device float* site_sums, const device int* tile_lists,
-                         AttentionParams p, int sharing, const thread Captured& mods, threadgroup T* staged,
+                         AttentionParams p, const thread Captured& mods, threadgroup T* staged,
                          threadgroup T* own, threadgroup float* staged_terms, threadgroup uint* votes, Thread at) {
-  typedef Stream<T, T, T, P, RowTile> Tiles;
+  typedef Stream<T, T, T, P, StagedTile> Tiles;
   typedef typename G::template HeadRows<T, P> Keys;
   typedef typename G::template ValueRows<T, P> Values;
   typedef TransposedMask<Captured> Mask;
   constexpr bool MAY_LEAVE_OUT = HAS_SCORE_MOD || Walk<P, BLOCKS, Mask>::UNSURE;
 
   const int slice = G::take_slice(at), heads = p.query_heads / p.kv_heads;
-  const int64_t all_rows = int64_t(at.groups.z) * sharing * p.query_heads * p.kv_len;
+  const int64_t all_rows = int64_t(at.groups.z) * p.sharing * p.query_heads * p.kv_len;
   const Mask mask = transposed(mods);
   at.group.x = at.groups.x - 1 - at.group.x;  // the first keys come first: under a causal mask they have the most rows
   LaneRows<P> rows;
@@ -54,8 +52,8 @@ inline void backward_key(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out,
   walk.turn = 0;
   Tiles tiles;
   tiles.start(q.head(0, 0), d_out.head(0, 0), staged, votes, at.index());
-  for (int reader = 0; reader < sharing * heads; reader++) {
-    rows.b = rows.kv_batch * sharing + reader / heads;
+  for (int reader = 0; reader < p.sharing * heads; reader++) {
+    rows.b = rows.kv_batch * p.sharing + reader / heads;
     rows.h = rows.kv_head * heads + reader % heads;
     const int64_t first_row = (int64_t(rows.b) * p.query_heads + rows.h) * p.kv_len;
     tiles.k = q.head(rows.b, rows.h);
@@ -145,7 +143,7 @@ threadgroup uint votes[2 * SIMDGROUPS];
 const auto mods = captured_by_mods(params CAPTURED_ARRAYS);
 backward_key<P, G, BLOCKS>(
     tensor(q, q_strides), tensor(k, k_strides), tensor(v, v_strides), tensor(d_out, d_out_strides), statistics, d_k,
-    d_v, site_sums, tile_lists, read_sizes(sizes, mask_sizes), mask_sizes[SHARING], mods, staged, own, staged_terms,
+    d_v, site_sums, tile_lists, attention_params(sizes), mods, staged, own, staged_terms,
     votes,
     thread_at(threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
               thread_index_in_simdgroup));

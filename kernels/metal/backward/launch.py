@@ -20,7 +20,7 @@ from ..attention.tile_lists import Tiles, tiles_for
 from ..device import LANES
 from ..kernel import Launchable, Variant, capture_kinds
 from ..launch import extremes_of_blocks, in_launches, join_rows, slots_by_blocks
-from ..params import AttentionParams, words
+from ..params import AttentionParams, paired, words
 from .plan import GradientPlan, gradient_plan
 from .text import ELEMENTS, KEY, PAIRS, SEGMENTS
 
@@ -73,7 +73,7 @@ class Launches:
                 kinds.append(mx.float32)
             sizes = self._sizes(tiles, first_tile, rows, others)
             return made.launch(
-                inputs=[*map(in_device_memory, tensors), *sizes, self.words, tiles.lists, *tail, *arrays, *behind],
+                inputs=[*map(in_device_memory, tensors), sizes, self.words, tiles.lists, *tail, *arrays, *behind],
                 template=[("T", call.q.dtype), *plan.template(), ("BLOCKS", tiles.mode)],
                 grid=(count * plan.slices * plan.threads, *groups),
                 threadgroup=(plan.threads, 1, 1),
@@ -103,7 +103,7 @@ class Launches:
 
         def launched(first_tile: int, count: int) -> Sequence[mx.array]:
             sizes = self._sizes(tiles, first_tile, *self.sizes[2:])
-            before = [*map(in_device_memory, self.tensors), *sizes, self.words, tiles.lists, *tail]
+            before = [*map(in_device_memory, self.tensors), sizes, self.words, tiles.lists, *tail]
             return made.launch(
                 inputs=[*before, _ints([count, self.sizes[0]]), *arrays, *behind],
                 template=[
@@ -163,8 +163,8 @@ class Launches:
         arrays = captured_arrays(mods, made.text.packed)
         return made, arrays, [extremes_of_blocks(arrays[slot]) for slot in made.text.extremes]
 
-    def _sizes(self, tiles: Tiles, first_tile: int, rows: int, others: int) -> tuple[mx.array, mx.array]:
-        """The two inputs of sizes.h."""
+    def _sizes(self, tiles: Tiles, first_tile: int, rows: int, others: int) -> mx.array:
+        """The numbers of attention/params.h."""
         kv_batches, kv_heads = self.call.k.shape[:2]
         params = AttentionParams(
             query_heads=self.sizes[1],
@@ -175,9 +175,9 @@ class Launches:
             scale=self.call.scale,
             **tiles.params,
             first_tile=first_tile,
+            sharing=self.sizes[0] // kv_batches,
         )
-        *before, first = words(params)
-        return _ints([*before[:-6], first]), _ints([*before[-6:], self.sizes[0] // kv_batches])
+        return paired(words(params))
 
     def _multiplies(self, plan: GradientPlan) -> int:
         """Multiplications of one tile of rows, in all heads, unmasked."""

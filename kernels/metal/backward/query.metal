@@ -11,9 +11,7 @@
 #include "differentiate.h"
 #include "gradient_rows.h"
 #include "../attention/stream.h"
-#include "row_tile.h"
 #include "site_sums.h"
-#include "sizes.h"
 
 // The whole kernel. q: [batch, query_heads, q_len, HEAD_DIM]; k, v: [kv_batches, kv_heads, kv_len, HEAD_DIM or
 // VALUE_DIM]; d_out: as q, VALUE_DIM; any strides. statistics: RowTerms. d_q: as q, of the rows that this launch takes.
@@ -24,7 +22,7 @@ inline void backward_query(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_ou
                            device T* d_q, device float* site_sums, const device int* tile_lists, AttentionParams p,
                            const thread Captured& mods, threadgroup T* staged, threadgroup T* own,
                            threadgroup uint* votes, Thread at) {
-  typedef Stream<T, T, T, P, RowTile> Tiles;
+  typedef Stream<T, T, T, P, StagedTile> Tiles;
   typedef typename G::template HeadRows<T, P> Queries;
   typedef typename G::template ValueRows<T, P> DOuts;
   constexpr bool MAY_LEAVE_OUT = HAS_SCORE_MOD || Walk<P, BLOCKS, Captured>::UNSURE;
@@ -109,6 +107,6 @@ threadgroup uint votes[2 * SIMDGROUPS];
 const auto mods = captured_by_mods(params CAPTURED_ARRAYS);
 backward_query<P, G, BLOCKS>(
     tensor(q, q_strides), tensor(k, k_strides), tensor(v, v_strides), tensor(d_out, d_out_strides), statistics, d_q,
-    site_sums, tile_lists, read_sizes(sizes, mask_sizes), mods, staged, own, votes,
+    site_sums, tile_lists, attention_params(sizes), mods, staged, own, votes,
     thread_at(threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
               thread_index_in_simdgroup));

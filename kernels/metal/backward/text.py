@@ -21,7 +21,7 @@ QUERY, KEY, TIES, PAIRS, ELEMENTS, SEGMENTS = KERNELS = (
     *("backward_pairs", "backward_elements", "backward_segments"),
 )
 HOLE = "mod/score_gradient.h"
-_SIZES = ("sizes", "mask_sizes", "params", "tile_lists")
+_SIZES = ("sizes", "params", "tile_lists")
 _TENSORS = ("q", "k", "v", "d_out", *_SIZES, "statistics")
 # Kernel -> (inputs, outputs), as its body names them.
 _NAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -4,15 +4,13 @@
 #include "differentiate.h"
 #include "gradient_rows.h"
 #include "../attention/stream.h"
-#include "row_tile.h"
-#include "sizes.h"
 
 // largest, ties: [batch, query_heads, rows of this launch], -inf and 0 for a row that attends to nothing.
 template <typename P, typename G, int BLOCKS, typename T, typename Captured>
 inline void count_ties(Tensor<T> q, Tensor<T> k, device float* largest, device float* ties,
                        const device int* tile_lists, AttentionParams p, const thread Captured& mods,
                        threadgroup T* staged, threadgroup T* own, threadgroup uint* votes, Thread at) {
-  typedef Stream<T, T, T, P, RowTile> Tiles;
+  typedef Stream<T, T, T, P, StagedTile> Tiles;
   typedef typename G::template HeadRows<T, P> Queries;
   LaneRows<P> rows;
   rows.start(p, at);
@@ -89,7 +87,7 @@ threadgroup T own[OWN_STAGED];
 threadgroup uint votes[2 * SIMDGROUPS];
 const auto mods = captured_by_mods(params CAPTURED_ARRAYS);
 count_ties<P, G, BLOCKS>(
-    tensor(q, q_strides), tensor(k, k_strides), largest, ties, tile_lists, read_sizes(sizes, mask_sizes), mods,
+    tensor(q, q_strides), tensor(k, k_strides), largest, ties, tile_lists, attention_params(sizes), mods,
     staged, own, votes,
     thread_at(threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
               thread_index_in_simdgroup));

@@ -5,8 +5,6 @@
 #include "../attention/stream.h"
 #include "../backward/differentiate.h"
 #include "../backward/gradient_rows.h"
-#include "../backward/row_tile.h"
-#include "../backward/sizes.h"
 #include "pair_sums.h"
 
 // sums: DIAGONAL [batch, query_heads, groups, q_len + kv_len - 1], DENSE [elements], TABLE [groups, elements].
@@ -18,7 +16,7 @@ inline void sum_pairs(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out, co
                       const thread Captured& mods, threadgroup T* staged, threadgroup T* own,
                       threadgroup float* pair_values, threadgroup int* pair_elements, threadgroup uint* votes,
                       Thread at) {
-  typedef Stream<T, T, T, P, RowTile> Tiles;
+  typedef Stream<T, T, T, P, StagedTile> Tiles;
   typedef typename G::template HeadRows<T, P> Queries;
   typedef typename G::template ValueRows<T, P> DOuts;
   const int q_tiles = extent[0], batch = extent[1];
@@ -106,6 +104,6 @@ threadgroup uint votes[2 * SIMDGROUPS];
 const auto mods = captured_by_mods(params CAPTURED_ARRAYS);
 sum_pairs<P, G, PATTERN, BLOCKS>(
     tensor(q, q_strides), tensor(k, k_strides), tensor(v, v_strides), tensor(d_out, d_out_strides), statistics, sums,
-    tile_lists, extent, read_sizes(sizes, mask_sizes), mods, staged, own, pair_values, pair_elements, votes,
+    tile_lists, extent, attention_params(sizes), mods, staged, own, pair_values, pair_elements, votes,
     thread_at(threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
               thread_index_in_simdgroup));

@@ -22,14 +22,14 @@ _READ_NUMBER = {
 }
 
 
-def are_packed(arrays: Sequence[ArrayCapture], others: int) -> bool:
-    """Whether the arrays have to be packed in a kernel with so many other buffers.
+def are_packed(arrays: Sequence[ArrayCapture], others: int, fewer: int = 0) -> bool:
+    """Whether the arrays have to be packed in a kernel with so many other buffers, or so many fewer if they are.
 
     Raises ValueError where they are too many even so.
     """
     if others + sum(3 if array.ndim else 1 for array in arrays) <= MAX_BUFFERS:
         return False
-    most = MAX_BUFFERS - others
+    most = MAX_BUFFERS - others + fewer
     if len(arrays) > most:
         names = ", ".join(array.name for array in arrays)
         raise ValueError(

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from ..attention.plan import OTHER_REGISTERS, padded
+from ..attention.plan import padded
 from ..device import FRAGMENT, LANES, REGISTERS_OF_THREADS, THREADGROUP_BYTES, registers_of
 
 SIDES = (64, 32, 16, 8)  # of the tiles that are chosen here
 STEPS = (32, 16, 8)
-COPIED_AT_ONCE = 8  # elements of each operand that a thread copies together into a 2-D tile
+OTHER_REGISTERS = 20  # addresses, one fragment of each operand
+PIECE = 16  # bytes that a thread reads at once (staging.h)
+COPIED_AT_ONCE = 2  # pieces of each operand that a thread copies together into a 2-D tile
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,11 @@ class ProductPlan:
         o = self.operands
         rows, columns = self.bm // FRAGMENT // self.row_groups, self.bn // FRAGMENT // self.column_groups
         fragments = 2 * (rows + 1) * (2 if o.half else 4) // 4
-        counts = [-(-side * self.bk // self.threads) for side in (self.bm, self.bn)]
+        read = (self.bm * o.a_bytes, self.bn * o.b_bytes)
+        pieces = [-(-side * self.bk // (PIECE * self.threads)) for side in read]
         if self.whole:
-            counts = [min(COPIED_AT_ONCE, count) for count in counts]
-        ahead = -(-(counts[0] * o.a_bytes + counts[1] * o.b_bytes) // 4)
-        return 2 * rows * columns + fragments + ahead + OTHER_REGISTERS
+            pieces = [min(COPIED_AT_ONCE, count) for count in pieces]
+        return 2 * rows * columns + fragments + PIECE // 4 * sum(pieces) + OTHER_REGISTERS
 
     def fits(self) -> bool:
         return self.registers <= registers_of(self.threads) and self.threadgroup_bytes <= THREADGROUP_BYTES

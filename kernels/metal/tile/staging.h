@@ -34,52 +34,83 @@ inline threadgroup T* tile_at(threadgroup Staged* half_of_memory) {
   return reinterpret_cast<threadgroup T*>(half_of_memory);
 }
 
-// ROWS x COLUMNS elements, spread over the threads' registers. `load` only issues reads, and `store` waits for them:
-// arithmetic between the two hides their latency.
+// ROWS x COLUMNS elements, spread over the threads' registers in pieces of a row, 16 bytes where the width allows it.
+// `load` only issues reads, and `store` waits for them: arithmetic between the two hides their latency.
 template <typename T, int ROWS, int COLUMNS, int THREADS>
 struct StagedTile {
-  static constexpr constant int COUNT = (ROWS * COLUMNS + THREADS - 1) / THREADS;
-  static constexpr constant bool EVEN = ROWS * COLUMNS % THREADS == 0;
+  static constexpr constant int WIDEST = 16 / int(sizeof(T));
+  static constexpr constant int PIECE = COLUMNS % WIDEST == 0 ? WIDEST : FRAGMENT;  // elements
+  static constexpr constant int PIECES = COLUMNS / PIECE;                           // of a row
+  static constexpr constant int COUNT = (ROWS * PIECES + THREADS - 1) / THREADS;    // of a thread
+  static constexpr constant bool EVEN = ROWS * PIECES % THREADS == 0;
   static constexpr constant int LD = Leading<T, COLUMNS>::value;
-  T values[COUNT];
+  static_assert(COLUMNS % PIECE == 0, "rows are made of whole pieces");
 
-  // Where a thread's element i lies in the tile. Where whole rows make up a round of the threads, all its elements are
-  // in one column, a fixed number of rows apart.
-  static constexpr constant bool ONE_COLUMN = THREADS % COLUMNS == 0;
-  static constexpr constant int ROUND = THREADS / COLUMNS;
-  static int row_of(uint index, int i) {
-    return ONE_COLUMN ? int(index / COLUMNS) + i * ROUND : int((index + i * THREADS) / COLUMNS);
+  struct alignas(sizeof(T)) Piece {  // in device memory rows begin anywhere
+    T values[PIECE];
+  };
+  Piece pieces[COUNT];
+
+  // Where a thread's piece i begins in the tile: i THREADS pieces after its first one, maybe in the row after that.
+  struct Place {
+    int row, column;
+    bool wrapped;
+  };
+  static Place place_of_piece(uint index, int i) {
+    const int piece = int(index % PIECES) + i * THREADS % PIECES;
+    Place place;
+    place.wrapped = i * THREADS % PIECES != 0 && piece >= PIECES;
+    place.row = int(index / PIECES) + i * THREADS / PIECES + int(place.wrapped);
+    place.column = (place.wrapped ? piece - PIECES : piece) * PIECE;
+    return place;
   }
-  static int column_of(uint index, int i) { return int((index + (ONE_COLUMN ? 0 : i * THREADS)) % COLUMNS); }
+  static bool is_in_tile(Place place, int i) { return EVEN || i + 1 < COUNT || place.row < ROWS; }
 
-  static void put(threadgroup T* to, T value, uint index, int i) {
-    int row = row_of(index, i);
-    if (EVEN || row < ROWS) to[row * LD + column_of(index, i)] = value;
+  // Where the thread's first piece begins.
+  static const device T* start_of(const thread Matrix<T>& from, Range rows, Range columns, uint index) {
+    const Place place = place_of_piece(index, 0);
+    return from.at(rows.first + place.row, columns.first + place.column);
   }
-
-  // Zero beyond the end of either range; neither is longer than the tile.
-  void load(const thread Matrix<T>& from, Range rows, Range columns, uint index) thread {
-    const device T* at = from.data;
+  // Piece i, at once where the columns lie side by side; zero beyond the end of either range.
+  static Piece read(const thread Matrix<T>& from, const device T* start, Range rows, Range columns, uint index,
+                    int i) {
+    const Place place = place_of_piece(index, i);
+    const int more_rows = i * THREADS / PIECES, more_columns = i * THREADS % PIECES * PIECE;
+    start += more_rows * from.row_stride + more_columns * from.column_stride;
+    if (place.wrapped) start += from.row_stride - COLUMNS * from.column_stride;
+    const bool there = rows.first + place.row < rows.end && is_in_tile(place, i);
+    const bool whole = columns.end - columns.first >= COLUMNS;
+    if (from.column_stride == 1 && whole && there) return *reinterpret_cast<const device Piece*>(start);
+    const int left = !there ? 0 : whole ? PIECE : columns.end - columns.first - place.column;
+    Piece piece;
     UNROLL
-    for (int i = 0; i < COUNT; i++) {
-      int row = rows.first + row_of(index, i), column = columns.first + column_of(index, i);
-      if (ONE_COLUMN && i > 0) at += ROUND * from.row_stride;
-      else at = from.at(row, column);
-      values[i] = row < rows.end && column < columns.end ? *at : T(0);
+    for (int e = 0; e < PIECE; e++) {
+      piece.values[e] = e < left ? *start : T(0);
+      start += from.column_stride;
     }
+    return piece;
+  }
+  static void put(threadgroup T* to, Piece piece, uint index, int i) {
+    const Place place = place_of_piece(index, i);
+    if (is_in_tile(place, i)) *reinterpret_cast<threadgroup Piece*>(to + place.row * LD + place.column) = piece;
+  }
+
+  // Neither range is longer than the tile.
+  void load(const thread Matrix<T>& from, Range rows, Range columns, uint index) thread {
+    const device T* start = start_of(from, rows, columns, index);
+    UNROLL
+    for (int i = 0; i < COUNT; i++) pieces[i] = read(from, start, rows, columns, index, i);
   }
   void store(threadgroup T* to, uint index) const thread {
     UNROLL
-    for (int i = 0; i < COUNT; i++) put(to, values[i], index, i);
+    for (int i = 0; i < COUNT; i++) put(to, pieces[i], index, i);
   }
 
-  // Both at once, some elements at a time, for tiles that registers cannot hold.
+  // Both at once, some pieces at a time, for tiles that registers cannot hold.
   static void copy(const thread Matrix<T>& from, Range rows, Range columns, threadgroup T* to, uint index) {
-    _Pragma("clang loop unroll_count(8)")
-    for (int i = 0; i < COUNT; i++) {
-      int row = rows.first + row_of(index, i), column = columns.first + column_of(index, i);
-      put(to, row < rows.end && column < columns.end ? *from.at(row, column) : T(0), index, i);
-    }
+    const device T* start = start_of(from, rows, columns, index);
+    _Pragma("clang loop unroll_count(2)")
+    for (int i = 0; i < COUNT; i++) put(to, read(from, start, rows, columns, index, i), index, i);
   }
 
   // AsyncTile is called so: its copy goes to `to` at once.

@@ -1,4 +1,4 @@
-// words.h: the 32-bit words of a launch -> the struct that they make up.
+// words.h: the 32-bit words of a launch -> the struct that they make up, and single ones, be they stored in pairs.
 #pragma once
 #include <metal_stdlib>
 
@@ -7,3 +7,6 @@ template <typename P>
 inline P read_params(const device int* words) {
   return *reinterpret_cast<const device P*>(words);
 }
+
+inline int word(const device int* words, int i) { return words[i]; }
+inline int word(const constant int64_t* pairs, int i) { return int(uint(uint64_t(pairs[i / 2]) >> (i % 2 * 32))); }

@@ -34,7 +34,7 @@ def test_every_barrier_is_needed(which: int) -> None:
 
 
 BOUNDS = [
-    ("values[i] = row < rows.end &&", "values[i] ="),
+    ("const bool there = rows.first + place.row < rows.end &&", "const bool there ="),
     ("if (row < p.q_len) {", "{"),
     ("if (column < P::VALUE_DIM) to.out", "to.out"),
     ("return metal::clamp(index < 0 ? index + size : index, 0, size - 1);", "return index;"),

@@ -117,7 +117,7 @@ def test_twenty_arrays_of_the_block_mask_stage() -> None:
 
 def pack_all(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (generate, stage_text):
-        monkeypatch.setattr(module, "are_packed", lambda arrays, others: True)
+        monkeypatch.setattr(module, "are_packed", lambda *_: True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
