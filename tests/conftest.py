@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import zlib
@@ -18,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # zoo, reference, expressions
 def pytest_configure(config: pytest.Config) -> None:
     # Workers of xdist inherit the folder, so a kernel is compiled once per run. CI may keep it between runs.
     if "FLEXTRACE_CACHE_DIR" not in os.environ:
-        os.environ["FLEXTRACE_CACHE_DIR"] = tempfile.mkdtemp(prefix="flextrace-tests-")
+        os.environ["FLEXTRACE_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="flextrace-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.hookimpl(tryfirst=True)
