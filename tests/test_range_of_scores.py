@@ -125,7 +125,7 @@ def check(way: str, mask: str, seed: int) -> None:
     assert_right(got, expected(exact, v), f"{way}, {mask}, seed {seed}")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("way", WAYS)
 def test_scores_of_any_size(way: str, mask: str) -> None:

@@ -57,6 +57,7 @@ QUICK = [
     pytest.param(entry, ROTATION[i % len(ROTATION)], id=f"{entry}-{ROTATION[i % len(ROTATION)]}")
     for i, entry in enumerate(zoo.ZOO.values())
 ]
+SIMULATED_AT_TIMES = [pytest.param(b, marks=pytest.mark.sampled(2)) if b == "simulator" else b for b in BACKENDS]
 EVERY = pytest.mark.parametrize("entry", zoo.ZOO.values(), ids=str)
 
 
@@ -139,7 +140,7 @@ def check(entry: zoo.Entry, name: str, dtype: str, backend: str) -> None:
 # --- every entry ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", SIMULATED_AT_TIMES)
 @pytest.mark.parametrize(("entry", "name"), QUICK)
 def test_zoo(backend: str, entry: zoo.Entry, name: str) -> None:
     check(entry, name, "float32", backend)
@@ -266,7 +267,7 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", SIMULATED_AT_TIMES)
 @pytest.mark.parametrize(("score", "mask", "name"), COMBINATIONS)
 def test_score_mod_with_mask(backend: str, score: str, mask: str, name: str) -> None:
     """Directly and as a BlockMask, with a scale of the caller's."""

@@ -206,6 +206,7 @@ def test_scales_whose_product_overflows(quant: QKQuant, backend: str) -> None:
     np.testing.assert_array_equal(got, [[[[2, 4]]]])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("backend", QUANTISING)
 @pytest.mark.parametrize("name", CALLS)
 def test_smoothing_alone_is_exact(name: str, backend: str) -> None:

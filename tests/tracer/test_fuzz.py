@@ -163,7 +163,7 @@ def check_numpy(program: Program, points: tuple[np.ndarray, ...] = POINTS) -> No
 
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-NUMPY_RUN = settings(max_examples=300, deadline=None, suppress_health_check=QUIET)
+NUMPY_RUN = settings(max_examples=200, deadline=None, suppress_health_check=QUIET)
 LONG_NUMPY_RUN = settings(NUMPY_RUN, max_examples=6000)
 
 
@@ -280,7 +280,7 @@ def check_mask_kernel(group: Sequence[Program], backend: str) -> None:
 
 # A kernel costs a compile: no shrinking, the failing program is in the message.
 KERNEL_RUN = settings(
-    max_examples=6,
+    max_examples=4,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[*QUIET, HealthCheck.large_base_example],
@@ -378,7 +378,7 @@ def test_operators_in_numpy(group: str) -> None:
         check_numpy(program, points)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("group", OPERATORS)
 @pytest.mark.parametrize("backend", ["cpu", "ops"])
 def test_operators_in_a_kernel(backend: str, group: str) -> None:

@@ -50,6 +50,7 @@ class OnThisMachine(MetalBackend):
 # ---- a healthy machine --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_every_kernel_in_a_real_process(tmp_path: Path) -> None:
     command = [Path(sys.executable).with_name("flextrace"), "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
