@@ -51,7 +51,8 @@ OPTIONS: dict[str, Option] = {
     "QK_QUANT": Option(
         (str, QKQuant),
         COMPILED,
-        '"int8" or a `QKQuant` multiplies query and key as int8, with key smoothed. See `QKQuant`.',
+        '"int8" or a `QKQuant` multiplies query and key as int8, with key smoothed (cpu: not for the few rows '
+        "of decode). See `QKQuant`.",
         choices=("int8",),
     ),
     "SMOOTH_K": Option(

@@ -26,6 +26,10 @@ class QKQuant:
     smooth_q: subtract from each query the mean of its block of `q_block` rows; exact.
     q_block, k_block: rows that share a scale; q_block also the rows that share a mean of q.
 
+    Rounding takes a pass over all keys, which many query rows share. A few rows (decode) would wait for it longer than
+    for attention itself, so on a CPU they multiply keys as they are, exactly; what makes decode faster is a cache that
+    is in int8 already (`Int8KV`).
+
     Example:
         >>> import mlx.core as mx, flextrace as flex
         >>> q = mx.random.normal((1, 2, 64, 32), key=mx.random.key(0))

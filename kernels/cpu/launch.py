@@ -146,11 +146,14 @@ def packed_call(
 
 
 def spec_of(call: AttentionCall) -> KernelSpec:
-    """The kernel for a call. Of the forward the variant is how it reads keys, by the names of params.h; the kernel for
-    few rows reads plain ones."""
+    """The kernel for a call. Its variant is how it reads keys, by the names of params.h.
+
+    The kernel for few rows rounds no keys and takes no mean from them: that would be a pass over all of them, where
+    reading them as they are is the result, and exact.
+    """
+    if _has_few_rows(call):
+        return KernelSpec(DECODE, call.mods.formulas, None if call.k_scales is None else "QUANTISED")
     keys = "QUANTISED" if call.quant is not None else "SMOOTHED" if call.smoothing is not None else None
-    if keys is None and _has_few_rows(call):
-        return KernelSpec(DECODE, call.mods.formulas)
     return KernelSpec(ATTENTION, call.mods.formulas, keys)
 
 

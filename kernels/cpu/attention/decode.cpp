@@ -4,11 +4,13 @@
 //
 //   for each head of keys, for each split of its tiles
 //     for each tile of keys
-//       S = (scale Q) K^T                                  score_rows (rows.h)
+//       S = (scale Q) K^T                                  score_rows (rows.h); of int8: scale_scores
 //       S = mask(score_mod(S)); P = exp(S - max)           softmax_row
 //       O = O * exp(old max - max) + P V                   weigh_rows (rows.h)
 //   for each head of keys
 //     out = O / sum of P over its splits, in their order; lse = max + log(sum)
+//
+// While keys are scored, memory is asked for the values of their tile, and meanwhile for the keys of the next.
 //
 // How many splits there are follows from the shapes, the mask and the number of threads: never from the load.
 #include "../mod/mod.h"
@@ -35,13 +37,19 @@ struct Reached {
 };
 
 struct DecodeScratch {
-  float* queries;  // [rows][stride_q]: times scale
+  float* queries;  // [rows][stride_q]: times scale; or int8: words
   float* scores;   // [rows][KV_TILE]
   float* factor;   // [rows]
   LiveTile* tiles;  // of the head of keys at hand
   Reached* reached;  // [kv_tiles]
   int64_t tile_count;
   int64_t found_for;
+
+  // Only of int8 keys; [rows] unless it says otherwise.
+  float* row_scale;  // of a row in int8, times the scale of scores; nan for a row that holds an infinity or a nan
+  float* shift;      // what the mean of the keys adds to all scores of a row
+  int32_t* start;    // of the row's sums of products
+  float *key_scale, *value_scale;  // [KV_TILE]: of the tile at hand
 };
 
 // A split's share of the result.
@@ -49,6 +57,7 @@ struct Partial {
   float* out;  // [rows][stride_out], times exp(max)
   float* max;  // [rows]
   float* sum;  // [rows][VL]: in one part per lane
+  float* lacks;  // [rows], only of int8 keys: what the scores above lack
 };
 
 struct Decode : Attention {
@@ -64,7 +73,7 @@ struct Decode : Attention {
     ratio = p.kv_heads ? p.query_heads / p.kv_heads : 0;
     rows = ratio * p.q_len;
     padded_rows = rows <= 2 ? rows : round_up(rows, 4);  // two are taken one by one
-    stride_q = round_up(p.head_dim, VL);
+    stride_q = round_up(KEYS == QUANTISED ? words_of(p.head_dim) : p.head_dim, VL);
     stride_out = round_up(p.value_dim, VL);
     pack_ahead = true;  // but no head: neither a tile of a thread nor one of a round is cut
     units_per_round = 0;
@@ -83,6 +92,12 @@ struct Decode : Attention {
       carver.cut(s.factor, padded_rows);
       carver.cut(s.tiles, kv_tiles);
       carver.cut(s.reached, per_head() ? kv_tiles : 0);
+      int64_t of_int8 = KEYS == QUANTISED ? padded_rows : 0, scales = KEYS == QUANTISED ? KV_TILE : 0;
+      carver.cut(s.row_scale, of_int8);
+      carver.cut(s.shift, of_int8);
+      carver.cut(s.start, of_int8);
+      carver.cut(s.key_scale, scales);
+      carver.cut(s.value_scale, scales);
       s.found_for = -1;
     }
     return carver.used;
@@ -95,6 +110,7 @@ struct Decode : Attention {
       carver.cut(part.out, padded_rows * stride_out);
       carver.cut(part.max, padded_rows);
       carver.cut(part.sum, padded_rows * VL);
+      carver.cut(part.lacks, KEYS == QUANTISED ? padded_rows : 0);
     }
     return carver.used;
   }
@@ -159,21 +175,38 @@ static void find_tiles(const Decode& a, Scratch& s, DecodeScratch& t, int64_t un
   }
 }
 
-// -- one split ---------------------------------------------------------------------------------------------------
+// -- the rows ----------------------------------------------------------------------------------------------------
+
+// Row i in int8, with its own scale. A row that holds an infinity or a nan has none.
+static void round_row(const Decode& a, DecodeScratch& t, Partial& part, const QueryTile& q, int64_t i) {
+  const Params& p = a.p;
+  int64_t row = i % p.q_len;
+  Rows queries = {matrix_of(p.q, p.q_strides, q.b, q.h, 0, p.q_len, p.head_dim, p.dtype), {}, nullptr};
+  Matrix mean = means_of(p, q.b, q.h / a.ratio);
+  float unit = unit_of(largest_of_run(queries, {row, row + 1}));
+  t.start[i] = round_int8_query((word*)t.queries + i * a.stride_q, unit, queries, row);
+  t.row_scale[i] = unit * p.scale;
+  t.shift[i] = mean.data ? p.scale * dot_rows(queries.matrix, row, mean, 0) : 0;
+  if (!row_is_finite(queries, row) || !__builtin_isfinite(t.shift[i])) {
+    t.row_scale[i] = __builtin_nanf("");
+    t.shift[i] = 0;
+  }
+  part.lacks[i] = p.add_back ? 0 : t.shift[i];
+}
 
 static void read_rows(const Decode& a, DecodeScratch& t, Partial& part, int64_t unit) {
   const Params& p = a.p;
-  for (int64_t i = 0; i < a.padded_rows; i++) {
-    float* row = t.queries + i * a.stride_q;
-    part.max[i] = -INFINITE;
-    t.factor[i] = 1;
-    if (i >= a.rows) {
-      __builtin_memset(row, 0, a.stride_q * sizeof(float));
-      continue;
-    }
+  __builtin_memset(t.queries, 0, a.padded_rows * a.stride_q * sizeof(float));
+  for (int64_t i = 0; i < a.padded_rows; i++) part.max[i] = -INFINITE, t.factor[i] = 1;
+  for (int64_t i = 0; i < a.rows; i++) {
     QueryTile q = a.head_of(unit, i / p.q_len);
-    Matrix query = matrix_of(p.q, p.q_strides, q.b, q.h, i % p.q_len, 1, p.head_dim, p.dtype);
-    for (int64_t d = 0; d < p.head_dim; d += VL) store_vector(row + d, widen(query, 0, d) * p.scale);
+    if constexpr (KEYS == QUANTISED) {
+      round_row(a, t, part, q, i);
+    } else {
+      float* row = t.queries + i * a.stride_q;
+      Matrix query = matrix_of(p.q, p.q_strides, q.b, q.h, i % p.q_len, 1, p.head_dim, p.dtype);
+      for (int64_t d = 0; d < p.head_dim; d += VL) store_vector(row + d, widen(query, 0, d) * p.scale);
+    }
   }
   __builtin_memset(part.sum, 0, a.padded_rows * VL * sizeof(float));
   __builtin_memset(part.out, 0, a.padded_rows * a.stride_out * sizeof(float));
@@ -205,7 +238,7 @@ static void softmax_row(const Decode& a, const Scratch& s, DecodeScratch& t, Par
     largest = larger(x, largest);
   }
   float before = part.max[i], max = largest_lane(largest)[0];
-  vfloat shift = splat(max == -INFINITE ? 0 : max);
+  vfloat shift = splat(max > -INFINITE ? max : 0);
   t.factor[i] = exp_nonpositive(splat(before) - shift)[0];
   part.max[i] = max;
   vfloat total = load_vector<vfloat>(part.sum + i * VL) * t.factor[i];
@@ -217,9 +250,50 @@ static void softmax_row(const Decode& a, const Scratch& s, DecodeScratch& t, Par
   store_vector(part.sum + i * VL, total);
 }
 
-template <int32_t DTYPE>
+// -- int8 --------------------------------------------------------------------------------------------------------
+
+// scale[KV_TILE] of the rows of a tile; 0 beyond them.
+static void read_scales(float* scale, const float* from, int64_t stride, int64_t count) {
+  for (int64_t i = 0; i < count; i++) scale[i] = from[i * stride];
+  for (int64_t i = count; i < KV_TILE; i++) scale[i] = 0;
+}
+
+// Sums of products -> scores of row i for the keys [begin, end) of a tile. One scale after the other: their product
+// may overflow where the score, a sum of 0, does not.
+static void scale_scores(const Decode& a, DecodeScratch& t, const QueryTile& q, int64_t i, int64_t first, int64_t begin,
+                         int64_t end, int64_t count) {
+  const Params& p = a.p;
+  float* row = t.scores + i * KV_TILE;
+  if (t.row_scale[i] != t.row_scale[i]) {  // as attention without rounding gives them
+    Int8Rows keys = int8_keys_of(p, q.b, q.h / a.ratio);
+    Matrix query = matrix_of(p.q, p.q_strides, q.b, q.h, i % p.q_len, 1, p.head_dim, p.dtype);
+    for (int64_t key = begin; key < end; key++)
+      row[key] = p.scale * dot_row(query, 0, [&](int64_t d) { return keys.read(first + smaller(key, count - 1), d); });
+    return;
+  }
+  vfloat shift = splat(p.add_back ? t.shift[i] : 0);
+  for (int64_t at = begin; at < end; at += VL) {
+    vfloat sum = sum_of_words(load_vector<vword>(row + at), t.start[i]);
+    store_vector(row + at, sum * load_vector<vfloat>(t.key_scale + at) * t.row_scale[i] + shift);
+  }
+}
+
+// Weights of row i times the scales of the values, which is nan for one that held an infinity or a nan: a weight of 0
+// leaves it out.
+static void scale_weights(DecodeScratch& t, int64_t i, int64_t begin, int64_t end) {
+  for (int64_t at = begin; at < end; at += VL) {
+    vfloat weight = load_vector<vfloat>(t.scores + i * KV_TILE + at);
+    vfloat scaled = weight * load_vector<vfloat>(t.value_scale + at);
+    store_vector(t.scores + i * KV_TILE + at, select(weight == 0.0f, weight, scaled));
+  }
+}
+
+// -- one split ---------------------------------------------------------------------------------------------------
+
+template <int32_t KEY, int32_t VALUE>
 static void attend_split(const Decode& a, Scratch& s, DecodeScratch& t, int64_t unit, int64_t split) {
   const Params& p = a.p;
+  typedef typename Factors<KEY>::element element;
   Partial& part = a.partials[unit * a.splits + split];
   find_tiles(a, s, t, unit);
   read_rows(a, t, part, unit);
@@ -228,18 +302,30 @@ static void attend_split(const Decode& a, Scratch& s, DecodeScratch& t, int64_t 
   int64_t last = t.tile_count * (split + 1) / a.splits;
   if (split == 0) s.counts[SKIPPED] += a.kv_tiles - t.tile_count;
   for (int64_t i = t.tile_count * split / a.splits; i < last; i++) {
-    const LiveTile& live = t.tiles[i];
+    const LiveTile &live = t.tiles[i], &after = t.tiles[i + 1 < last ? i + 1 : i];
     s.counts[live.masked ? MASKED : UNMASKED]++;
     int64_t first = live.tile * KV_TILE, count = a.keys_in(live.tile), end = smaller(live.end, count);
-    Lines keys(matrix_of(p.k, p.k_strides, b, kv_head, first, count, p.head_dim, p.dtype));
-    Lines values(matrix_of(p.v, p.v_strides, b, kv_head, first, count, p.value_dim, p.dtype));
-    score_rows<DTYPE>(t.scores, t.queries, a.padded_rows, a.stride_q, keys, live.begin, live.end, count);
+    Lines<KEY> keys(p.k, p.k_strides, b, kv_head, first, p.head_dim);
+    Lines<KEY> keys_after(p.k, p.k_strides, b, kv_head, after.tile * KV_TILE, p.head_dim);
+    Lines<VALUE> values(p.v, p.v_strides, b, kv_head, first, p.value_dim);
+    Ahead next_values(values, live.begin, end), next_keys;
+    if (i + 1 < last) next_keys = Ahead(keys_after, after.begin, smaller(after.end, a.keys_in(after.tile)));
+    if constexpr (KEY == INT8)
+      read_scales(t.key_scale, int8_keys_of(p, b, kv_head).scales + first * p.k_scale_strides[2],
+                  p.k_scale_strides[2], count);
+    if constexpr (VALUE == INT8)
+      read_scales(t.value_scale, int8_values_of(p, b, kv_head).scales + first * p.v_scale_strides[2],
+                  p.v_scale_strides[2], count);
+    score_rows<KEY>(t.scores, (const element*)t.queries, a.padded_rows, a.stride_q, keys, live.begin, live.end, count,
+                    next_values);
     for (int64_t r = 0; r < a.rows; r++) {
       QueryTile q = a.head_of(unit, r / p.q_len);
       if (live.masked && r % p.q_len == 0 && (r == 0 || a.per_head())) allow_keys_of(a, s, q, live);
+      if constexpr (KEY == INT8) scale_scores(a, t, q, r, first, live.begin, live.end, count);
       (live.masked ? softmax_row<true> : softmax_row<false>)(a, s, t, part, q, r, first, live.begin, live.end);
+      if constexpr (VALUE == INT8) scale_weights(t, r, live.begin, live.end);
     }
-    weigh_rows<DTYPE>(part.out, a.padded_rows, a.stride_out, t.scores, values, live.begin, end, t.factor);
+    weigh_rows<VALUE>(part.out, a.padded_rows, a.stride_out, t.scores, values, live.begin, end, t.factor, next_keys);
   }
 }
 
@@ -256,18 +342,23 @@ static void merge(const Decode& a, Scratch& s, int64_t unit) {
     for (int64_t d = 0; d < a.stride_out; d += VL) store_vector(s.row + d, vfloat{});
     for (int64_t split = 0; split < a.splits; split++) {
       const Partial& part = parts[split];
-      if (part.max[i] == -INFINITE) continue;
-      vfloat share = exp_nonpositive(splat(part.max[i] - max));
+      vfloat share = exp_nonpositive(splat(part.max[i] - (max == -INFINITE ? 0 : max)));
       sum += sum_lanes(load_vector<vfloat>(part.sum + i * VL)) * share[0];
       for (int64_t d = 0; d < a.stride_out; d += VL)
         store_vector(s.row + d, load_vector<vfloat>(s.row + d) +
                                     load_vector<vfloat>(part.out + i * a.stride_out + d) * share);
     }
     vfloat inverse = splat(sum == 0 ? 0 : 1 / sum);
-    for (int64_t d = 0; d < a.stride_out; d += VL) store_vector(s.row + d, load_vector<vfloat>(s.row + d) * inverse);
+    Matrix mean = KEYS == QUANTISED && p.v_scales ? int8_values_of(p, q.b, unit % p.kv_heads).mean : Matrix{};
+    for (int64_t d = 0; d < a.stride_out; d += VL) {
+      vfloat x = load_vector<vfloat>(s.row + d) * inverse;
+      if (mean.data && sum != 0) x += widen(mean, 0, d);
+      store_vector(s.row + d, x);
+    }
     narrow_row((char*)p.out + row * p.value_dim * dtype_bytes(p.dtype), s.row, p.value_dim, p.dtype);
-    if (p.lse) p.lse[row] = sum == 0 ? -INFINITE : (double)max + __builtin_log(sum);
-    if (p.max_scores) p.max_scores[row] = max;
+    float lacks = KEYS == QUANTISED ? parts[0].lacks[i] : 0;
+    if (p.lse) p.lse[row] = sum == 0 ? -INFINITE : (double)max + __builtin_log(sum) + lacks;
+    if (p.max_scores) p.max_scores[row] = max + lacks;
   }
 }
 
@@ -283,16 +374,21 @@ static void run_job(Jobs& jobs, int64_t job, int thread, void* state) {
   int64_t unit = job / a.splits, split = job % a.splits;
   Scratch& s = a.scratch[thread];
   DecodeScratch& t = a.decode_scratch[thread];
-  if (a.p.dtype == FLOAT32) attend_split<FLOAT32>(a, s, t, unit, split);
-  else if (a.p.dtype == FLOAT16) attend_split<FLOAT16>(a, s, t, unit, split);
-  else attend_split<BFLOAT16>(a, s, t, unit, split);
+  constexpr bool INT8_KEYS = KEYS == QUANTISED;
+  if constexpr (INT8_KEYS)
+    if (a.p.v_scales) return attend_split<INT8, INT8>(a, s, t, unit, split);
+  if (a.p.dtype == FLOAT32) attend_split<INT8_KEYS ? INT8 : FLOAT32, FLOAT32>(a, s, t, unit, split);
+  else if (a.p.dtype == FLOAT16) attend_split<INT8_KEYS ? INT8 : FLOAT16, FLOAT16>(a, s, t, unit, split);
+  else attend_split<INT8_KEYS ? INT8 : BFLOAT16, BFLOAT16>(a, s, t, unit, split);
 }
 
 // Threads and splits, by what the first head of keys reads.
 static void plan(Decode& a) {
   find_tiles(a, a.scratch[0], a.decode_scratch[0], 0);
   int64_t tiles = a.decode_scratch[0].tile_count;
-  int64_t bytes = a.units * tiles * KV_TILE * (a.p.head_dim + a.p.value_dim) * dtype_bytes(a.p.dtype);
+  int64_t of_number = dtype_bytes(a.p.dtype);
+  int64_t row = a.p.head_dim * (a.p.k_scales ? 1 : of_number) + a.p.value_dim * (a.p.v_scales ? 1 : of_number);
+  int64_t bytes = a.units * tiles * KV_TILE * row;
   int64_t threads = smaller(a.threads, 1 + bytes / BYTES_PER_THREAD);
   int64_t wanted = threads > 1 ? (JOBS_PER_THREAD * threads + a.units - 1) / a.units : 1;
   a.splits = larger(1, smaller(wanted, tiles / LEAST_TILES));

@@ -104,17 +104,45 @@ inline void pack_int8_keys(word* packed, const float* scale, const Rows& keys, i
   });
 }
 
+// What sums of products of these words of a query start from.
+INLINE int32_t start_of(vword words) {
+  int32_t sum = 0;
+  if constexpr (BIASED_KEYS)
+    for (int i = 0; i < 4 * VL; i++) sum += ((const signed char*)&words)[i];
+  return -128 * sum;
+}
+
 // One query as row r of a group: [steps][ROWS] words. Gives what its sum of products starts from.
 inline int32_t pack_int8_query(word* packed, int64_t r, float scale, const Rows& queries, int64_t row) {
   int64_t steps = words_of(queries.matrix.columns);
-  int32_t sum = 0;
+  int32_t start = 0;
   for (int64_t step = 0; step < steps; step += VL) {
     vword words = round_row(queries, row, step, inverse_of(scale));
     for (int64_t i = 0; i < smaller(steps - step, VL); i++) packed[(step + i) * ROWS + r] = words[i];
-    if constexpr (BIASED_KEYS)
-      for (int i = 0; i < 4 * VL; i++) sum += ((const signed char*)&words)[i];
+    start += start_of(words);
   }
-  return -128 * sum;
+  return start;
+}
+
+// One query as it lies: whole registers of words.
+inline int32_t round_int8_query(word* words, float scale, const Rows& queries, int64_t row) {
+  int32_t start = 0;
+  for (int64_t step = 0; step < words_of(queries.matrix.columns); step += VL) {
+    vword rounded = round_row(queries, row, step, inverse_of(scale));
+    store_vector(words + step, rounded);
+    start += start_of(rounded);
+  }
+  return start;
+}
+
+// Sums of products that began at 0 -> numbers.
+INLINE vfloat sum_of_words(vword sum, int32_t start) {
+#if INT8_DOT
+  return int_to_float(sum + start);
+#else
+  (void)start;
+  return sum;
+#endif
 }
 
 // -- the product -------------------------------------------------------------------------------------------------

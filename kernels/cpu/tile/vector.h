@@ -65,6 +65,14 @@ INLINE void store_vector(void* p, V v) {
   *(unaligned*)p = v;
 }
 
+// Keeps x in a register from here on.
+template <class V>
+INLINE void hold(V& x) {
+#ifdef REGISTER_CLASS
+  asm("" : "+" REGISTER_CLASS(x));
+#endif
+}
+
 // 0, 1, 2, ...
 INLINE vint lane_index() {
   constexpr int32_t index[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -119,15 +127,16 @@ INLINE void swap_blocks(vfloat* rows) {
   }
 }
 // The same, and each pair of blocks is added.
-template <int N>
-INLINE void add_blocks(vfloat* rows) {
+template <int N, class V>
+INLINE void add_blocks(V* rows) {
 #pragma GCC unroll 16
   for (int r = 0; r < N; r++) rows[r] = SHUFFLE_BY(rows[r], rows[r + N], UPPER) + SHUFFLE_BY(rows[r], rows[r + N], LOWER);
 }
 #undef UPPER
 #undef LOWER
 // The sums of VL rows, one in each lane.
-INLINE vfloat sums_of_lanes(vfloat* rows) {
+template <class V>
+INLINE V sums_of_lanes(V* rows) {
   if constexpr (VL > 8) add_blocks<VL / 2>(rows);
   if constexpr (VL > 4) add_blocks<4>(rows);
   add_blocks<2>(rows);

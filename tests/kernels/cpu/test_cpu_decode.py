@@ -125,6 +125,17 @@ def test_an_infinite_value_that_is_attended_to_stays() -> None:
     check(attend(q, k, v, None, None), reference.attention(q, k, v))
 
 
+def test_a_query_that_is_not_finite_spoils_its_own_row_alone() -> None:
+    q, k, v = (x.copy() for x in EXACT)
+    q[0, 1, 2, 3], q[1, 3, 0, 0] = math.nan, math.inf
+    out, aux = attend(q, k, v, None, None)
+    with np.errstate(invalid="ignore"):
+        want = reference.attention(q, k, v)
+    assert np.isnan(want.out[0, 1, 2]).all() and np.isnan(want.lse).sum() == 2
+    reference.assert_close(out, want.out, 2e-5, 2e-5, "out")
+    reference.assert_close(aux.lse, want.lse, 2e-5, 2e-5, "lse")
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_same_bits_on_every_run(threads: int) -> None:
     runs = [[np.array(x).tobytes() for x in (out, aux.lse)] for out, aux in (
@@ -171,3 +182,13 @@ def test_a_window_visits_its_own_tiles_alone() -> None:
     BACKEND.load(BACKEND.spec(call)).run(call, counts)
     skipped, masked, unmasked, _ = counts
     assert (skipped, masked + unmasked) == (2 * (1024 - 8), 2 * 8)
+
+
+def test_few_rows_neither_round_keys_nor_smooth_them() -> None:
+    """That would be a pass over all keys, to be less exact."""
+    arrays = [mx.array(x) for x in EXACT]
+    runs = [
+        flex.flex_attention(*arrays, enable_gqa=True, kernel_options={"BACKEND": "cpu", **options})
+        for options in ({}, {"QK_QUANT": "int8"}, {"SMOOTH_K": True})
+    ]
+    assert all(mx.array_equal(run, runs[0]) for run in runs)

@@ -22,6 +22,7 @@ from reference import Array
 
 import flextrace as flex
 from flextrace.kernels import QKQuant, Result, Smoothing, backend_for, cpu, toolchain
+from flextrace.kernels.cpu.launch import FEW_ROWS
 
 FOLDER = Path(cpu.__file__).parent
 PORTABLE = ("-DFLEXTRACE_PORTABLE_INT8",)
@@ -194,8 +195,8 @@ SHAPES = {
     "gqa": Shape(2, 4, 45, 40, 2, 2, 150, 24),
     "ragged": Shape(1, 2, 131, 17, 1, 2, 263, 33),
     "kv_batch_one": Shape(2, 2, 70, 64, 1, 1, 90, 64),
-    "decode": Shape(2, 4, 1, 128, 2, 4, 300, 128),
-    "tiny": Shape(1, 1, 3, 1, 1, 1, 5, 1),
+    "nine_rows": Shape(2, 4, FEW_ROWS + 1, 128, 2, 4, 300, 128),
+    "tiny": Shape(1, 1, FEW_ROWS + 1, 1, 1, 1, 5, 1),
 }
 
 
