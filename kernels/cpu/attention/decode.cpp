@@ -252,10 +252,12 @@ static void softmax_row(const Decode& a, const Scratch& s, DecodeScratch& t, Par
 
 // -- int8 --------------------------------------------------------------------------------------------------------
 
-// scale[KV_TILE] of the rows of a tile; 0 beyond them.
-static void read_scales(float* scale, const float* from, int64_t stride, int64_t count) {
-  for (int64_t i = 0; i < count; i++) scale[i] = from[i * stride];
+// scale[KV_TILE] of `count` rows of a tile; 0 beyond them. Memory is asked for those of the tile that is read next.
+static void read_scales(float* scale, const float* from, const float* next, int64_t stride, int64_t count) {
+  if (stride == 1) __builtin_memcpy(scale, from, count * sizeof(float));
+  for (int64_t i = 0; stride != 1 && i < count; i++) scale[i] = from[i * stride];
   for (int64_t i = count; i < KV_TILE; i++) scale[i] = 0;
+  for (int64_t i = 0; stride == 1 && i < KV_TILE; i += 16) __builtin_prefetch(next + i);
 }
 
 // Sums of products -> scores of row i for the keys [begin, end) of a tile. One scale after the other: their product
@@ -310,12 +312,16 @@ static void attend_split(const Decode& a, Scratch& s, DecodeScratch& t, int64_t 
     Lines<VALUE> values(p.v, p.v_strides, b, kv_head, first, p.value_dim);
     Ahead next_values(values, live.begin, end), next_keys;
     if (i + 1 < last) next_keys = Ahead(keys_after, after.begin, smaller(after.end, a.keys_in(after.tile)));
-    if constexpr (KEY == INT8)
-      read_scales(t.key_scale, int8_keys_of(p, b, kv_head).scales + first * p.k_scale_strides[2],
-                  p.k_scale_strides[2], count);
-    if constexpr (VALUE == INT8)
-      read_scales(t.value_scale, int8_values_of(p, b, kv_head).scales + first * p.v_scale_strides[2],
-                  p.v_scale_strides[2], count);
+    if constexpr (KEY == INT8) {
+      const float* scales = p.k_scales + b * p.k_scale_strides[0] + kv_head * p.k_scale_strides[1];
+      int64_t stride = p.k_scale_strides[2];
+      read_scales(t.key_scale, scales + first * stride, scales + after.tile * KV_TILE * stride, stride, count);
+    }
+    if constexpr (VALUE == INT8) {
+      const float* scales = p.v_scales + b * p.v_scale_strides[0] + kv_head * p.v_scale_strides[1];
+      int64_t stride = p.v_scale_strides[2];
+      read_scales(t.value_scale, scales + first * stride, scales + after.tile * KV_TILE * stride, stride, count);
+    }
     score_rows<KEY>(t.scores, (const element*)t.queries, a.padded_rows, a.stride_q, keys, live.begin, live.end, count,
                     next_values);
     for (int64_t r = 0; r < a.rows; r++) {
