@@ -44,8 +44,12 @@ def medians_ms(runs: Mapping[str, Run | None]) -> dict[str, float | None]:
     return {name: statistics.median(times[name]) * 1e3 if name in times else None for name in runs}
 
 
-def peak_gflops(threads: int) -> float:
-    """float32 multiply-adds per second that this machine reaches on registers, on all threads at once (best of 5)."""
+def library(name: str) -> ctypes.CDLL:
+    """A file of kernels/cpu/tile that measures the machine, compiled and loaded.
+
+    Raises:
+        RuntimeError: there is no compiler, or it fails.
+    """
     from flextrace.kernels.toolchain import find_compiler, no_compiler
 
     compiler = find_compiler(os.environ.get("CXX"))
@@ -54,9 +58,14 @@ def peak_gflops(threads: int) -> float:
     import flextrace.kernels.cpu as cpu
 
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "peak.so"
-        compiler.build(Path(cpu.__file__).parent / "tile" / "peak.cpp", library)
-        entry = ctypes.CDLL(str(library)).flextrace_peak
+        compiled = Path(folder) / f"{name}.so"
+        compiler.build(Path(cpu.__file__).parent / "tile" / f"{name}.cpp", compiled)
+        return ctypes.CDLL(str(compiled))
+
+
+def peak_gflops(threads: int) -> float:
+    """float32 multiply-adds per second that this machine reaches on registers, on all threads at once (best of 5)."""
+    entry = library("peak").flextrace_peak
     entry.argtypes, entry.restype = [ctypes.c_int64], ctypes.c_double
     rounds = 4_000_000
     flops = entry(1)

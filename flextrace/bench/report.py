@@ -22,6 +22,8 @@ from .backward import CASES as STEPS
 from .backward import backward_table, beside_peak
 from .backward import measure as measure_step
 from .cases import NAMES, flextrace_run, mlx_run, problem, torch_run
+from .decode import decode_table, said_of, targets
+from .decode import measure as measure_decode
 from .errors import BenchError
 from .int8 import int8_table
 from .int8 import measure as measure_int8
@@ -31,7 +33,7 @@ from .measure import long_call, long_step, medians_ms, overhead_us, peak_gflops,
 from .plot import check_plot, draw
 from .results import Report, Row
 
-SECTIONS = ("attention", "start", "memory", "masks", "int8", "backward")
+SECTIONS = ("attention", "start", "memory", "masks", "int8", "decode", "backward")
 
 
 def main(
@@ -87,6 +89,12 @@ def main(
     if "int8" in sections:
         with working("int8 beside bfloat16 and float16"):
             report.int8 = measure_int8()
+    if "decode" in sections:
+        with working("decode beside MLX's attention and plain reads"):
+            try:
+                report.decode = measure_decode(peers)
+            except RuntimeError as error:  # no compiler, or one that fails
+                raise BenchError(str(error)) from error
     if "backward" in sections:
         with working("gradients", steps=len(STEPS)) as say:
             for mod, shape, beside_mlx in STEPS:
@@ -163,6 +171,10 @@ def show(report: Report, console: Console) -> None:
         console.print(f"causal 1x8x4096x64 float32: {calls}")
     if report.int8:
         print_table(console, int8_table(report.int8))
+    if report.decode:
+        print_table(console, decode_table(report.decode))
+        for target in targets(report.decode):
+            console.print(said_of(target))
     if report.steps:
         print_table(console, backward_table(report.steps))
         for step in report.steps:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .backward import StepRow
+from .decode import DecodeRow
 from .int8 import Int8Row
 from .masks import MaskRow
 
@@ -38,5 +39,6 @@ class Report:
     masks: list[MaskRow] = field(default_factory=list)
     mask_calls: dict[str, float | None] = field(default_factory=dict)
     int8: list[Int8Row] = field(default_factory=list)
+    decode: list[DecodeRow] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
     long_step: dict[str, float] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from .exits import FOUND_WRONG, CommandError, expected_errors
 
 READERS: dict[str, tuple[str, ...]] = {  # option -> the sections that read it
     **dict.fromkeys(("--lengths", "--dtypes", "--heads", "--head-dim", "--mods"), ("attention",)),
-    "--no-peers": ("attention", "masks", "backward"),
+    "--no-peers": ("attention", "masks", "decode", "backward"),
 }
 
 
@@ -53,8 +53,8 @@ def bench(
     sections: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="Of attention, start, memory, masks, int8, backward. Without: attention where its shapes or mods are "
-            "given, else all. Only of times."
+            help="Of attention, start, memory, masks, int8, decode, backward. Without: attention where its shapes or "
+            "mods are given, else all. Only of times."
         ),
     ] = None,
     peers: Annotated[bool, typer.Option(help="Also time MLX's own attention and, where installed, torch's.")] = True,

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from flextrace.bench import accuracy, report
 from flextrace.bench.backward import StepRow
+from flextrace.bench.decode import DecodeRow
 from flextrace.bench.int8 import Int8Row
 from flextrace.bench.masks import MaskRow
 from flextrace.show import terminal as printing
@@ -35,6 +36,10 @@ def long_report(shape: tuple[int, int, int, int]) -> report.Report:
     made.masks = [MaskRow("documents", 1048576, 12345.67, 1_234_567_890, 12_345_678, 99.99, "torch", 1234.5)]
     made.mask_calls = {"mask_mod": 1.0, "BlockMask": None}
     made.int8 = [Int8Row("decode 1x8x32768x128", "K and V in int8", 1234.5, 123_456_789, 1.23)]
+    made.decode = [
+        DecodeRow(131072, "bfloat16", 1024, 123.45, None, None, 123_456_789),
+        DecodeRow(131072, "bfloat16", None, 2469.0, 12345.6, 123.4, 123_456_789_000),
+    ]
     made.steps = [StepRow("window", (1, 8, 4096, 64), 123.45, 456.78, 45678.9, 12345.6)]
     made.long_step = {"seconds": 12.3, "bytes": 123_456_789}
     made.memory = {mask: {"seconds": 12.3, "bytes": 123_456_789} for mask in ("none", "causal", "window")}
@@ -59,6 +64,9 @@ def test_every_row_of_the_bench_is_whole(columns: int, encoding: str) -> None:
         "45678.9 100.0x 12345.6 27.0x",
         "12.30 s, 123 MB above",
         "1234.50",
+        "131,072  1,024  bfloat16  123.45  1.0     -     -       -     -",
+        "131,072         bfloat16 2469.00 50.0 123.4   41% 12345.6  5.0x",
+        "share of the read bandwidth: 41% at least, missed (target 75%)",
         "1234 ms",
     ):
         assert figure in text
