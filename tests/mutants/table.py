@@ -911,7 +911,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ],
     ("kernels/cpu/tile/panels.h", "tests/test_left_out.py"): [
         ("zeros[i % 2] += block[i] * 0.0f;", ""),
-        ("select(x == 0.0f, x, columns[j])", "columns[j]"),
+        ("select(x == 0.0f, x, y)", "y"),
     ],
     ("kernels/cpu/int8/rows.h", "tests/test_left_out.py"): [("zeros += scale(row) * 0;", "")],
     ("kernels/cpu/stages/product.h", "tests/test_left_out.py"): [
@@ -1176,6 +1176,27 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("flextrace/block_mask/lists.py", "tests/flextrace/block_mask/test_block_mask.py"): [
         ("if size < LARGE_LIST:", "if size < 0:"),
         ('os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")', "2**99"),
+    ],
+    ("kernels/cpu/tile/pairs.h", "tests/kernels/cpu/test_bfloat16.py"): [
+        (
+            "inline int64_t pairs_in(int64_t n) { return (n + 1) / 2; }",
+            "inline int64_t pairs_in(int64_t n) { return n / 2; }",
+        ),
+        ("power(bits_to_float(float_to_bits(splat(scale)) & 0x7f800000)[0])", "power(1)"),
+        ("return __builtin_isnormal(scale);", "return true;"),
+        ("low = (pair & 0x7fff) != 0", "low = pair != 0"),
+        ("high = (pair & 0x7fff0000) != 0", "high = pair != 0"),
+        ("vcvtne2ps2bf16 %1, %2, %0", "vcvtne2ps2bf16 %2, %1, %0"),
+        ("return sum * *scale;", "return sum;"),
+        ("(vfloat)((vuint)first >> 16 | (vuint)second)", "(vfloat)((vuint)second >> 16 | (vuint)first)"),
+        ("zeros[1] += second * 0.0f;", ";"),
+        ("bits[i] | bits[i + 1] << 16", "bits[i + 1] | bits[i] << 16"),
+        ("lanes[i] = from[i * m.column_stride];", "lanes[i] = from[i];"),
+        ("defined(__AVX512BF16__) && VECTOR_BYTES == 64", "defined(__AVX512BF16__) && VECTOR_BYTES == 32"),
+    ],
+    ("kernels/cpu/tile/panels.h", "tests/kernels/cpu/test_bfloat16.py"): [
+        ("steps = (end - begin + PER_WORD - 1) / PER_WORD", "steps = (end - begin) / PER_WORD"),
+        ("step = begin / PER_WORD,", "step = begin,"),
     ],
     ("flextrace/int8/kv_cache.py", "tests/flextrace/int8/test_kv_cache.py"): [
         (

@@ -6,7 +6,7 @@
 //     for each of those tiles of keys, for each group of rows
 //       S = (scale Q) K^T                                  score_keys (scores.h)
 //       S = mask(score_mod(S)); P = exp(S - max)           softmax_rows
-//       O = O * exp(old max - max) + P V                   multiply_values
+//       O = O * exp(old max - max) + P V                   add_values
 //     out = O / sum of P; lse = max + log(sum)             write_rows
 //
 // Shapes, strides and dtypes are run-time values; only the mods are compiled in. jobs.h cuts a call into jobs.
@@ -69,6 +69,15 @@ static void softmax_rows(const Attention& a, Scratch& s, const QueryTile& q, int
   }
 }
 
+// O = O * exp(old max - max) + P V
+template <class Words>
+static void add_values(float* out, const Scratch& s, const float* values, int rows, int64_t begin, int64_t end,
+                       int64_t value_dim, bool special) {
+  auto multiply = special ? (rows == 1 ? multiply_values<1, true, Words> : multiply_values<ROWS, true, Words>)
+                          : (rows == 1 ? multiply_values<1, false, Words> : multiply_values<ROWS, false, Words>);
+  multiply(out, s.scores, values, begin, end, value_dim, s.factor);
+}
+
 // -- one tile of query rows --------------------------------------------------------------------------------------
 
 static void read_queries(const Attention& a, Scratch& s, const QueryTile& q) {
@@ -76,7 +85,9 @@ static void read_queries(const Attention& a, Scratch& s, const QueryTile& q) {
   for (int g = 0; g * ROWS < q.rows; g++) {
     int64_t rows = smaller(q.rows - g * ROWS, ROWS), first = q.first + g * ROWS;
     Matrix queries = matrix_of(p.q, p.q_strides, q.b, q.h, first, rows, p.head_dim, p.dtype);
-    if constexpr (KEYS != QUANTISED) pack_queries(s.queries + g * ROWS * p.head_dim, queries, p.scale);
+    float* packed = s.queries + g * ROWS * p.head_dim;
+    if (in_pairs(p)) pack_query_pairs(packed, queries, Scale(p.scale).power);
+    else if (KEYS != QUANTISED) pack_queries(packed, queries, p.scale);
     __builtin_memset(s.out + g * a.out_floats, 0, a.out_floats * sizeof(float));
     __builtin_memset(s.sum + g * ROWS * VL, 0, ROWS * VL * sizeof(float));
     for (int r = 0; r < ROW_STATE; r++) s.max[g * ROW_STATE + r] = -INFINITE;
@@ -132,9 +143,13 @@ static void attend(const Attention& a, Scratch& s, const QueryTile& q) {
       int64_t begin = state.begin * VL, end = smaller(state.end * VL, a.keys_in(tile));
       score_keys(p, s, q, g, rows, tile * KV_TILE, begin, end, key);
       (state.masked ? softmax_rows<true> : softmax_rows<false>)(a, s, q, g, rows, tile * KV_TILE, state);
-      auto multiply = special ? (rows == 1 ? multiply_values<1, true> : multiply_values<ROWS, true>)
-                              : (rows == 1 ? multiply_values<1, false> : multiply_values<ROWS, false>);
-      multiply(s.out + g * a.out_floats, s.scores, values, begin, end, p.value_dim, s.factor);
+      float* out = s.out + g * a.out_floats;
+      if (in_pairs(p)) {
+        round_weights(s.scores, rows, begin, end);
+        add_values<Pairs>(out, s, values, rows, begin, end, p.value_dim, special);
+      } else {
+        add_values<Floats>(out, s, values, rows, begin, end, p.value_dim, special);
+      }
     }
   }
   write_rows(a, s, q);

@@ -3,7 +3,13 @@
 #pragma once
 #include "../int8/rows.h"
 #include "../mod/mod.h"
+#include "../tile/pairs.h"
 #include "../tile/params.h"
+
+// Whether keys and values are packed, and multiplied, as pairs of bfloat16.
+inline bool in_pairs(const Params& p) {
+  return BFLOAT16_DOT && KEYS == PLAIN && p.dtype == BFLOAT16 && Scale::splits(p.scale);
+}
 
 // Whether a mean is subtracted from the queries too.
 inline bool smooths_queries(const Params& p) { return KEYS == QUANTISED && p.q_mean_rows > 0; }
@@ -21,6 +27,7 @@ inline KeyTile key_tile(const Params& p, const float* packed) {
   return {scale + KV_TILE + VL, (const word*)packed, scale, scale + KV_TILE};
 }
 inline int64_t floats_of_key_tile(const Params& p) {
+  if (in_pairs(p)) return KV_TILE * pairs_in(p.head_dim);
   int64_t words = KV_TILE * words_of(p.head_dim) + KV_TILE + VL, keys = KV_TILE * p.head_dim;
   return KEYS != QUANTISED ? keys : smooths_queries(p) ? words + keys : words;
 }
@@ -62,8 +69,10 @@ inline Int8Rows int8_values_of(const Params& p, int64_t b, int64_t kv_head) {
 }
 
 inline void pack_key_tile(float* packed, const Params& p, int64_t b, int64_t kv_head, int64_t first, int64_t count) {
-  if constexpr (KEYS == PLAIN)
-    return pack_keys(packed, matrix_of(p.k, p.k_strides, b, kv_head, first, count, p.head_dim, p.dtype));
+  if constexpr (KEYS == PLAIN) {
+    Matrix keys = matrix_of(p.k, p.k_strides, b, kv_head, first, count, p.head_dim, p.dtype);
+    return in_pairs(p) ? pack_key_pairs(packed, keys) : pack_keys(packed, keys);
+  }
   Rows keys = keys_of(p, b, kv_head);
   if constexpr (KEYS == QUANTISED) {
     float* scale = packed + KV_TILE * words_of(p.head_dim);
@@ -81,13 +90,18 @@ inline void pack_key_tile(float* packed, const Params& p, int64_t b, int64_t kv_
 }
 
 // One tile of packed values, and behind them VL floats, the first of them 1 where some value is infinite or nan.
-inline int64_t floats_of_values(const Params& p) { return KV_TILE * round_up(p.value_dim, VL); }
+inline int64_t floats_of_values(const Params& p) {
+  return KV_TILE / (in_pairs(p) ? 2 : 1) * round_up(p.value_dim, VL);
+}
 inline int64_t floats_of_value_tile(const Params& p) { return floats_of_values(p) + VL; }
 
 inline void pack_value_tile(float* packed, const Params& p, int64_t b, int64_t kv_head, int64_t first, int64_t count) {
-  bool finite =
-      KEYS == QUANTISED && p.v_scales
-          ? pack_int8_values(packed, int8_values_of(p, b, kv_head), first, count)
-          : pack_values(packed, matrix_of(p.v, p.v_strides, b, kv_head, first, count, p.value_dim, p.dtype));
+  bool finite;
+  if (KEYS == QUANTISED && p.v_scales) {
+    finite = pack_int8_values(packed, int8_values_of(p, b, kv_head), first, count);
+  } else {
+    Matrix values = matrix_of(p.v, p.v_strides, b, kv_head, first, count, p.value_dim, p.dtype);
+    finite = in_pairs(p) ? pack_value_pairs(packed, values) : pack_values(packed, values);
+  }
   packed[floats_of_values(p)] = !finite;
 }

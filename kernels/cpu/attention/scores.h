@@ -109,9 +109,13 @@ INLINE void score_keys(const Params& p, Scratch& s, const QueryTile& q, int grou
     (rows == 1 ? multiply_int8_keys<1> : multiply_int8_keys<ROWS>)(
         s.scores, words_of_group(p, s, group), s.start + group * ROWS, s.row_scale + group * ROWS, keys.words,
         keys.scale, begin, end, p.head_dim);
-  else
+  else if (in_pairs(p)) {
+    const float rest = Scale(p.scale).rest;
+    (rows == 1 ? multiply_keys<1, Pairs> : multiply_keys<ROWS, Pairs>)(
+        s.scores, s.queries + group * ROWS * p.head_dim, keys.keys, begin, end, pairs_in(p.head_dim), &rest);
+  } else
     (rows == 1 ? multiply_keys<1> : multiply_keys<ROWS>)(s.scores, s.queries + group * ROWS * p.head_dim, keys.keys,
-                                                         begin, end, p.head_dim);
+                                                         begin, end, p.head_dim, nullptr);
   if constexpr (KEYS != PLAIN) {
     if (p.add_back || smooths_queries(p)) add_terms(p, s, group, rows, begin, end);
     if (s.special[group] || (KEYS == QUANTISED && *keys.special != 0))

@@ -121,10 +121,23 @@ inline void pack_queries(float* packed, const Matrix& q, float scale) {
     }
 }
 
-// c[N][PANEL] = c * factor[row] + a @ b for the first N rows of a group, all sums in registers. Element (row, step) of
-// a lies at row * A_ROW + step * A_STEP; b is [steps][COLUMNS * VL]; without a factor c is only written.
+// What `multiply` makes of words: of floats here, of pairs of bfloat16 in pairs.h.
+struct Floats {
+  static constexpr int PER_WORD = 1;  // numbers
+
+  // SPARSE: a 0 in x leaves y out, whatever that holds.
+  template <bool SPARSE>
+  static INLINE vfloat add(vfloat sum, vfloat x, vfloat y) {
+    return sum + x * (SPARSE ? select(x == 0.0f, x, y) : y);
+  }
+  static INLINE vfloat written(vfloat sum, const float*) { return sum; }
+};
+
+// c[N][PANEL] = c * factor[row] + a @ b for the first N rows of a group, all sums in registers. Word (row, step) of a
+// lies at row * A_ROW + step * A_STEP; b is [steps][COLUMNS * VL]. Without ACCUMULATE c is only written.
 // SPARSE: a 0 in a leaves its row of b out, whatever that holds.
-template <int N, int COLUMNS, int A_ROW, int A_STEP, int C_ROW, bool ACCUMULATE, bool SPARSE = false>
+template <int N, int COLUMNS, int A_ROW, int A_STEP, int C_ROW, bool ACCUMULATE, bool SPARSE = false,
+          class Words = Floats>
 inline void multiply(float* c, const float* a, const float* b, int64_t steps, const float* factor) {
   vfloat sum[N][COLUMNS];
 #pragma GCC unroll 12
@@ -141,7 +154,7 @@ inline void multiply(float* c, const float* a, const float* b, int64_t steps, co
     for (int r = 0; r < N; r++) {
       vfloat x = splat(a[r * A_ROW]);
 #pragma GCC unroll 2
-      for (int j = 0; j < COLUMNS; j++) sum[r][j] += x * (SPARSE ? select(x == 0.0f, x, columns[j]) : columns[j]);
+      for (int j = 0; j < COLUMNS; j++) sum[r][j] = Words::template add<SPARSE>(sum[r][j], x, columns[j]);
     }
     a += A_STEP;
     b += COLUMNS * VL;
@@ -150,29 +163,33 @@ inline void multiply(float* c, const float* a, const float* b, int64_t steps, co
 #pragma GCC unroll 12
   for (int r = 0; r < N; r++)
 #pragma GCC unroll 2
-    for (int j = 0; j < COLUMNS; j++) store_vector(c + r * C_ROW + j * VL, sum[r][j]);
+    for (int j = 0; j < COLUMNS; j++)
+      store_vector(c + r * C_ROW + j * VL, ACCUMULATE ? sum[r][j] : Words::written(sum[r][j], factor));
 }
 
-// scores[N][KV_TILE] = q @ k^T for the panels of a packed tile that hold its keys [begin, end).
-template <int N>
-inline void multiply_keys(float* scores, const float* q, const float* k, int64_t begin, int64_t end,
-                          int64_t head_dim) {
+// scores[N][KV_TILE] = q @ k^T for the panels of a packed tile that hold its keys [begin, end); steps: words of a row;
+// scale: of scores, only where words are pairs.
+template <int N, class Words = Floats>
+inline void multiply_keys(float* scores, const float* q, const float* k, int64_t begin, int64_t end, int64_t steps,
+                          const float* scale = nullptr) {
   for (int64_t first = begin / PANEL * PANEL; first < end; first += PANEL)
-    multiply<N, 2, 1, ROWS, KV_TILE, false>(scores + first, q, k + first * head_dim, head_dim, nullptr);
+    multiply<N, 2, 1, ROWS, KV_TILE, false, false, Words>(scores + first, q, k + first * steps, steps, scale);
 }
 
 // out[panel][ROWS][PANEL] = out * factor[row] + weights[ROWS][KV_TILE] @ v, over the keys [begin, end) of a tile.
-// SPARSE: a weight of 0 leaves its key out, which values that are infinite or nan need.
-template <int N, bool SPARSE>
+// SPARSE: a weight of 0 leaves its key out, which values that are infinite or nan need. begin is a multiple of VL.
+template <int N, bool SPARSE, class Words = Floats>
 inline void multiply_values(float* out, const float* weights, const float* v, int64_t begin, int64_t end,
                             int64_t value_dim, const float* factor) {
+  constexpr int64_t PER_WORD = Words::PER_WORD;
+  int64_t step = begin / PER_WORD, steps = (end - begin + PER_WORD - 1) / PER_WORD;
+  const float* first_weight = weights + step;
   for (int64_t first = 0; first < value_dim; first += PANEL) {
     float* panel = out + first * ROWS;
-    const float* values = v + first * KV_TILE;
+    const float* values = v + first * (KV_TILE / PER_WORD);
     if (value_dim - first > VL)
-      multiply<N, 2, KV_TILE, 1, PANEL, true, SPARSE>(panel, weights + begin, values + begin * PANEL, end - begin,
-                                                       factor);
+      multiply<N, 2, KV_TILE, 1, PANEL, true, SPARSE, Words>(panel, first_weight, values + step * PANEL, steps, factor);
     else
-      multiply<N, 1, KV_TILE, 1, PANEL, true, SPARSE>(panel, weights + begin, values + begin * VL, end - begin, factor);
+      multiply<N, 1, KV_TILE, 1, PANEL, true, SPARSE, Words>(panel, first_weight, values + step * VL, steps, factor);
   }
 }
