@@ -174,6 +174,34 @@ def test_threads_make_masks_at_once() -> None:
 # ---- memory: what is never built ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tokens", [2**17, 2**22])
+def test_one_row_looks_at_what_its_bounds_leave_open(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As each step of a loop that generates: squares and positions, not all the keys before it."""
+    squares, positions = [], []
+    undecided, evaluated = refine._Refinement._undecided, refine.evaluate
+
+    def counted(self: Any, head: Any, *rest: Any) -> Any:
+        squares.append(len(head))
+        return undecided(self, head, *rest)
+
+    def looked(expr: Any, values: Any, **captured: Any) -> Any:
+        positions.append(np.broadcast(*values.values()).size)
+        return evaluated(expr, values, **captured)
+
+    monkeypatch.setattr(refine._Refinement, "_undecided", counted)
+    monkeypatch.setattr(refine, "evaluate", looked)
+    monkeypatch.setattr(Blocks, "indices", lambda *_: pytest.fail("a list of indices was made"))
+    monkeypatch.setattr(Blocks, "states", lambda *_: pytest.fail("dense states were made"))
+    for position in range(tokens - 100, tokens - 90):
+
+        def window(b: Any, h: Any, q_idx: Any, kv_idx: Any, position: int = position) -> Any:
+            return (kv_idx <= q_idx + position) & (q_idx + position - kv_idx < 1024)
+
+        made = flex.create_block_mask(window, None, None, 1, tokens)
+        assert 8 <= (made.blocks.end - made.blocks.first).sum() <= 9
+    assert len(squares) >= 10 and sum(squares) < 10 * 2500 and sum(positions) < 10 * 2500
+
+
 def test_what_needs_no_lists_of_a_million_tokens_allocates_no_plane(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts, sparsity, pictures, parts and combinations are made of rows and runs; a list of indices takes 268 MB."""
     tokens, rows = 2**20, 2**20 // 128
