@@ -57,6 +57,7 @@ kernels/metal/
 kernels/simulator/runtime/
 kernels/simulator/stdlib/
 kernels/simulator/translate/
+kernels/simulator/registers/
 kernels/simulator/
 kernels/ops/
 kernels/registry kernels/__init__

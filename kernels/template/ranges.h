@@ -75,7 +75,12 @@ inline Range square(Range a) {
 inline Range min(Range a, Range b) { return range(smaller(a.lo, b.lo), smaller(a.hi, b.hi)); }
 inline Range max(Range a, Range b) { return range(larger(a.lo, b.lo), larger(a.hi, b.hi)); }
 
-inline int64_t quotient(int64_t a, int64_t b) { return a / b - int64_t(a % b != 0 && (a ^ b) < 0); }
+// The floor of a / b, which are int32: no GPU divides 64 bits.
+inline int64_t quotient(int64_t a, int64_t b) {
+  if (b == -1) return -a;  // that of LEAST is beyond int32
+  const int x = int(a), y = int(b), towards_zero = x / y;
+  return towards_zero - int(towards_zero * y != x && (x ^ y) < 0);
+}
 inline Range floor_div(Range a, Range b) {
   if (is_constant(b) && b.lo == 0) return range(0, 0);
   if (b.lo > 0 || is_constant(b))
@@ -85,8 +90,9 @@ inline Range floor_div(Range a, Range b) {
 }
 // Exact where the range lies in one period.
 inline Range remainder(Range a, int64_t divisor) {
-  int64_t period = quotient(a.lo, divisor);
-  if (period != quotient(a.hi, divisor)) return range(0, divisor - 1);
+  const bool beyond = divisor > MOST;  // the first number that is: each sign is one period
+  const int64_t period = beyond ? a.lo >> 63 : quotient(a.lo, divisor);
+  if (period != (beyond ? a.hi >> 63 : quotient(a.hi, divisor))) return range(0, divisor - 1);
   return range(a.lo - period * divisor, a.hi - period * divisor);
 }
 inline Range mod(Range a, Range b) {

@@ -43,6 +43,7 @@ float pow(float, float), fmod(float, float), atan2(float, float);
 
 enum class mem_flags { mem_none, mem_device, mem_threadgroup };
 void threadgroup_barrier(mem_flags flags);
+void simdgroup_barrier(mem_flags flags);
 bool simd_any(bool x);
 bool simd_all(bool x);
 uint simd_or(uint x);

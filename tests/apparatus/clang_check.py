@@ -15,12 +15,15 @@ import pytest
 from flextrace.kernels.metal.attention.plan import Plan
 from flextrace.kernels.metal.generate import complete
 from flextrace.kernels.metal.text import KernelText
+from flextrace.kernels.simulator import registers
 
 CLANG = shutil.which("clang-19") or shutil.which("clang")
 OPTIONS = ("-x", "clcpp", "-cl-std=clc++2021", "-fsyntax-only")
 PRELUDE = Path(__file__).parent / "address_spaces.h"
+TYPES = Path(__file__).parents[2] / "kernels" / "simulator" / "registers"  # metal_types.h
 Node = dict[str, Any]
 needs_clang = pytest.mark.skipif(CLANG is None, reason="no clang: apt-get install clang")
+needs_stand_in = pytest.mark.skipif(registers.why_not() is not None, reason=registers.why_not() or "")
 ELEMENTS = {"float32": "float", "float16": "half", "bfloat16": "bfloat16_t"}
 
 
@@ -94,5 +97,5 @@ def _run(source: str, folder: Path, *options: str) -> subprocess.CompletedProces
     assert CLANG is not None
     file = folder / "kernel.clcpp"
     file.write_text(source, encoding="ascii")
-    command = [CLANG, *OPTIONS, *options, "-include", str(PRELUDE)]
+    command = [CLANG, *OPTIONS, *options, "-I", str(TYPES), "-include", str(PRELUDE)]
     return subprocess.run([*command, str(file)], capture_output=True, text=True, check=False)

@@ -740,6 +740,7 @@ inline void multiply_keys(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::
   constexpr int LD = Leading<K, P::BD>::value;
   UNROLL
   for (int d = 0; d < P::BD / FRAGMENT; d++) {
+    metal::simdgroup_barrier(metal::mem_flags::mem_none);
     Fragment<F> query[P::ROW_FRAGMENTS], key;
     UNROLL
     for (int r = 0; r < P::ROW_FRAGMENTS; r++) queries.get(query[r], r, q_idx, tile * (P::BD / FRAGMENT) + d, place);
@@ -765,6 +766,7 @@ inline void multiply_values(
   for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
     UNROLL
     for (int d = 0; d < P::BV / FRAGMENT; d++) {
+      if (d % 4 == 0) metal::simdgroup_barrier(metal::mem_flags::mem_none);
       Fragment<F> value;
       int column = tile * (P::BV / FRAGMENT) + d;
       load<LD>(value, values + j * FRAGMENT * LD + d * FRAGMENT, place);
@@ -971,6 +973,14 @@ struct KeyTile {
   uint kept;
 };
 
+inline KeyTile no_tile() {
+  KeyTile tile;
+  tile.first = tile.state = 0;
+  tile.exists = tile.live = tile.masked = tile.asked = false;
+  tile.kept = 0;
+  return tile;
+}
+
 // Bit i: what lane i says.
 inline uint ballot(bool yes, uint lane) { return metal::simd_or(uint(yes) << lane); }
 
@@ -1137,7 +1147,7 @@ struct Walk {
     whole |= decided;
     for (uint asked = ballot(state == OPEN, at.lane); asked != 0; asked &= asked - 1) {
       last_asked = int(metal::ctz(asked));
-      int e = entry(last_asked);
+      const int e = entry(last_asked);
       last_kept = kept((e >> 2) * P::BK, e & 3, rows, mods);
       if (metal::simd_any(last_kept != 0)) live |= 1u << last_asked;
       if (metal::simd_all(last_kept == EVERY)) whole |= 1u << last_asked;
@@ -1381,7 +1391,7 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
                    const thread Walk<P, BLOCKS, Captured>& walk, const thread LaneRows<P>& rows,
                    const thread RowFactors<P>& factors, float key_scale, const thread Captured& mods) {
   if (QUANTISED) scale_products<P>(scores, key_scale, tile.first, walk.p.kv_len, factors, rows, mods);
-  uint kept = tile.masked && !tile.asked ? walk.kept(tile.first, tile.state, rows, mods) : tile.kept;
+  const uint kept = tile.masked && !tile.asked ? walk.kept(tile.first, tile.state, rows, mods) : tile.kept;
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
     UNROLL
@@ -1468,24 +1478,21 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
   Tiles tiles;
   tiles.start(k.head(rows.kv_batch, rows.kv_head), v.head(rows.kv_batch, rows.kv_head), staged,
               votes + 2 * P::SIMDGROUPS, at.index());
-  KeyTile tile = walk.next(rows, mods, at);
-  if (tile.exists) {
-    typename Tiles::Ahead first;
-    tiles.read_keys(first, walk.keys(tile), 0);
-    tiles.turn_to(first);
-  }
-
-  while (tile.exists) {
+  // The first time round there is no tile yet, and all that happens is that the first one's keys are read.
+  KeyTile tile = no_tile();
+  while (true) {
     // S = Q K^T, some columns of K at a time
     Fragment<float> scores[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS];
     clear(scores);
-    UNROLL
-    for (int d = 0; d < P::HEAD_TILES; d++) {
-      typename Tiles::Ahead next;
-      if (d + 1 < P::HEAD_TILES) tiles.read_keys(next, walk.keys(tile), d + 1);
-      else tiles.read_values(next, walk.keys(tile), 0, rows, mods);
-      if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, tiles.keys(), d, rows.place);
-      tiles.turn_to(next);
+    if (tile.exists) {
+      UNROLL
+      for (int d = 0; d < P::HEAD_TILES; d++) {
+        typename Tiles::Ahead next;
+        if (d + 1 < P::HEAD_TILES) tiles.read_keys(next, walk.keys(tile), d + 1);
+        else tiles.read_values(next, walk.keys(tile), 0, rows, mods);
+        if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, tiles.keys(), d, rows.place);
+        tiles.turn_to(next);
+      }
     }
 
     // O += P V, some columns of V at a time; before the first of them, P = softmax so far of the modified scores
@@ -1494,11 +1501,6 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
     uint gaps = 0;  // bit j: some row of this simdgroup does not attend to some key of key fragment j
     UNROLL
     for (int d = 0; d < P::VALUE_TILES; d++) {
-      typename Tiles::Ahead next;
-      next.kind = Tiles::NOTHING;
-      if (d + 1 < P::VALUE_TILES) tiles.read_values(next, walk.keys(tile), d + 1, rows, mods);
-      else if (following.exists) tiles.read_keys(next, walk.keys(following), 0);
-
       if (tile.live && d == 0) {
         modify<P>(scores, tile, walk, rows, factors, tiles.key_scale(at.lane), mods);
         gaps = HAS_SCORE_MOD || tile.masked ? update_rows<true>(state, sums, weights, scores)
@@ -1506,18 +1508,28 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
         if (MAY_LEAVE_OUT && (HAS_SCORE_MOD || tile.masked)) gaps = metal::simd_or(gaps);
         if (INT8_VALUES) scale_weights<P>(weights, tiles.value_scale(at.lane), rows.place);
       }
-      if (MAY_LEAVE_OUT && gaps != 0 && holds_special<V, P>(tiles.values(), gaps, at.lane))
-        multiply_special_values<V, P>(sums, weights, tiles.values(), d, rows.place);
-      else if (tile.live) multiply_values<V, P>(sums, weights, tiles.values(), d, rows.place);
+      const bool special = MAY_LEAVE_OUT && gaps != 0 && holds_special<V, P>(tiles.values(), gaps, at.lane);
+      if (special) multiply_special_values<V, P>(sums, weights, tiles.values(), d, rows.place);
+
+      // These reads wait for the multiplications only: softmax needs the registers that they take.
+      typename Tiles::Ahead next;
+      next.kind = Tiles::NOTHING;
+      if (d + 1 == P::VALUE_TILES) {
+        if (following.exists) tiles.read_keys(next, walk.keys(following), 0);
+      } else if (tile.exists) {
+        tiles.read_values(next, walk.keys(tile), d + 1, rows, mods);
+      }
+      if (tile.live && !special) multiply_values<V, P>(sums, weights, tiles.values(), d, rows.place);
       tiles.turn_to(next);
     }
+    if (!following.exists) break;
     tile = following;
   }
   write_rows<P>(to, state, sums, rows, p, mods);
 }
 
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int BLOCKS>
-[[kernel]] void flextrace_attention_8b380c2ff32e726b(
+[[kernel]] void flextrace_attention_5d6a111df36c64bd(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],
@@ -1537,7 +1549,7 @@ template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGR
     uint3 threadgroups_per_grid [[threadgroups_per_grid]],
     uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
-#line 191 "attention/forward.metal"
+#line 193 "attention/forward.metal"
 typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS> P;
 threadgroup T staged[STAGED];
 threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK];

@@ -52,7 +52,7 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
                    const thread Walk<P, BLOCKS, Captured>& walk, const thread LaneRows<P>& rows,
                    const thread RowFactors<P>& factors, float key_scale, const thread Captured& mods) {
   if (QUANTISED) scale_products<P>(scores, key_scale, tile.first, walk.p.kv_len, factors, rows, mods);
-  uint kept = tile.masked && !tile.asked ? walk.kept(tile.first, tile.state, rows, mods) : tile.kept;
+  const uint kept = tile.masked && !tile.asked ? walk.kept(tile.first, tile.state, rows, mods) : tile.kept;
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
     UNROLL
@@ -139,24 +139,21 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
   Tiles tiles;
   tiles.start(k.head(rows.kv_batch, rows.kv_head), v.head(rows.kv_batch, rows.kv_head), staged,
               votes + 2 * P::SIMDGROUPS, at.index());
-  KeyTile tile = walk.next(rows, mods, at);
-  if (tile.exists) {
-    typename Tiles::Ahead first;
-    tiles.read_keys(first, walk.keys(tile), 0);
-    tiles.turn_to(first);
-  }
-
-  while (tile.exists) {
+  // The first time round there is no tile yet, and all that happens is that the first one's keys are read.
+  KeyTile tile = no_tile();
+  while (true) {
     // S = Q K^T, some columns of K at a time
     Fragment<float> scores[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS];
     clear(scores);
-    UNROLL
-    for (int d = 0; d < P::HEAD_TILES; d++) {
-      typename Tiles::Ahead next;
-      if (d + 1 < P::HEAD_TILES) tiles.read_keys(next, walk.keys(tile), d + 1);
-      else tiles.read_values(next, walk.keys(tile), 0, rows, mods);
-      if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, tiles.keys(), d, rows.place);
-      tiles.turn_to(next);
+    if (tile.exists) {
+      UNROLL
+      for (int d = 0; d < P::HEAD_TILES; d++) {
+        typename Tiles::Ahead next;
+        if (d + 1 < P::HEAD_TILES) tiles.read_keys(next, walk.keys(tile), d + 1);
+        else tiles.read_values(next, walk.keys(tile), 0, rows, mods);
+        if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, tiles.keys(), d, rows.place);
+        tiles.turn_to(next);
+      }
     }
 
     // O += P V, some columns of V at a time; before the first of them, P = softmax so far of the modified scores
@@ -165,11 +162,6 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
     uint gaps = 0;  // bit j: some row of this simdgroup does not attend to some key of key fragment j
     UNROLL
     for (int d = 0; d < P::VALUE_TILES; d++) {
-      typename Tiles::Ahead next;
-      next.kind = Tiles::NOTHING;
-      if (d + 1 < P::VALUE_TILES) tiles.read_values(next, walk.keys(tile), d + 1, rows, mods);
-      else if (following.exists) tiles.read_keys(next, walk.keys(following), 0);
-
       if (tile.live && d == 0) {
         modify<P>(scores, tile, walk, rows, factors, tiles.key_scale(at.lane), mods);
         gaps = HAS_SCORE_MOD || tile.masked ? update_rows<true>(state, sums, weights, scores)
@@ -177,11 +169,21 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
         if (MAY_LEAVE_OUT && (HAS_SCORE_MOD || tile.masked)) gaps = metal::simd_or(gaps);
         if (INT8_VALUES) scale_weights<P>(weights, tiles.value_scale(at.lane), rows.place);
       }
-      if (MAY_LEAVE_OUT && gaps != 0 && holds_special<V, P>(tiles.values(), gaps, at.lane))
-        multiply_special_values<V, P>(sums, weights, tiles.values(), d, rows.place);
-      else if (tile.live) multiply_values<V, P>(sums, weights, tiles.values(), d, rows.place);
+      const bool special = MAY_LEAVE_OUT && gaps != 0 && holds_special<V, P>(tiles.values(), gaps, at.lane);
+      if (special) multiply_special_values<V, P>(sums, weights, tiles.values(), d, rows.place);
+
+      // These reads wait for the multiplications only: softmax needs the registers that they take.
+      typename Tiles::Ahead next;
+      next.kind = Tiles::NOTHING;
+      if (d + 1 == P::VALUE_TILES) {
+        if (following.exists) tiles.read_keys(next, walk.keys(following), 0);
+      } else if (tile.exists) {
+        tiles.read_values(next, walk.keys(tile), d + 1, rows, mods);
+      }
+      if (tile.live && !special) multiply_values<V, P>(sums, weights, tiles.values(), d, rows.place);
       tiles.turn_to(next);
     }
+    if (!following.exists) break;
     tile = following;
   }
   write_rows<P>(to, state, sums, rows, p, mods);

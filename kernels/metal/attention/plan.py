@@ -1,22 +1,34 @@
 """Head dims, dtype -> Plan: how a threadgroup cuts its work, from a model of registers and threadgroup memory.
 
 The model counts 32-bit registers per thread, of which an Apple GPU has about 128 before fewer threads are resident:
-the output sums, the scores, the query fragments if they stay, the tile of K or V on its way, and 20 for the rest; of
-quantised kernels also the factors of rows and keys. The smallest register has 16 bits: int8 on its way takes 2 bytes.
+the output sums, the scores, the query fragments if they stay, the tile of K or V on its way, and the rest; of quantised
+kernels also the factors of rows and keys. The smallest register has 16 bits: int8 on its way takes 2 bytes. It was
+fitted to what clang needs of these texts for another GPU with as many lanes: `flextrace bench --counts` prints it.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from itertools import product
 
 from ..device import FRAGMENT, LANES, THREADGROUP_BYTES, registers_of
 from ..scoring import PLAIN, Scoring
 
-OTHER_REGISTERS = 20  # addresses, row statistics, one fragment of each operand
-SIMDGROUPS = 4
+OTHER_REGISTERS = 55  # addresses, the walk, row statistics, fragments on their way
+CUT_REGISTERS = 8  # several tiles of columns of K or V, whose code the compiler interleaves
+FEW, MANY = 7, 68  # registers that a thread keeps in memory: so few cost little; so many where nothing else fits
+BARRIERS = 2 / (32 * 64)  # for each pair of a row and a key: fewer hardly matter
+MEMORY = 17 * 1024  # of threadgroup memory, about what MLX's kernel takes: so that a core holds several threadgroups
+# (row_fragments, simdgroups), 64 query rows at least: they say how often K and V are read. Sixteen rows of a simdgroup
+# halve its reads of K and V from threadgroup memory.
+ROWS = ((2, 4), (2, 8), (1, 8))
+# Whether queries stay in registers, registers in memory, keys of a tile: the first that has a plan. With fewer keys the
+# sums are scaled more often.
+ATTEMPTS = (
+    *((True, FEW, (32, 16)), (True, MANY, (16,)), (True, MANY, (8,))),
+    *((False, FEW, (32, 16, 8)), (False, MANY, (16, 8))),
+)
 
 
 @dataclass(frozen=True)
@@ -85,8 +97,9 @@ class Plan:
         scores = rows * self.bk // FRAGMENT
         queries = rows * padded(self.head_dim) // FRAGMENT * self.product_bytes // 4 if self.q_in_registers else 0
         row_bytes = max(self.bd * max(2, self.key_bytes), self.bv * max(2, self.value_bytes))
-        ahead = _parts(self.bk * row_bytes, self.threads * 4)
-        return sums + scores + queries + ahead + self._factors + OTHER_REGISTERS
+        ahead = 4 * _parts(self.bk * row_bytes, self.threads * 16)
+        cut = CUT_REGISTERS if self.bd < padded(self.head_dim) or self.value_tiles > 1 else 0
+        return sums + scores + queries + ahead + self._factors + OTHER_REGISTERS + cut
 
     @property
     def _factors(self) -> int:
@@ -97,12 +110,17 @@ class Plan:
         of_row = s.quantised + s.add_back + 2 * s.smoothed_q
         return self.row_fragments * of_row + s.quantised + s.int8_values
 
-    def barriers_per_key(self) -> float:
-        """Each tile of columns ends with one."""
-        return (_parts(self.head_dim, self.bd) + self.value_tiles) / self.bk
+    @property
+    def spilled(self) -> int:
+        """Registers that a thread keeps in memory."""
+        return max(0, self.registers - registers_of(self.threads))
 
-    def fits(self) -> bool:
-        return self.registers <= registers_of(self.threads) and self.threadgroup_bytes <= THREADGROUP_BYTES
+    def barriers_per_pair(self) -> float:
+        """Of a row and a key. Each tile of columns ends with one."""
+        return (_parts(self.head_dim, self.bd) + self.value_tiles) / (self.bk * self.bq)
+
+    def fits(self, spilled: int = FEW) -> bool:
+        return self.spilled <= spilled and self.threadgroup_bytes <= (MEMORY if spilled == FEW else THREADGROUP_BYTES)
 
     def template(self) -> list[tuple[str, int | bool]]:
         """The arguments by name, as plan.h and the kernel's body name them."""
@@ -122,31 +140,33 @@ class Plan:
 
 @functools.lru_cache(maxsize=256)
 def plan_for(head_dim: int, value_dim: int, dtype: str, scoring: Scoring = PLAIN) -> Plan:
-    """The first plan that fits, most wanted first.
+    """The best plan that fits: of those with most rows for each fragment of K and V that is read, one with few
+    barriers, few query rows, and few registers.
 
-    Sixteen rows per simdgroup halve the reads of K and V from threadgroup memory, queries in registers save theirs,
-    longer tiles of keys save barriers, and whole rows in one tile of columns save more of them. Only where nothing
-    fits do several threadgroups share the value columns, each computing all scores again.
-
-    The factors of quantised kernels leave a few registers less. For their sake tiles do not get so narrow that there
-    are more than twice the barriers of the plain kernel: rather fewer rows, or queries out of registers.
+    Queries stay in registers. Where that is too much, rather a thread keeps some registers in memory than several
+    threadgroups share the value columns, each computing all scores again. Only where nothing fits are queries read
+    again for each tile.
     """
-    most = math.inf if scoring == PLAIN else 2 * plan_for(head_dim, value_dim, dtype).barriers_per_key()
-    for slices in range(1, padded(value_dim) // FRAGMENT + 1):
+    for slices, (q_in_registers, spilled, keys) in product(range(1, padded(value_dim) // FRAGMENT + 1), ATTEMPTS):
         columns = padded(_parts(value_dim, slices))
-        found = []
-        for row_fragments, q_in_registers in product((2, 1), (True, False)):
-            wanted = product((32, 16, 8), _tilings(padded(head_dim)), _tilings(columns))
-            tiles = ((row_fragments, SIMDGROUPS, bk, bd, bv, columns // bv) for bk, bd, bv in wanted)
-            plans = (Plan(head_dim, value_dim, *cut, q_in_registers, dtype, scoring) for cut in tiles)
-            fitting = (plan for plan in plans if plan.fits())
-            best = next(fitting, None) if scoring == PLAIN else min(fitting, key=Plan.barriers_per_key, default=None)
-            if best is not None and best.barriers_per_key() <= most:
-                return best
-            found += [] if best is None else [best]
+        tiles = product(ROWS, keys, _tilings(padded(head_dim)), _tilings(columns))
+        plans = (
+            Plan(head_dim, value_dim, *rows, bk, bd, bv, columns // bv, q_in_registers, dtype, scoring)
+            for rows, bk, bd, bv in tiles
+        )
+        found = [plan for plan in plans if plan.fits(spilled)]
         if found:
-            return min(found, key=Plan.barriers_per_key)
+            return min(found, key=_wanted if spilled == FEW else _spilled)
     raise ValueError(f"head dims {head_dim} and {value_dim} do not fit a threadgroup; use fewer columns per head")
+
+
+def _wanted(plan: Plan) -> tuple[float, ...]:
+    """What is less is better."""
+    return -plan.row_fragments, max(BARRIERS, plan.barriers_per_pair()), plan.bq, plan.spilled, plan.registers
+
+
+def _spilled(plan: Plan) -> tuple[float, ...]:
+    return plan.spilled, plan.barriers_per_pair()
 
 
 def _tilings(columns: int) -> list[int]:

@@ -47,6 +47,7 @@ inline void multiply_keys(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::
   constexpr int LD = Leading<K, P::BD>::value;
   UNROLL
   for (int d = 0; d < P::BD / FRAGMENT; d++) {
+    metal::simdgroup_barrier(metal::mem_flags::mem_none);
     Fragment<F> query[P::ROW_FRAGMENTS], key;
     UNROLL
     for (int r = 0; r < P::ROW_FRAGMENTS; r++) queries.get(query[r], r, q_idx, tile * (P::BD / FRAGMENT) + d, place);
@@ -72,6 +73,7 @@ inline void multiply_values(
   for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
     UNROLL
     for (int d = 0; d < P::BV / FRAGMENT; d++) {
+      if (d % 4 == 0) metal::simdgroup_barrier(metal::mem_flags::mem_none);
       Fragment<F> value;
       int column = tile * (P::BV / FRAGMENT) + d;
       load<LD>(value, values + j * FRAGMENT * LD + d * FRAGMENT, place);

@@ -30,6 +30,14 @@ struct KeyTile {
   uint kept;
 };
 
+inline KeyTile no_tile() {
+  KeyTile tile;
+  tile.first = tile.state = 0;
+  tile.exists = tile.live = tile.masked = tile.asked = false;
+  tile.kept = 0;
+  return tile;
+}
+
 // Bit i: what lane i says.
 inline uint ballot(bool yes, uint lane) { return metal::simd_or(uint(yes) << lane); }
 
@@ -196,7 +204,7 @@ struct Walk {
     whole |= decided;
     for (uint asked = ballot(state == OPEN, at.lane); asked != 0; asked &= asked - 1) {
       last_asked = int(metal::ctz(asked));
-      int e = entry(last_asked);
+      const int e = entry(last_asked);
       last_kept = kept((e >> 2) * P::BK, e & 3, rows, mods);
       if (metal::simd_any(last_kept != 0)) live |= 1u << last_asked;
       if (metal::simd_all(last_kept == EVERY)) whole |= 1u << last_asked;

@@ -74,7 +74,8 @@ def test_a_dense_run_moves_what_the_plan_says() -> None:
     assert report.matrix_multiplies == 2 * (length // 8) ** 2 * dim // 8
     tiles = length // plan.bq * length // plan.bk
     assert report.threadgroup_barriers == 2 * tiles
-    assert report.simdgroup_barriers == 0
+    of_simdgroup = dim // 8 + plan.bk // 8 * (dim // 32)  # they keep few loads under way
+    assert report.simdgroup_barriers == tiles * plan.simdgroups * of_simdgroup
 
 
 def causal(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -110,9 +111,11 @@ def test_counts_beside_mlx_s_own_kernel(dim: int, dtype: str) -> None:
     ours = counts(length, dim, dtype)
     assert ours.matrix_multiplies == steel.matrix_multiplies
     tensors = (sum(ours.buffers[name].read for name in "qkv"), sum(steel.buffers[name].read for name in "QKV"))
-    assert tensors[0] < tensors[1], "bytes of q, k and v from device memory"
-    assert ours.threadgroup_read < 0.6 * steel.threadgroup_read
+    assert tensors[0] <= 0.6 * tensors[1], "bytes of q, k and v from device memory"
+    one_fragment = plan_for(dim, dim, dtype).row_fragments == 1  # of rows: each fragment of K and V serves half as many
+    assert ours.threadgroup_read <= (0.8 if one_fragment else 0.6) * steel.threadgroup_read
     assert ours.threadgroup_written < 0.6 * steel.threadgroup_written
     assert ours.threadgroup_allocated <= steel.threadgroup_allocated
     assert ours.threadgroup_barriers <= 0.5 * steel.threadgroup_barriers
+    assert ours.simdgroup_barriers < steel.simdgroup_barriers
     assert ours.shuffles < 0.5 * steel.shuffles

@@ -15,6 +15,7 @@ from zoo import mx_array
 import flextrace as flex
 from flextrace.kernels import AttentionCall
 from flextrace.kernels.metal import MetalBackend, launch
+from flextrace.kernels.metal.attention.plan import plan_for
 from flextrace.kernels.metal.launch import MOST_MULTIPLIES, tiles_at_once
 from flextrace.kernels.simulator import recording
 
@@ -74,8 +75,9 @@ def test_the_bits_are_the_same(
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("shape", ["long_q", "dim_520", "tile_edges"])
 def test_other_shapes_and_lane_orders(shape: str, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = SHAPES[shape][2]
-    check(call(SHAPES[shape], "float32", ("causal",)), -(-rows // 64), 1, monkeypatch, order)
+    rows, dims = SHAPES[shape][2], SHAPES[shape][3::4]
+    tiles = -(-rows // plan_for(*dims, "float32").bq)
+    check(call(SHAPES[shape], "float32", ("causal",)), tiles, 1, monkeypatch, order)
 
 
 def test_asynchronous_copies_and_quantised_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

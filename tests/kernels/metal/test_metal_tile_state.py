@@ -256,9 +256,9 @@ def test_arrays_without_a_buffer_for_their_extremes_are_scanned() -> None:
         return mask
 
     text = kernel_text(formulas(None, flex.mask_mod(same(tables)).trace()))
-    assert len(buffers(text)) == MAX_BUFFERS and text.extremes == (0, 1) and not text.packed
+    assert len(buffers(text)) == MAX_BUFFERS and text.extremes == (0,) and not text.packed
     report = check(same(tables), same(ids), 200, 200)
-    assert report.buffers["extremes1"].read > 0 and report.buffers["array2"].read > 0
+    assert report.buffers["extremes0"].read > 0 and report.buffers["array1"].read > 0
 
 
 def test_a_table_much_larger_than_the_scores_is_not_gone_through() -> None:
@@ -273,7 +273,7 @@ def test_extremes_are_lazy_inside_compile() -> None:
     def factory(**definition: Any) -> Any:
         def launch(**arguments: Any) -> list[mx.array]:
             launches.append(definition | arguments)
-            total = sum(x.astype(mx.float32).sum() for x in arguments["inputs"])
+            total = sum(x.astype(mx.float32).sum() for x in arguments["inputs"][-2:])
             shapes = zip(arguments["output_shapes"], arguments["output_dtypes"], strict=True)
             return [mx.full(shape, total).astype(dtype) for shape, dtype in shapes]
 

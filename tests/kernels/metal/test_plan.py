@@ -12,9 +12,9 @@ import pytest
 
 import flextrace as flex
 from flextrace.kernels.call import Blocks
-from flextrace.kernels.metal.attention.plan import plan_for
+from flextrace.kernels.metal.attention.plan import FEW, MANY, plan_for
 from flextrace.kernels.metal.attention.tile_lists import ASK, CUT_TILES, LOOK_UP, NO_MASK, WHOLE_TILES, tiles_for
-from flextrace.kernels.metal.device import FRAGMENT, REGISTERS, THREADGROUP_BYTES
+from flextrace.kernels.metal.device import FRAGMENT, THREADGROUP_BYTES
 from flextrace.kernels.metal.scoring import Scoring
 
 DIMS = [*range(1, 130), 160, 192, 200, 256, 320, 512, 576, 1024]
@@ -25,7 +25,7 @@ def test_every_head_dim_has_a_plan_within_limits(dtype: str) -> None:
     for head_dim in DIMS:
         for value_dim in (head_dim, 64, 3):
             plan = plan_for(head_dim, value_dim, dtype)
-            assert plan.registers <= REGISTERS and plan.threadgroup_bytes <= THREADGROUP_BYTES
+            assert plan.spilled <= MANY and plan.threadgroup_bytes <= THREADGROUP_BYTES and plan.bq >= 64
             assert plan.bk % FRAGMENT == plan.bd % FRAGMENT == plan.bv % FRAGMENT == 0
             assert -(-head_dim // 8) * 8 % plan.bd == 0, "no padding beyond a fragment, so no product in vain"
             assert plan.bv * plan.value_tiles * plan.value_slices >= value_dim
@@ -48,17 +48,17 @@ def test_quantised_kernels_have_a_plan_within_limits(kind: str, dtype: str) -> N
     for head_dim in DIMS:
         for value_dim in (head_dim, 64, 3):
             plan, plain = plan_for(head_dim, value_dim, dtype, QUANTISED[kind]), plan_for(head_dim, value_dim, dtype)
-            assert plan.registers <= REGISTERS and plan.threadgroup_bytes <= THREADGROUP_BYTES
+            assert plan.spilled <= MANY and plan.threadgroup_bytes <= THREADGROUP_BYTES
             assert plan.bv * plan.value_tiles * plan.value_slices >= value_dim
             assert plan.row_fragments * plan.bk // 8 * 2 <= 32 and plan.staged * plan.element_bytes % 4 == 0
             assert plan.value_slices <= max(plain.value_slices, 2), "scores are computed as often"
-            assert plan.barriers_per_key() <= 2 * plain.barriers_per_key(), "no narrow tiles for a few registers"
+            assert plan.barriers_per_pair() <= 2 * plain.barriers_per_pair(), "no narrow tiles for a few registers"
 
 
 def test_the_model_counts_what_quantising_adds() -> None:
     """Registers of plans cut alike: a scale and a term per row fragment, 64 bits for the scores of a mean, a scale in
-    each lane for keys and for values; int8 on its way takes 16 bits, half of float32 and no less than float16."""
-    for dtype, saved in (("float16", 0), ("float32", 8)):
+    each lane for keys and for values; int8 on its way takes 16 bits, and a thread reads whole pieces."""
+    for dtype in ("float16", "float32"):
         plain = plan_for(64, 64, dtype)
         assert plain.row_fragments == 2
         more = {name: replace(plain, scoring=s).registers - plain.registers for name, s in QUANTISED.items()}
@@ -66,49 +66,40 @@ def test_the_model_counts_what_quantising_adds() -> None:
             "keys": 3,
             "smoothed": 2,
             "smoothed queries": 9,
-            "keys and values": 4 - saved,
-            "all": 10 - saved,
+            "keys and values": 4,
+            "all": 10,
         }
     memory = {name: plan_for(64, 64, "float16", s).threadgroup_bytes for name, s in QUANTISED.items()}
     assert plan_for(64, 64, "float16").threadgroup_bytes == memory["smoothed"] == 2 * 32 * (64 * 2 + 16) + 32
     assert memory["keys"] == memory["smoothed"] + 4 * 32, "values are as wide as before"
-    assert memory["all"] == 2 * 32 * (64 + 16) + 32 + 8 * 32
+    assert memory["all"] == 2 * 16 * (64 + 16) + 64 + 8 * 16, "two fragments of rows, and half as many keys"
 
 
 def test_the_plain_plans_stay() -> None:
     cuts = {
-        (64, "float16"): (2, True, 32, 64, 64),
-        (96, "bfloat16"): (2, True, 16, 48, 48),
-        (128, "float16"): (2, True, 16, 64, 64),
-        (192, "float32"): (2, False, 16, 32, 32),
-        (256, "float16"): (1, True, 32, 32, 32),
+        (64, "float16"): (2, 4, 32, 64, 64),
+        (64, "float32"): (2, 8, 16, 64, 64),
+        (80, "float16"): (2, 8, 16, 80, 80),
+        (96, "bfloat16"): (1, 8, 32, 96, 96),
+        (128, "float16"): (1, 8, 16, 128, 128),
+        (128, "float32"): (1, 8, 16, 128, 128),
+        (192, "float32"): (1, 8, 16, 192, 192),
+        (256, "float16"): (1, 8, 16, 256, 256),
     }
     for (dim, dtype), cut in cuts.items():
         plan = plan_for(dim, dim, dtype)
-        assert (plan.row_fragments, plan.q_in_registers, plan.bk, plan.bd, plan.bv) == cut
-
-
-def test_the_usual_head_dims_have_their_own_plan() -> None:
-    plan = plan_for(64, 64, "float32")
-    assert (plan.bq, plan.bk, plan.bd, plan.q_in_registers) == (64, 32, 64, True)
-    assert plan_for(128, 128, "float32").row_fragments == 2
-    assert plan_for(256, 256, "float32").value_slices == 1
-    assert plan_for(512, 512, "float32").value_slices == 2
+        assert (plan.row_fragments, plan.simdgroups, plan.bk, plan.bd, plan.bv) == cut, f"{dim} {dtype}"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("dim", [192, 256, 512])
-def test_large_head_dims_are_cut_in_three_dimensions(dim: int, dtype: str) -> None:
-    """Rows, keys and columns: a tile of whole rows of K or V would not fit beside the other registers."""
-    plan = plan_for(dim, dim, dtype)
-    assert plan.bd < dim and plan.bv < dim and dim % plan.bd == 0
-    assert plan.value_slices == (2 if dim == 512 else 1), "one slice computes the scores once"
-    columns = plan.bv * plan.value_tiles
-    assert not replace(plan, bd=dim).fits()
-    assert not replace(plan, bv=columns, value_tiles=1).fits()
-    if plan.value_slices > 1:
-        whole = replace(plan, row_fragments=1, bk=8, bd=8, bv=8, value_tiles=dim // 8, q_in_registers=False)
-        assert not whole.fits(), "not even the smallest tiles leave room for the sums of a whole row"
+def test_the_usual_head_dims_keep_their_registers(dtype: str) -> None:
+    """Queries in registers, the scores computed once, and few registers in memory up to D 128."""
+    for dims in ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)):
+        plan = plan_for(*dims, dtype)
+        assert plan.q_in_registers and plan.value_slices == 1 and plan.bq >= 64
+        assert plan.spilled <= FEW or max(dims) > 128
+        narrower = replace(plan, row_fragments=2)
+        assert plan.row_fragments == 2 or not narrower.fits(), "one fragment of rows where registers ask for it"
 
 
 def expand(blocks: Blocks, dtype: str, q_len: int, kv_len: int) -> tuple[int, np.ndarray[Any, Any]]:
@@ -153,7 +144,8 @@ def test_tile_lists_expand_to_the_block_states(block_size: Any) -> None:
     expected = states.repeat(q_block, axis=2)[:, :, :q_len].repeat(kv_block, axis=3)[..., :kv_len]
     # A tile with a live block is visited as a whole, and asks the states for each score.
     np.testing.assert_array_equal(scores, expected)
-    aligned = q_block % 64 == 0 and kv_block % 32 == 0
+    plan = plan_for(64, 64, "float32")
+    aligned = q_block % plan.bq == 0 and kv_block % plan.bk == 0
     assert mode == (WHOLE_TILES if aligned else CUT_TILES) or block_size == (200, 300)
 
 

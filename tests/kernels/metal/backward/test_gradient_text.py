@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 import zoo
-from apparatus import clang_check, registers
+from apparatus import clang_check
 from apparatus.mods import traces
 from calls import formulas
 
@@ -18,6 +18,7 @@ from flextrace.kernels.metal.backward.text import ELEMENTS, KEY, PAIRS, QUERY, S
 from flextrace.kernels.metal.generate import NO_MODS
 from flextrace.kernels.metal.kernel import Variant
 from flextrace.kernels.metal.text import FOLDER, KernelText
+from flextrace.kernels.simulator import registers
 from flextrace.kernels.template.assemble import assemble, header_and_body
 from flextrace.tracer import Pattern, trace
 
@@ -120,15 +121,15 @@ def test_address_spaces_of_elements_and_segments(tmp_path: Path) -> None:
         assert clang_check.narrow_offsets(source, tmp_path) == []
 
 
-@registers.needs_target
+@clang_check.needs_stand_in
 @pytest.mark.sampled(18)
 @pytest.mark.parametrize("names", [(), ("causal",), ("alibi", "causal")], ids=str)
 @pytest.mark.parametrize("kernel", [QUERY, KEY])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("dim", [64, 128])
-def test_registers_suffice(dim: int, dtype: str, kernel: str, names: tuple[str, ...], tmp_path: Path) -> None:
+def test_registers_suffice(dim: int, dtype: str, kernel: str, names: tuple[str, ...]) -> None:
     """An Apple GPU has 128 for a thread before fewer are resident; a few bytes in memory cost little. The largest sums,
     of keys and values in float32, leave a mask the least room."""
     plan = gradient_plan(kernel == KEY, dim, dim, dtype)
     most = 100 if names and (dim, dtype, kernel) == (128, "float32", KEY) else 64
-    assert registers.spilled(text_of(kernel, *names), plan, NO_BLOCKS, tmp_path) <= most
+    assert registers.measured(text_of(kernel, *names), plan, NO_BLOCKS).spilled <= most

@@ -58,6 +58,7 @@ inline float atan2(float a, float b) { float r; __asm__("; atan2 %0 %1 %2" : "=v
 
 enum class mem_flags { mem_none, mem_device, mem_threadgroup };
 inline void threadgroup_barrier(mem_flags flags) { __builtin_amdgcn_fence(__ATOMIC_SEQ_CST, "workgroup"); __builtin_amdgcn_s_barrier(); __builtin_amdgcn_fence(__ATOMIC_SEQ_CST, "workgroup"); }
+inline void simdgroup_barrier(mem_flags) { __builtin_amdgcn_wave_barrier(); }
 inline bool simd_any(bool x) { uint r; __asm__ volatile("; any %0 %1" : "=s"(r) : "v"(uint(x))); return r != 0; }
 inline bool simd_all(bool x) { uint r; __asm__ volatile("; all %0 %1" : "=s"(r) : "v"(uint(x))); return r != 0; }
 inline uint simd_or(uint x) { uint r; __asm__ volatile("; or %0 %1" : "=s"(r) : "v"(x)); return r; }
