@@ -255,11 +255,12 @@ class Target:
         return f"{where}: {self.count} {self.measured:.3f}x {whose}, target {limit}"
 
 
+ONE_FRAGMENT = 0.8  # threadgroup_read where registers leave a simdgroup one fragment of rows, as MLX's has
 Stated = tuple[int, str, str, float, bool]  # length or 0 for all, count, beside, limit, exact
 STATED: dict[str, tuple[Stated, ...]] = {  # by mask
     "none": (
         (0, "device_read", "steel", 0.6, False),
-        (0, "threadgroup_read", "steel", 0.8, False),  # 0.6 where a simdgroup has two fragments of rows
+        (0, "threadgroup_read", "steel", 0.6, False),
         (0, "matrix_multiplies", "steel", 1.0, True),
     ),
     "causal": ((2048, "device_read", "dense", 0.56, False),),
@@ -284,6 +285,8 @@ def targets(found: Mapping[Run, Counts], runs: Sequence[Run]) -> list[Target]:
             stated.append(("kv_read", "dense", run.tiles_left(), False))
         for count, whose, limit, exact in stated:
             measured = ratio(found, run, others[whose], count)
+            if count == "threadgroup_read" and plan_for(run.head_dim, run.head_dim, run.dtype).row_fragments == 1:
+                limit = ONE_FRAGMENT
             if measured is not None:
                 made.append(Target(run, count, whose, limit, measured, exact))
     return made

@@ -1,4 +1,4 @@
-"""Counts -> tables or JSON: `flextrace bench --counts`."""
+"""Counts and registers -> tables or JSON: `flextrace bench --counts`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from flextrace.kernels.simulator.registers import Registers, why_not
 from flextrace.show.terminal import output, print_table
 
 from .counts import BACKWARD, DTYPES, MASKS, SHOWN, Counts, Run, Target, measure, plan_runs, ratio, rows, targets
+from .registers import LARGE, LENGTH, TEXTS, large_run, lines
 
 HEADS, HEAD_DIMS = 1, (64, 128)
 HEADINGS = {
@@ -60,11 +62,18 @@ def main(
 
         found = measure(runs, jobs, done)
     judged = targets(found, runs)
+    texts = [text for text in TEXTS if text in masks or masks is MASKS]
     if as_json:
         verdicts = [{**asdict(target), "met": target.met} for target in judged]
-        print(json.dumps({"rows": rows(found, runs), "targets": verdicts}, indent=1))
+        made = {"rows": rows(found, runs), "targets": verdicts}
+        reason = why_not()
+        if reason is None:
+            made["registers"] = [asdict(line) for line in lines(texts, [(d, d) for d in head_dims], dtypes)]
+        print(json.dumps(made | {"large": [asdict(large_run(*dims, dtypes[0])) for dims in LARGE]}, indent=1))
     else:
         show(found, runs, judged, console)
+        show_registers(texts, head_dims, dtypes, console)
+        show_large(dtypes, console)
     return all(target.met for target in judged)
 
 
@@ -86,6 +95,49 @@ def show(found: Mapping[Run, Counts], runs: Sequence[Run], judged: Sequence[Targ
     console.print(f"targets: {len(judged) - len(missed)} of {len(judged)} met")
     for target in missed:
         console.print(Text(f"missed: {target}", style="red"))
+
+
+def show_registers(texts: Sequence[str], head_dims: Sequence[int], dtypes: Sequence[str], console: Console) -> None:
+    """What a thread of each kernel needs, by a stand-in for an Apple GPU; why not, where there is none."""
+    reason = why_not()
+    if reason is not None:
+        console.print(f"registers: not counted. {reason}")
+        return
+    table = Table(box=box.SIMPLE_HEAD, padding=0, title_justify="left")
+    table.title = "registers of a thread, by clang for another GPU with simdgroups of 32"
+    for heading in ("", "rows x keys\nof a tile", "if free", "bytes spilled\nat 128", "code,\nKB", "model"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for head_dim, value_dim in [*((d, d) for d in head_dims), *LARGE]:
+        for dtype in dtypes:
+            table.add_section()
+            table.add_row(f"D {head_dim}{'' if value_dim == head_dim else f'/{value_dim}'} {dtype}", style="bold")
+            large = (head_dim, value_dim) in LARGE
+            found = list(lines([texts[0]] if large else texts, [(head_dim, value_dim)], [dtype]))
+            for line in found:
+                plan = line.plan
+                table.add_row(f" {line.text}", f"{plan.bq} x {plan.bk}", *_figures(line.ours), str(plan.registers))
+            if found[0].steel is not None:
+                table.add_row(" MLX", "", *_figures(found[0].steel), "", style="cyan")
+    print_table(console, table)
+
+
+def _figures(registers: Registers) -> tuple[str, ...]:
+    return str(registers.free), str(registers.spilled), f"{registers.code / 1024:.1f}"
+
+
+def show_large(dtypes: Sequence[str], console: Console) -> None:
+    """Head dims that MLX runs unfused on M1 to M4."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, title_justify="left")
+    table.title = f"large head dims, simulated: L {LENGTH}, 1 head; unfused: each step reads its inputs once"
+    for heading in ("", "device\nbytes", "/ unfused", "group\nread", "matrix\nmult.", "bar-\nriers"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for dims in LARGE:
+        for dtype in dtypes:
+            run = large_run(*dims, dtype)
+            counts = (run.threadgroup_read, run.matrix_multiplies, run.threadgroup_barriers)
+            shown = (_short(run.device), f"{run.device / run.unfused:.2f}x", *map(_short, counts))
+            table.add_row(f"D {run.head_dim}/{run.value_dim} {dtype}", *shown)
+    print_table(console, table)
 
 
 def _section(table: Table, found: Mapping[Run, Counts], runs: Sequence[Run], judged: Sequence[Target]) -> None:
