@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -62,18 +63,20 @@ def main(
 
         found = measure(runs, jobs, done)
     judged = targets(found, runs)
-    texts = [text for text in TEXTS if text in masks or masks is MASKS]
+    texts = [] if lengths else [text for text in TEXTS if text in masks or masks is MASKS]  # they have no length
     if as_json:
         verdicts = [{**asdict(target), "met": target.met} for target in judged]
-        made = {"rows": rows(found, runs), "targets": verdicts}
-        reason = why_not()
-        if reason is None:
+        made: dict[str, Any] = {"rows": rows(found, runs), "targets": verdicts}
+        if texts and why_not() is None:
             made["registers"] = [asdict(line) for line in lines(texts, [(d, d) for d in head_dims], dtypes)]
-        print(json.dumps(made | {"large": [asdict(large_run(*dims, dtypes[0])) for dims in LARGE]}, indent=1))
+        if texts:
+            made["large"] = [asdict(large_run(*dims, dtypes[0])) for dims in LARGE]
+        print(json.dumps(made, indent=1))
     else:
         show(found, runs, judged, console)
-        show_registers(texts, head_dims, dtypes, console)
-        show_large(dtypes, console)
+        if texts:
+            show_registers(texts, head_dims, dtypes, console)
+            show_large(dtypes, console)
     return all(target.met for target in judged)
 
 
