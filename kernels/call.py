@@ -128,6 +128,7 @@ class AttentionCall:
     want_max: bool = False
     threads: int = 0  # cpu; 0: as many as the process may use
     async_copy: bool = False  # metal, simulator: copy tiles of k and v by simdgroup_async_copy
+    fast_math: bool = False  # metal, simulator: fast functions in the score_mod
     staged: bool = False  # one kernel after the other instead of the fused one
     quant: QKQuant | None = None  # q and k become int8
     smooth_k: bool = False  # k is to be smoothed: whoever runs the call adds `smoothing`

@@ -6,7 +6,7 @@ No MLX operation runs here, no kernel is known, no file is written.
 from .captures.guards import ArrayCapture, NumberCapture, Start
 from .emit.cpp import CPP
 from .emit.emit import Emitted, EmittedMany, Language, emit, emit_many
-from .emit.metal import METAL
+from .emit.metal import METAL, METAL_FAST
 from .emit.python import PYTHON, function_text, gradient_lines, show
 from .errors import Place, TraceError, Untraceable
 from .expr.access import Pattern, Site, sites
@@ -21,6 +21,7 @@ from .trace import Bound, Formula, Trace, Traces, trace
 __all__ = [
     "CPP",
     "METAL",
+    "METAL_FAST",
     "OPS",
     "PYTHON",
     "ArrayCapture",

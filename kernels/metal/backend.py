@@ -65,7 +65,13 @@ class MetalBackend:
 
     def spec(self, call: AttentionCall) -> KernelSpec:
         async_copy = call.async_copy and self.no_async_copy() is None
-        variant = Variant(async_copy, slots_by_blocks(call), scoring_of(call), capture_kinds(call.mods.arrays))
+        variant = Variant(
+            async_copy,
+            slots_by_blocks(call),
+            scoring_of(call),
+            capture_kinds(call.mods.arrays),
+            fast_math=call.fast_math and call.mods.score is not None,
+        )
         return KernelSpec(ATTENTION, call.mods.formulas, variant)
 
     def named(self, mods: Formulas) -> dict[str, KernelSpec]:
@@ -145,7 +151,7 @@ def _text(spec: KernelSpec) -> KernelText:
         return gradient_text(spec.kernel, spec.mods, variant)
     if spec.kernel != ATTENTION:
         return stage_text(spec.kernel, spec.mods)
-    return kernel_text(spec.mods, variant.async_copy, variant.by_blocks, variant.scoring)
+    return kernel_text(spec.mods, variant.async_copy, variant.by_blocks, variant.scoring, variant.fast_math)
 
 
 def _not_built(**definition: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Protocol
 
-from flextrace.tracer import METAL, Expr, emit
+from flextrace.tracer import METAL, METAL_FAST, Expr, emit
 from flextrace.tracer.bounds.tiles import bounds_of
 from flextrace.tracer.emit.c_family import is_uniform
 from flextrace.tracer.emit.tile_state import METAL_RANGES, tile_state_body
@@ -86,12 +86,15 @@ def kernel_text(
     async_copy: bool = False,
     extremes: Collection[int] | None = None,
     scoring: Scoring = PLAIN,
+    fast_math: bool = False,
 ) -> KernelText:
-    """The kernel for these mods; with `async_copy` the one that has the intrinsic in its text.
+    """The kernel for these mods; with `async_copy` the one that has the intrinsic in its text, with `fast_math` the one
+    whose score_mod takes Metal's fast functions. (A mask keeps to the bounds that decide its tiles.)
 
     Raises ValueError where the mods capture more arrays than a Metal kernel has buffers, be they packed.
     """
-    return with_mods(replace(NO_TEXT, scoring=scoring), ASYNC_KERNEL if async_copy else KERNEL, mods, extremes)
+    file = ASYNC_KERNEL if async_copy else KERNEL
+    return with_mods(replace(NO_TEXT, scoring=scoring), file, mods, extremes, fast_math=fast_math)
 
 
 def with_mods(
@@ -100,6 +103,7 @@ def with_mods(
     mods: Formulas,
     extremes: Collection[int] | None = None,
     others: Mapping[str, str] = NOTHING_ELSE,
+    fast_math: bool = False,
 ) -> KernelText:
     """The kernel in `file`, of which `text` has all but what the mods add; `others`: headers that are generated too.
 
@@ -118,7 +122,7 @@ def with_mods(
     slots = slots[: MAX_BUFFERS - taken]
     of_blocks = [f"extremes{slot}" for slot in slots]
     passed = [*passed_on(arrays, packed), *of_blocks, *(name.rsplit(" ", 1)[1] for name in scoring.parameters)]
-    header, body = texts_of(file, mod_header(mods, slots, scoring, packed), passed, others)
+    header, body = texts_of(file, mod_header(mods, slots, scoring, packed, fast_math), passed, others)
     if packed and file in WITHOUT_SIZES:
         body = body.replace("(sizes)", "(params)").replace("mods(params", "mods(params + PARAM_WORDS")
     return replace(
@@ -142,7 +146,13 @@ def _looked_up(mask: Expr) -> list[int]:
     return sorted({load.value[0] for load in loads if load.args and load.args[-1].varies & {"q_idx", "kv_idx"}})
 
 
-def mod_header(mods: Formulas, extremes: Collection[int] = (), scoring: Scoring = PLAIN, packed: bool = False) -> str:
+def mod_header(
+    mods: Formulas,
+    extremes: Collection[int] = (),
+    scoring: Scoring = PLAIN,
+    packed: bool = False,
+    fast_math: bool = False,
+) -> str:
     """The text that fills the hole; `extremes` are the slots of arrays whose blocks tile_state reads."""
     mask = mods.mask_expr
     made = declared(mods.arrays, mods.numbers, extremes, packed)
@@ -152,7 +162,7 @@ def mod_header(mods: Formulas, extremes: Collection[int] = (), scoring: Scoring 
     texts = {"captures": made.struct(), "captured_by_mods": made.function()}
     if mods.score is not None and mods.score_expr is not None:
         values["HAS_SCORE_MOD"] = "true"
-        texts["score_mod"] = f"// score_mod {ascii_text(mods.score.name)}\n{_body(mods.score_expr)}"
+        texts["score_mod"] = f"// score_mod {ascii_text(mods.score.name)}\n{_body(mods.score_expr, fast_math)}"
     if mods.mask is not None and mask is not None:
         values["HAS_MASK_MOD"] = "true"
         texts["library"] = f'#include "{"extremes.h" if extremes else "bounds.h"}"'
@@ -192,6 +202,6 @@ def _row_body(mask: Expr) -> str:
     return _ROW.format(outer="\n".join(emitted.outer), inner="\n".join(f"    {x}" for x in inner)).lstrip("\n")
 
 
-def _body(expr: Expr) -> str:
-    emitted = emit(expr, METAL)
+def _body(expr: Expr, fast_math: bool = False) -> str:
+    emitted = emit(expr, METAL_FAST if fast_math else METAL)
     return "\n".join([*emitted.statements, f"return {emitted.result};"])

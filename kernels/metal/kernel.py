@@ -25,6 +25,7 @@ class Variant(NamedTuple):
     scoring: how scores are computed.
     kinds: how MLX declares captured arrays, which belongs to a kernel's name.
     sites: of gradient kernels: the numbers of the reads whose gradients they sum.
+    fast_math: the score_mod takes Metal's fast functions.
     """
 
     async_copy: bool = False
@@ -32,6 +33,7 @@ class Variant(NamedTuple):
     scoring: Scoring = PLAIN
     kinds: str = ""
     sites: tuple[int, ...] = ()
+    fast_math: bool = False
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ CAPTURED = mx.array(IDS)
 CALLS = {
     "plain": (None, None, None, False),
     "documents": (None, lambda b, h, q, k: CAPTURED[b, q] == CAPTURED[b, k] and q >= k, IDS, False),
-    "alibi": (mods.alibi(HEADS), mods.causal, None, False),
+    "alibi": (mods.alibi(HEADS), mods.causal(offset=0), None, False),
     "softcap": (mods.softcap(4.0), None, None, True),
     "softcap, documents": (mods.softcap(4.0), mods.document(CAPTURED), IDS, True),
 }

@@ -1179,6 +1179,26 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("if size < LARGE_LIST:", "if size < 0:"),
         ('os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")', "2**99"),
     ],
+    ("tracer/emit/metal.py", "tests/kernels/metal/test_fast_math.py"): [
+        ("metal::fast::exp(fx::min(2.0f * {0}, 60.0f))", "metal::fast::exp(2.0f * {0})"),
+        ("metal::fast::exp(fx::min(-{0}, 60.0f))", "metal::fast::exp(fx::min({0}, 60.0f))"),
+        ('"log10", "sqrt", "rsqrt")', '"log10", "sqrt", "rsqrt", "sin")'),
+    ],
+    ("kernels/metal/generate.py", "tests/kernels/metal/test_fast_math.py"): [
+        ("emit(expr, METAL_FAST if fast_math else METAL)", "emit(expr, METAL_FAST)"),
+        ("{_body(mods.score_expr, fast_math)}", "{_body(mods.score_expr)}"),
+    ],
+    ("kernels/metal/backward/launch.py", "tests/kernels/metal/test_fast_math.py"): [
+        ("fast_math=self.call.fast_math", "fast_math=False"),
+    ],
+    ("kernels/metal/backend.py", "tests/kernels/metal/test_fast_math.py"): [
+        ("call.fast_math and call.mods.score is not None", "call.fast_math"),
+        ("call.fast_math and call.mods.score is not None", "False"),
+    ],
+    ("kernels/simulator/stdlib/metal_math.h", "tests/kernels/metal/test_fast_math.py"): [
+        ("const float relative = ulps * 0x1p-24f;", "const float relative = 0;"),
+        ("const float relative = ulps * 0x1p-24f;", "const float relative = ulps * 0x1p-20f;"),
+    ],
     ("kernels/cpu/tile/pairs.h", "tests/kernels/cpu/test_bfloat16.py"): [
         (
             "inline int64_t pairs_in(int64_t n) { return (n + 1) / 2; }",

@@ -158,7 +158,12 @@ class Launches:
     def _made(self, kernel: str, sites: tuple[int, ...]) -> tuple[Launchable, list[mx.array], list[mx.array]]:
         """A kernel; the captured arrays, and what it reads of their blocks."""
         mods = self.call.mods
-        variant = Variant(by_blocks=slots_by_blocks(self.call), kinds=capture_kinds(mods.arrays), sites=sites)
+        variant = Variant(
+            by_blocks=slots_by_blocks(self.call),
+            kinds=capture_kinds(mods.arrays),
+            sites=sites,
+            fast_math=self.call.fast_math,
+        )
         made = self.load(KernelSpec(kernel, mods.formulas, variant))
         arrays = captured_arrays(mods, made.text.packed)
         return made, arrays, [extremes_of_blocks(arrays[slot]) for slot in made.text.extremes]

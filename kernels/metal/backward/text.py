@@ -59,8 +59,8 @@ def gradient_text(kernel: str, mods: Formulas, variant: Variant) -> KernelText:
     if kernel == SEGMENTS:
         return KernelText(kernel, *texts_of(file), inputs, outputs)
     text = KernelText(kernel, "", "", inputs, outputs)
-    hole = {HOLE: _score_gradient(mods, [mods.sites[number] for number in variant.sites])}
-    return with_mods(text, file, mods, variant.by_blocks, hole)
+    hole = {HOLE: _score_gradient(mods, [mods.sites[number] for number in variant.sites], variant.fast_math)}
+    return with_mods(text, file, mods, variant.by_blocks, hole, variant.fast_math)
 
 
 def file_of(kernel: str) -> str:
@@ -68,10 +68,10 @@ def file_of(kernel: str) -> str:
     return f"{'backward' if kernel in (QUERY, KEY, TIES) else 'captured'}/{kernel.removeprefix('backward_')}.metal"
 
 
-def _score_gradient(mods: Formulas, sites: Sequence[Site]) -> str:
+def _score_gradient(mods: Formulas, sites: Sequence[Site], fast_math: bool) -> str:
     """The text that fills the hole: the score_mod and its derivatives, what several need computed once; and where the
-    first site reads."""
-    texts, language = {}, metal_of("mods")
+    first site reads. The scores are those of the forward kernel to the bit, so functions are as fast as there."""
+    texts, language = {}, metal_of("mods", fast_math)
     if mods.score_expr is not None:
         slopes = (derivative(mods.score_expr, SCORE), *(site.slope for site in sites))
         made = emit_many((mods.score_expr, *slopes), language)

@@ -160,23 +160,47 @@ SIM_INLINE vec<T, 3> cross(vec<T, 3> a, vec<T, 3> b) {
   return vec<T, 3>(a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x);
 }
 
-// The host has one precision only; both names mean it.
+// `precise` is the host's; so is `fast`, but for functions that have an error of their own.
 #define SIM_USING(name) using ::metal::name;
 #define SIM_PRECISIONS                                                                                    \
   SIM_USING(acos) SIM_USING(acosh) SIM_USING(asin) SIM_USING(asinh) SIM_USING(atan) SIM_USING(atan2)       \
   SIM_USING(atanh) SIM_USING(ceil) SIM_USING(copysign) SIM_USING(cos) SIM_USING(cosh) SIM_USING(cospi)     \
-  SIM_USING(divide) SIM_USING(exp) SIM_USING(exp10) SIM_USING(exp2) SIM_USING(fabs) SIM_USING(fdim)        \
+  SIM_USING(exp10) SIM_USING(exp2) SIM_USING(fabs) SIM_USING(fdim)                                         \
   SIM_USING(floor) SIM_USING(fma) SIM_USING(fmax) SIM_USING(fmin) SIM_USING(fmod) SIM_USING(fract)         \
-  SIM_USING(ldexp) SIM_USING(log) SIM_USING(log10) SIM_USING(log2) SIM_USING(pow) SIM_USING(powr)          \
-  SIM_USING(rint) SIM_USING(round) SIM_USING(rsqrt) SIM_USING(sin) SIM_USING(sinh) SIM_USING(sinpi)        \
-  SIM_USING(sqrt) SIM_USING(tan) SIM_USING(tanh) SIM_USING(trunc) SIM_USING(abs) SIM_USING(max)            \
+  SIM_USING(ldexp) SIM_USING(pow) SIM_USING(powr)                                                          \
+  SIM_USING(rint) SIM_USING(round) SIM_USING(sin) SIM_USING(sinh) SIM_USING(sinpi)                         \
+  SIM_USING(tan) SIM_USING(trunc) SIM_USING(abs) SIM_USING(max)                                            \
   SIM_USING(min) SIM_USING(clamp) SIM_USING(saturate) SIM_USING(sign) SIM_USING(isnan) SIM_USING(isinf)    \
   SIM_USING(isfinite)
+#define SIM_INEXACT                                                                                       \
+  SIM_USING(divide) SIM_USING(exp) SIM_USING(log) SIM_USING(log10) SIM_USING(log2) SIM_USING(rsqrt)        \
+  SIM_USING(sqrt) SIM_USING(tanh)
 namespace fast {
 SIM_PRECISIONS
+
+// As wrong as the Metal Shading Language Specification lets fast functions be, upwards or downwards by the last bit of
+// the argument. (exp2, which the kernels' own softmax calls, is the host's.)
+SIM_INLINE float off_by(float exact, float x, float ulps) {
+  if (!__builtin_isfinite(exact)) return exact;
+  const float relative = ulps * 0x1p-24f;
+  return exact * (1.0f + (__builtin_bit_cast(uint, x) & 1u ? relative : -relative));
 }
+SIM_INLINE float off_log(float exact, float x) {
+  if (!(x >= 0.5f && x <= 2.0f)) return off_by(exact, x, 3.0f);
+  return exact + (__builtin_bit_cast(uint, x) & 1u ? 0x1p-21f : -0x1p-21f);
+}
+SIM_MATH1(exp, off_by(__builtin_expf(x), x, 3.0f + __builtin_floorf(2.0f * __builtin_fabsf(x))))
+SIM_MATH1(log, off_log(__builtin_logf(x), x))
+SIM_MATH1(log10, off_log(__builtin_log10f(x), x))
+SIM_MATH1(log2, off_log(__builtin_log2f(x), x))
+SIM_MATH1(rsqrt, off_by(1.0f / __builtin_sqrtf(x), x, 2.0f))
+SIM_MATH1(sqrt, x == 0.0f ? x : x * rsqrt(x))
+SIM_MATH2(divide, off_by(x / y, x + y, 2.5f))
+SIM_MATH1(tanh, divide(exp(2.0f * x) - 1.0f, exp(2.0f * x) + 1.0f))
+}  // namespace fast
 namespace precise {
 SIM_PRECISIONS
+SIM_INEXACT
 }
 
 }  // namespace metal
