@@ -51,6 +51,7 @@ kernels/metal/async_copy/
 kernels/metal/int8/
 kernels/metal/stages/
 kernels/metal/launch
+kernels/metal/decode/
 kernels/metal/backward/
 kernels/metal/captured/
 kernels/metal/

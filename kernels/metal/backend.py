@@ -15,11 +15,14 @@ from flextrace.cache import Store, key_of
 from ..backend import Built
 from ..call import AttentionCall, BackwardCall, Gradients, Result
 from ..loading import Kernels
-from ..spec import ATTENTION, Formulas, KernelSpec
+from ..spec import ATTENTION, DECODE, Formulas, KernelSpec
 from ..stages.protocol import Stages
 from .async_copy.probe import why_no_async_copy
 from .backward.text import KERNELS as GRADIENT_KERNELS
 from .backward.text import gradient_specs, gradient_text
+from .decode.launch import plan_of, run_decode
+from .decode.plan import decode_plan
+from .decode.text import MERGE, decode_text, merge_text
 from .generate import complete, kernel_text
 from .gradients import gradients
 from .int8.quantise import operands
@@ -47,7 +50,7 @@ class MetalBackend:
     lazy = True
     quantises = True
     keeps_gradients = False
-    forward: tuple[str, ...] = (ATTENTION,)
+    forward: tuple[str, ...] = (ATTENTION, DECODE)
 
     def __init__(self, metal_kernel: Factory = mx.fast.metal_kernel) -> None:
         self.metal_kernel = metal_kernel
@@ -72,14 +75,15 @@ class MetalBackend:
             capture_kinds(call.mods.arrays),
             fast_math=call.fast_math and call.mods.score is not None,
         )
-        return KernelSpec(ATTENTION, call.mods.formulas, variant)
+        few = not async_copy and plan_of(call) is not None
+        return KernelSpec(DECODE if few else ATTENTION, call.mods.formulas, variant)
 
     def named(self, mods: Formulas) -> dict[str, KernelSpec]:
-        return {"attention": KernelSpec(ATTENTION, mods), **gradient_specs(mods)}
+        return {"attention": KernelSpec(ATTENTION, mods), "decode": KernelSpec(DECODE, mods), **gradient_specs(mods)}
 
     def text(self, spec: KernelSpec) -> str:
         text = _text(spec)
-        return complete(text) if spec.kernel == ATTENTION else text.header + text.body
+        return _complete(text, spec.kernel) if spec.kernel in self.forward else text.header + text.body
 
     def key(self, spec: KernelSpec) -> str | None:
         return key_of(self.text(spec), self.name)
@@ -108,13 +112,13 @@ class MetalBackend:
 
     def _made(self, spec: KernelSpec) -> MetalKernel:
         text = _text(spec)
-        if spec.kernel == ATTENTION or spec.kernel in GRADIENT_KERNELS:
+        if spec.kernel in (*self.forward, *GRADIENT_KERNELS):
             self._keep(text, spec)
         kinds = spec.variant.kinds if isinstance(spec.variant, Variant) else ""
         return MetalKernel(text, launchable(self.metal_kernel, text, kinds), self)
 
     def _keep(self, text: KernelText, spec: KernelSpec) -> None:
-        whole = complete(text)
+        whole = _complete(text, spec.kernel)
 
         def build(folder: Path) -> dict[str, Any]:
             (folder / SOURCE).write_text(whole, encoding="ascii")
@@ -133,7 +137,11 @@ class MetalKernel(Launchable):
 
     def run(self, call: AttentionCall) -> Result:
         made = operands(call, self.backend.rounding, self.backend.stages())
-        result = run(self.launch, call, made, self.text)
+        if self.text.kernel == DECODE:
+            merge = self.backend.load(KernelSpec(MERGE))
+            result = run_decode(self.launch, merge.launch, call, made, self.text)
+        else:
+            result = run(self.launch, call, made, self.text)
         refusal = self.backend.no_async_copy() if call.async_copy else None
         if refusal is not None:
             result.notice = (
@@ -149,9 +157,17 @@ def _text(spec: KernelSpec) -> KernelText:
     variant = spec.variant if isinstance(spec.variant, Variant) else Variant()
     if spec.kernel in GRADIENT_KERNELS:
         return gradient_text(spec.kernel, spec.mods, variant)
+    if spec.kernel == MERGE:
+        return merge_text()
+    if spec.kernel == DECODE:
+        return decode_text(spec.mods, variant.by_blocks, variant.scoring, variant.fast_math)
     if spec.kernel != ATTENTION:
         return stage_text(spec.kernel, spec.mods)
     return kernel_text(spec.mods, variant.async_copy, variant.by_blocks, variant.scoring, variant.fast_math)
+
+
+def _complete(text: KernelText, kernel: str) -> str:
+    return complete(text, decode_plan(64, 64, "float32", 1) if kernel == DECODE else None)
 
 
 def _not_built(**definition: Any) -> Any:

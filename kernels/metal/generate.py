@@ -62,7 +62,8 @@ def buffers(text: KernelText) -> list[str]:
         name: "int" for name in ("params", "tile_lists", "order", "starts", *IN_CONSTANT)
     }
     types |= (
-        {"sizes": "int64_t", "statistics": "float", "values": "float"}
+        {"sizes": "int64_t"}
+        | dict.fromkeys(("statistics", "values", "partial", "value_means"), "float")
         | text.scoring.inputs
         | ({"k": "int8_t"} if text.scoring.quantised else {})
     )

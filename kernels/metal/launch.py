@@ -35,7 +35,7 @@ def run(kernel: Launch, call: AttentionCall, made: Operands, text: KernelText) -
     rows = (batch, query_heads, q_len)
     if batch * query_heads * q_len == 0 or kv_len == 0:
         empty = mx.full(rows, -mx.inf, mx.float32)
-        return _result(call, mx.zeros((*rows, value_dim), call.q.dtype), empty, empty)
+        return Result(mx.zeros((*rows, value_dim), call.q.dtype), *_asked_for(call, empty, empty))
     dtype = str(call.q.dtype).removeprefix("mlx.core.")
     plan = plan_for(max(1, head_dim), max(1, value_dim), dtype, text.scoring)
     tiles = tiles_for(call.blocks, plan, q_len, kv_len)
@@ -53,11 +53,11 @@ def run(kernel: Launch, call: AttentionCall, made: Operands, text: KernelText) -
     arrays = captured_arrays(call.mods, text.packed)
     captured = words_of_captures(call.mods)
     of_captures = flat(_ints(captured))
-    before = [in_device_memory(x) for x in (made.q, made.k, _of_batches(call.v, kv_batches))]
+    before = [in_device_memory(x) for x in (made.q, made.k, of_batches(call.v, kv_batches))]
     behind = [
         *(tiles.lists, *arrays),
         *(extremes_of_blocks(arrays[slot]) for slot in text.extremes),
-        *_factors(call, made, text.scoring),
+        *factors(call, made, text.scoring),
     ]
 
     def launched(first_tile: int, count: int) -> Sequence[mx.array]:
@@ -76,9 +76,7 @@ def run(kernel: Launch, call: AttentionCall, made: Operands, text: KernelText) -
 
     multiplies = batch * query_heads * plan.bq * kv_len * (head_dim + value_dim)
     out, lse, max_scores = in_launches(launched, -(-q_len // plan.bq), multiplies, join_rows)
-    if made.row_terms is not None and not text.scoring.add_back:  # -inf, of a row that attends to nothing, stays
-        lse, max_scores = lse + made.row_terms, max_scores + made.row_terms
-    return _result(call, out[..., :value_dim] if value_dim == 0 else out, lse, max_scores)
+    return finished(call, made, text.scoring, out[..., :value_dim] if value_dim == 0 else out, lse, max_scores)
 
 
 def in_launches(
@@ -151,22 +149,31 @@ def extremes_of_blocks(array: mx.array) -> mx.array:
     return flat(mx.stack(pairs, axis=-1))
 
 
-def _result(call: AttentionCall, out: mx.array, lse: mx.array, max_scores: mx.array) -> Result:
-    return Result(out, lse if call.want_lse else None, max_scores if call.want_max else None)
+def finished(
+    call: AttentionCall, made: Operands, scoring: Scoring, out: mx.array, lse: mx.array, max_scores: mx.array
+) -> Result:
+    """What a kernel gives as the result of its call."""
+    if made.row_terms is not None and not scoring.add_back:  # -inf, of a row that attends to nothing, stays
+        lse, max_scores = lse + made.row_terms, max_scores + made.row_terms
+    return Result(out, *_asked_for(call, lse, max_scores))
+
+
+def _asked_for(call: AttentionCall, lse: mx.array, max_scores: mx.array) -> tuple[mx.array | None, mx.array | None]:
+    return lse if call.want_lse else None, max_scores if call.want_max else None
 
 
 def _ints(numbers: Sequence[int]) -> mx.array:
     return mx.array(np.array(numbers, np.int32))
 
 
-def _of_batches(x: mx.array, batches: int) -> mx.array:
+def of_batches(x: mx.array, batches: int) -> mx.array:
     """Values, or what belongs to them, one for each batch of keys."""
     return x if x.shape[0] == batches else mx.broadcast_to(x, (batches, *x.shape[1:]))
 
 
-def _factors(call: AttentionCall, made: Operands, scoring: Scoring) -> list[mx.array]:
+def factors(call: AttentionCall, made: Operands, scoring: Scoring) -> list[mx.array]:
     """The inputs that `scoring` names, in that order. Scales of keys stay where they lie, as k and v do."""
     given = made._asdict() | {"value_scales": call.v_scales, "value_means": call.v_means}
     for name in ("value_scales", "value_means"):
-        given[name] = None if given[name] is None else _of_batches(given[name], made.k.shape[0])
+        given[name] = None if given[name] is None else of_batches(given[name], made.k.shape[0])
     return [in_device_memory(given[name]) if name in scoring.strided else flat(given[name]) for name in scoring.inputs]

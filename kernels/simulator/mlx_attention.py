@@ -71,7 +71,20 @@ def steel_attention(
         whole = (heads * q_len * kv_len, q_len * kv_len, kv_len)
         values |= {5: ("mask_params", _bytes(struct.pack("=3q", *whole))), 6: ("mask", mask)}
     grid = (32 * tiles, simdgroups * heads, batch)
-    return _run(STEEL, "attention", arguments, constants, values, 3, q, grid, (32, simdgroups, 1), checks, lane_order)
+    group = (32, simdgroups, 1)
+    (out,), report = _run(
+        STEEL,
+        "attention",
+        arguments,
+        constants,
+        values,
+        {3: ("out", q.shape, q.dtype)},
+        grid,
+        group,
+        checks,
+        lane_order,
+    )
+    return out, report
 
 
 def sdpa_vector(
@@ -106,7 +119,51 @@ def sdpa_vector(
         values[index] = (name, _bytes(struct.pack(form, value)))
     grid = (1024 * batch * heads, q_len, 1)
     arguments = f"{type_name(q.dtype)}, {dim}, {dim}"
-    return _run(VECTOR, "sdpa_vector", arguments, constants, values, 3, q, grid, (1024, 1, 1), checks, lane_order)
+    outputs, group = {3: ("out", q.shape, q.dtype)}, (1024, 1, 1)
+    (out,), report = _run(VECTOR, "sdpa_vector", arguments, constants, values, outputs, grid, group, checks, lane_order)
+    return out, report
+
+
+def sdpa_vector_2pass(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    scale: float,
+    *,
+    blocks: int,
+    checks: bool = True,
+    lane_order: str = "forward",
+) -> tuple[mx.array, tuple[Report, Report]]:
+    """MLX's two kernels for a few queries over many keys, which `blocks` threadgroups of each key head share; arguments
+    and errors as in `steel_attention`. The reports are those of the partial results and of their sum."""
+    batch, heads, q_len, dim = q.shape
+    kv_heads, kv_len = k.shape[1:3]
+    names = ("has_mask", "query_transposed", "do_causal", "bool_mask", "float_mask", "has_sinks")
+    constants: dict[str, bool | int] = {**dict.fromkeys(names, False), "blocks": blocks}
+    scalars = (
+        *(("N", "i", kv_len), ("k_head_stride", "Q", kv_len * dim), ("k_seq_stride", "Q", dim)),
+        *(("v_head_stride", "Q", kv_len * dim), ("v_seq_stride", "Q", dim), ("scale", "f", scale)),
+    )
+    values: dict[int, tuple[str, Any]] = {0: ("queries", q), 1: ("keys", k), 2: ("values", v)}
+    for index, (name, form, value) in enumerate(scalars, start=7):
+        values[index] = (name, _bytes(struct.pack(form, value)))
+    rows = (batch, heads, q_len, blocks)
+    outputs = {3: ("out", (*rows, dim), q.dtype), 4: ("sums", rows, mx.float32), 5: ("maxs", rows, mx.float32)}
+    group = (32, heads // kv_heads, q_len)
+    grid = (32 * kv_heads, group[1] * batch, group[2] * blocks)
+    arguments = f"{type_name(q.dtype)}, {dim}, {dim}"
+    made, first = _run(
+        VECTOR, "sdpa_vector_2pass_1", arguments, constants, values, outputs, grid, group, checks, lane_order
+    )
+    values = {i: (name, x) for i, (name, x) in enumerate(zip(("partials", "sums", "maxs"), made, strict=True))}
+    values[4] = ("blocks", _bytes(struct.pack("i", blocks)))
+    outputs = {3: ("out", (batch, heads, q_len, dim), q.dtype)}
+    grid, group = (1024 * batch * heads, q_len, 1), (1024, 1, 1)
+    arguments = f"{type_name(q.dtype)}, {dim}"
+    (out,), second = _run(
+        VECTOR, "sdpa_vector_2pass_2", arguments, constants, values, outputs, grid, group, checks, lane_order
+    )
+    return out, (first, second)
 
 
 def _bytes(data: bytes) -> np.ndarray[Any, Any]:
@@ -119,29 +176,29 @@ def _run(
     arguments: str,
     constants: Mapping[str, bool | int],
     values: Mapping[int, tuple[str, Any]],
-    output: int,
-    like: mx.array,
+    outputs: Mapping[int, tuple[str, tuple[int, ...], mx.Dtype]],
     grid: tuple[int, int, int],
     threadgroup: tuple[int, int, int],
     checks: bool,
     lane_order: str,
-) -> tuple[mx.array, Report]:
-    """Launch one kernel of MLX; `values` are its buffers by index, `output` is the index of the result."""
+) -> tuple[list[mx.array], Report]:
+    """Launch one kernel of MLX; `values` are its buffers by index, and so are `outputs`: name, shape and dtype."""
     text, parameters = translate(f'#include "{file}"\n', kernel, arguments, constants)
     library = build(text, checks, kernel)
     contents = {index: (name, _numpy(value)) for index, (name, value) in values.items()}
-    result = np.empty(like.shape, _numpy(like).dtype)
-    contents[output] = ("out", result)
+    results = {i: np.empty(shape, _numpy(mx.zeros(0, kind)).dtype) for i, (_, shape, kind) in outputs.items()}
+    contents |= {index: (outputs[index][0], result) for index, result in results.items()}
     buffers = []
     declared = {parameter.index: parameter for parameter in parameters if parameter.attribute == "buffer"}
     for index in range(1 + max(declared)):
         name, content = contents.get(index, ("", np.empty(0, np.uint8)))
-        wanted, constant = index == output, index in declared and declared[index].constant
+        wanted, constant = index in outputs, index in declared and declared[index].constant
         place = (content.ctypes.data, content.nbytes, content.itemsize)
         buffers.append(Argument(name, *place, 0, wanted, not wanted, constant))
     report = record(launch(library, kernel, buffers, grid, threadgroup, lane_order, checks))
-    made = mx.array(result)
-    return (made.view(mx.bfloat16) if like.dtype == mx.bfloat16 else made), report
+    made = [mx.array(results[index]) for index in outputs]
+    kinds = [kind for _, _, kind in outputs.values()]
+    return [x.view(kind) if kind == mx.bfloat16 else x for x, kind in zip(made, kinds, strict=True)], report
 
 
 def _numpy(value: Any) -> np.ndarray[Any, Any]:

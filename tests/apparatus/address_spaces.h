@@ -47,6 +47,7 @@ void simdgroup_barrier(mem_flags flags);
 bool simd_any(bool x);
 bool simd_all(bool x);
 uint simd_or(uint x);
+ulong simd_ballot(bool x);
 float simd_max(float x);
 float simd_sum(float x);
 template <typename T>

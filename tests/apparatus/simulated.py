@@ -21,7 +21,7 @@ SHAPES: dict[str, Shape] = {
     "ragged": (1, 2, 70, 16, 1, 2, 75, 16),
     "odd_dims": (1, 3, 20, 17, 1, 3, 33, 9),
     "gqa": (2, 6, 18, 32, 2, 2, 23, 40),
-    "kv_batch_one": (3, 2, 16, 8, 1, 2, 40, 24),
+    "kv_batch_one": (3, 2, 18, 8, 1, 2, 40, 24),
     "short_q": (1, 2, 1, 64, 1, 1, 150, 64),
     "long_q": (1, 2, 140, 40, 1, 2, 7, 48),
     "one": (1, 1, 1, 1, 1, 1, 1, 1),
@@ -29,10 +29,10 @@ SHAPES: dict[str, Shape] = {
     "dim_80": (1, 1, 40, 80, 1, 1, 40, 80),
     "dim_128": (1, 1, 65, 128, 1, 1, 34, 128),
     "dim_192": (1, 1, 20, 192, 1, 1, 40, 128),
-    "dim_200": (1, 1, 9, 200, 1, 1, 20, 200),  # threads and elements of a tile do not divide
+    "dim_200": (1, 1, 20, 200, 1, 1, 20, 200),  # threads and elements of a tile do not divide
     "dim_256": (1, 1, 20, 256, 1, 1, 40, 250),
     "dim_512": (1, 1, 20, 512, 1, 1, 40, 512),
-    "dim_520": (1, 1, 9, 40, 1, 1, 33, 520),
+    "dim_520": (1, 1, 20, 40, 1, 1, 33, 520),
 }
 DTYPES = ("float32", "float16", "bfloat16")
 ORDERS = ("forward", "reverse", "shuffled")
@@ -89,11 +89,11 @@ def check(
     return reports
 
 
-def broken(right: str, wrong: str, count: int = 1) -> SimulatorBackend:
-    """The attention kernel with one occurrence of `right` replaced."""
+def broken(right: str, wrong: str, count: int = 1, kernel: str = "attention") -> SimulatorBackend:
+    """The attention kernel, or the one of that name, with one occurrence of `right` replaced."""
 
     def factory(**definition: Any) -> Any:
-        if not definition["name"].startswith("flextrace_attention"):
+        if not definition["name"].startswith(f"flextrace_{kernel}"):
             return metal_kernel(**definition)
         parts = definition["header"].split(right)
         assert len(parts) > count, right

@@ -1110,6 +1110,73 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("weight == 0.0f ? 0.0f : slope * found.slope", "slope * found.slope"),
         ("KEY_ROWS ? across : rows.q_idx[r]", "rows.q_idx[r]"),
     ],
+    ("kernels/metal/decode/decode.metal", "tests/kernels/metal/decode/test_metal_decode.py"): [
+        ("for (int s = 1; s < P::SHARE; s++) sum +=", "for (int s = 2; s < P::SHARE; s++) sum +="),
+        ("if (QUANTISED) here[P::SCORES] = key_scale;", ""),
+        ("for (int d = 0; d < P::VALUE_FRAGMENTS; d++) elements(sums[d][r])[e] *= shrink;", ""),
+        ("place ^= 1;", "", "tests/kernels/metal/decode/test_decode_counts.py"),
+        (
+            "if (Tiles::UNSURE && !metal::simd_any(kept != 0)) continue;",
+            "",
+            "tests/kernels/metal/decode/test_decode_counts.py",
+        ),
+        (
+            "if (tiles.idle) write_nothing<P>(to, p, rows, at);\n  else if",
+            "if",
+            "tests/kernels/metal/decode/test_decode_counts.py",
+        ),
+    ],
+    ("kernels/metal/decode/live.h", "tests/kernels/metal/decode/test_metal_decode.py"): [
+        ("& ~without_lowest(in_hand, end - before)", ""),
+        ("tile.state = (whole >> i) & 1 ? NO_MASK : ASK;", "tile.state = NO_MASK;"),
+        ("if (kv_idx >= p.kv_len) return false;", ""),
+        ("int64_t(metal::min(h, p.mask_heads - 1)) * p.q_blocks", "int64_t(0) * p.q_blocks"),
+        ("ahead += 32 * 32;", "ahead += 32 * 31;", "tests/kernels/metal/decode/test_decode_counts.py"),
+        (
+            "base = ahead - 32 * (32 - stretch);",
+            "base = ahead - 32 * (31 - stretch);",
+            "tests/kernels/metal/decode/test_decode_counts.py",
+        ),
+        (
+            "metal::clamp(int(int64_t(tiles) * P::BK / LEAST_KEYS), 1, p.splits)",
+            "p.splits",
+            "tests/kernels/metal/decode/test_decode_counts.py",
+        ),
+    ],
+    ("kernels/metal/decode/rows.h", "tests/kernels/metal/decode/test_metal_decode.py"): [
+        ("h[r][e] = kv_head * p.group + at_most / p.q_len;", "h[r][e] = kv_head * p.group + at_most % p.group;"),
+        ("if (head != (of_group.end - 1) / p.q_len) return range_of(0, p.q_len, p.q_len);", ""),
+        ("range.end = kv_head * p.group + (of_group.end - 1) / p.q_len + 1;", "range.end = range.first + 1;"),
+        ("x = metal::max(x, metal::simd_shuffle_xor(x, ushort(4)));", ""),
+    ],
+    ("kernels/metal/decode/pieces.h", "tests/kernels/metal/decode/test_metal_decode.py"): [
+        ("row / 2 * P::KEY_PIECE + 2 * t + row % 2", "row / 2 * P::KEY_PIECE + t + row % 2"),
+        ("if (special) add_marked_columns(sums[d][r], weights[j][r], marks);", ""),
+        ("from.column_stride == 1 && exists &&", "exists &&"),
+    ],
+    ("kernels/metal/decode/weights.h", "tests/kernels/metal/decode/test_metal_decode.py"): [
+        ("gaps = gaps || left_out;", ""),
+        ("as_type<uint>(weight) == 0 ? 0.0f : weight * unit", "weight * unit"),
+        ("state[r].max = largest;", ""),
+    ],
+    ("kernels/metal/decode/merge.metal", "tests/kernels/metal/decode/test_metal_decode.py"): [
+        ("largest + metal::precise::log(total)", "metal::precise::log(total)"),
+        ("batch * p.kv_heads + unit % p.kv_heads", "batch * p.kv_heads"),
+        (
+            "if (share == 0.0f || column >= p.columns) continue;",
+            "if (column >= p.columns) continue;",
+            "tests/kernels/metal/decode/test_decode_counts.py",
+        ),
+    ],
+    ("kernels/metal/decode/launch.py", "tests/kernels/metal/decode/test_decode_counts.py"): [
+        ("kv_len if call.blocks is None else tiles.most * plan.bk", "kv_len"),
+    ],
+    ("kernels/metal/decode/plan.py", "tests/kernels/metal/decode/test_metal_decode.py"): [
+        ("-(-THREADGROUPS // units)", "THREADGROUPS // 1000"),
+    ],
+    ("kernels/metal/attention/tile_lists.py", "tests/kernels/metal/decode/test_metal_decode.py"): [
+        ("count.reshape(-1, group, len(starts)).sum(axis=1)", "count.reshape(-1, group, len(starts)).max(axis=1)"),
+    ],
     ("kernels/metal/backward/transposed.h", "tests/kernels/metal/backward/test_metal_gradients.py"): [
         ("mods.tile_state(batch, head, last_head, q_first, q_last, kv_first, kv_last)", "2"),
         ("mods.mask_mod(b, h, q_idx, kv_idx)) bits", "mods.mask_mod(b, h, kv_idx, q_idx)) bits"),

@@ -27,11 +27,13 @@ class Tiles:
         per run, 4 * (its first tile - the number of tiles in the runs before) + state. Then, where blocks cut tiles,
         [mask_batches, mask_heads, q_blocks, kv_blocks] states, four bytes a word.
     params: those of AttentionParams that say what `lists` is of, by their names.
+    most: the tiles of the longest line.
     """
 
     mode: int
     lists: mx.array
     params: dict[str, int]
+    most: int = 0
 
 
 _known: weakref.WeakKeyDictionary[Blocks, dict[tuple[int, ...], Tiles]] = weakref.WeakKeyDictionary()
@@ -47,11 +49,12 @@ class Cut(Protocol):
     def bk(self) -> int: ...
 
 
-def tiles_for(blocks: Blocks | None, plan: Cut, q_len: int, kv_len: int) -> Tiles:
-    """Remembered as long as the BlockMask lives."""
+def tiles_for(blocks: Blocks | None, plan: Cut, q_len: int, kv_len: int, group: int = 1) -> Tiles:
+    """Remembered as long as the BlockMask lives. group: neighbouring heads of the mask, if it has several, that visit
+    tiles together: their lines become one."""
     if blocks is None:
         return Tiles(NO_BLOCKS, mx.zeros(SMALLEST, mx.int32), dict(zip(PARAMS, (1, 1, 0, 0, 1, 1), strict=True)))
-    key = (plan.bq, plan.bk, q_len, kv_len)
+    key = (plan.bq, plan.bk, q_len, kv_len, 1 if blocks.shape[1] == 1 else group)
     known = _known.setdefault(blocks, {})
     if key not in known:
         known[key] = _cut(blocks, *key)
@@ -67,10 +70,10 @@ class _Runs(NamedTuple):
     state: Array
 
 
-def _cut(blocks: Blocks, bq: int, bk: int, q_len: int, kv_len: int) -> Tiles:
+def _cut(blocks: Blocks, bq: int, bk: int, q_len: int, kv_len: int, group: int) -> Tiles:
     """In time and memory proportional to the runs of the BlockMask."""
-    lines = blocks.shape[0] * blocks.shape[1] * -(-q_len // bq)
-    runs = _runs_of_tiles(blocks, bq, bk, q_len, kv_len)
+    lines = blocks.shape[0] * blocks.shape[1] // group * -(-q_len // bq)
+    runs = _runs_of_tiles(blocks, bq, bk, q_len, kv_len, group)
     offsets = np.searchsorted(runs.line, np.arange(lines + 1))
     ends = np.cumsum(runs.end - runs.first)  # of all lines; each line counts from 0
     before = np.concatenate([[0], ends])
@@ -82,13 +85,14 @@ def _cut(blocks: Blocks, bq: int, bk: int, q_len: int, kv_len: int) -> Tiles:
         states = blocks.states().astype(np.uint8).reshape(-1)
         lists = np.concatenate([lists, np.pad(states, (0, -states.size % 4)).view(np.int32)])
     sizes = (*blocks.shape, blocks.q_block, blocks.kv_block)
-    return Tiles(mode, _flat(lists), dict(zip(PARAMS, sizes, strict=True)))
+    most = int((ends - start).max(initial=0))
+    return Tiles(mode, _flat(lists), dict(zip(PARAMS, sizes, strict=True)), most)
 
 
-def _runs_of_tiles(blocks: Blocks, bq: int, bk: int, q_len: int, kv_len: int) -> _Runs:
+def _runs_of_tiles(blocks: Blocks, bq: int, bk: int, q_len: int, kv_len: int, group: int) -> _Runs:
     """A tile is asked about where all its blocks are partial, whole where all are full, and looked up where some of
     its blocks, but not all, are in one of these states."""
-    line, rows_of_line, row = _touched(blocks, bq, q_len)
+    line, rows_of_line, row = _touched(blocks, bq, q_len, group)
     counts = np.diff(blocks.offsets)[row]
     at = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts - blocks.offsets[row], counts)
     line, state = np.repeat(line, counts), blocks.state[at]
@@ -120,7 +124,7 @@ def _runs_of_tiles(blocks: Blocks, bq: int, bk: int, q_len: int, kv_len: int) ->
     return _Runs(line[live], place[live], place[live + 1], kind[live])
 
 
-def _touched(blocks: Blocks, bq: int, q_len: int) -> tuple[Array, Array, Array]:
+def _touched(blocks: Blocks, bq: int, q_len: int, group: int) -> tuple[Array, Array, Array]:
     """(line, rows_of_line, row): which rows of blocks each tile of query rows touches, and how many."""
     batch, heads, q_blocks, _ = blocks.shape
     starts = np.arange(0, q_len, bq)
@@ -129,7 +133,8 @@ def _touched(blocks: Blocks, bq: int, q_len: int) -> tuple[Array, Array, Array]:
     line = np.repeat(np.arange(len(count)), count)
     first_row = (np.arange(batch * heads)[:, None] * q_blocks + first).reshape(-1)
     row = np.arange(len(line)) - np.repeat(np.cumsum(count) - count - first_row, count)
-    return line, count, row
+    together = count.reshape(-1, group, len(starts)).sum(axis=1).reshape(-1)
+    return line // (group * len(starts)) * len(starts) + line % len(starts), together, row
 
 
 def _flat(values: Array) -> mx.array:

@@ -36,6 +36,12 @@ uint thread_index_in_simdgroup = __builtin_amdgcn_workitem_id_x() % 32;
 # Copies of structs between address spaces, which C++ has no words for.
 COPIES = (
     (
+        "piece = *reinterpret_cast<const device Piece<T, N>*>(start);",
+        "typedef T V __attribute__((ext_vector_type(N)));"
+        " struct __attribute__((packed, aligned(sizeof(T)))) Packed { V v; };"
+        " const auto v = reinterpret_cast<const device Packed*>(start)->v; __builtin_memcpy(&piece, &v, sizeof(v));",
+    ),
+    (
         "return *reinterpret_cast<const device Piece*>(start);",
         "{ typedef T V __attribute__((ext_vector_type(PIECE)));"
         " struct __attribute__((packed, aligned(sizeof(T)))) Packed { V v; };"

@@ -61,6 +61,8 @@ inline void threadgroup_barrier(mem_flags flags) { __builtin_amdgcn_fence(__ATOM
 inline void simdgroup_barrier(mem_flags) { __builtin_amdgcn_wave_barrier(); }
 inline bool simd_any(bool x) { uint r; __asm__ volatile("; any %0 %1" : "=s"(r) : "v"(uint(x))); return r != 0; }
 inline bool simd_all(bool x) { uint r; __asm__ volatile("; all %0 %1" : "=s"(r) : "v"(uint(x))); return r != 0; }
+inline uint simd_ballot(bool x) { uint r; __asm__ volatile("; ballot %0 %1" : "=s"(r) : "v"(uint(x))); return r; }
+inline float simd_max(float x) { float r; __asm__ volatile("; max %0 %1" : "=v"(r) : "v"(x)); return r; }
 inline uint simd_or(uint x) { uint r; __asm__ volatile("; or %0 %1" : "=s"(r) : "v"(x)); return r; }
 
 

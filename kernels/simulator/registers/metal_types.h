@@ -22,6 +22,7 @@ To as_type(From x) {
 namespace metal {
 template <typename T, int N>
 using vec = T __attribute__((ext_vector_type(N)));
+typedef vec<float, 2> float2;
 typedef vec<uint, 3> uint3;
 typedef vec<ulong, 2> ulong2;
 typedef vec<long, 2> long2;

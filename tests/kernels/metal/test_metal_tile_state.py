@@ -91,7 +91,7 @@ def test_a_stretch_that_is_whole_is_not_asked_about() -> None:
     def early(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         return table[kv_idx] < 2048
 
-    report = check(early, lambda b, h, q_idx, kv_idx: kv_idx < 2048, 16, 4096)
+    report = check(early, lambda b, h, q_idx, kv_idx: kv_idx < 2048, 32, 4096)
     assert report.buffers["array0"].read == 0
     pairs = 4 * 32 * 4096 // 32 // BLOCK  # each of four simdgroups reads the pairs of 4 stretches, one lane each
     assert report.buffers["extremes0"].read == 8 * pairs
@@ -194,9 +194,9 @@ def test_a_place_outside_the_array_is_caught() -> None:
     ids = np.arange(100, dtype=np.int32) // 10
     mask, _ = documents(ids)
     right, wrong = "  Range place = inside(index, shape[0]);\n  Data of_line", "  Range place = index;\n  Data of_line"
-    report_of(mask, 16, 500)
+    report_of(mask, 32, 500)
     with pytest.raises(SimulationError, match="out of bounds"):
-        report_of(mask, 16, 500, on=broken(right, wrong))
+        report_of(mask, 32, 500, on=broken(right, wrong))
 
 
 # ---- extremes of blocks -------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_a_kernel_s_name_tells_the_types_of_its_captures() -> None:
         names.append(definition["name"])
         return lambda **arguments: [mx.zeros(shape) for shape in arguments["output_shapes"]]
 
-    lazy, q = MetalBackend(factory), mx.ones((1, 1, 16, 8))
+    lazy, q = MetalBackend(factory), mx.ones((1, 1, 32, 8))
     for kind in (mx.int32, mx.int16, mx.int32, mx.uint8):
         table = mx.zeros(100, kind)
         mask = flex.mask_mod(lambda b, h, q_idx, kv_idx, table=table: table[kv_idx] == 0).bind()
