@@ -4,7 +4,8 @@ A count says how much a kernel moves and multiplies, not how fast an Apple GPU d
 for, before any cache. `kv_read` is what is read of K and V, `mask_read` what is read to know the mask: MLX's array of
 it, or captured arrays and lists of tiles. STATED are the targets of a dense run beside MLX's, and of a masked run
 beside our own dense run at the same length. "backward" stands for the gradient kernels of a dense run, all together,
-beside that run.
+beside that run; "decode" for one row of four query heads a head of keys, beside the bytes of K and V, and MLX's kernels
+of two passes.
 """
 
 from __future__ import annotations
@@ -24,17 +25,21 @@ import numpy as np
 
 import flextrace as flex
 from flextrace.kernels.metal.attention.plan import plan_for
+from flextrace.kernels.metal.decode.plan import decode_plan, splits_for
+from flextrace.kernels.metal.device import LANES
 from flextrace.kernels.simulator import CompileError, Report, SimulationError, SimulatorUnavailable, recording
 from flextrace.kernels.simulator.build import compiler
-from flextrace.kernels.simulator.mlx_attention import steel_attention
+from flextrace.kernels.simulator.mlx_attention import sdpa_vector_2pass, steel_attention
 from flextrace.kernels.simulator.translate.mlx_text import include_folder
 
 from .cases import flextrace_mods, kept_pairs, problem
 from .errors import BenchError
 
-BACKWARD = "backward"
-MASKS = ("none", "causal", "window", "document", BACKWARD)
-LENGTHS = {"none": 512, BACKWARD: 512, "causal": 2048, "window": 4096, "document": 2048}  # where the targets are stated
+BACKWARD, DECODE = "backward", "decode"
+MASKS = ("none", "causal", "window", "document", BACKWARD, DECODE)
+# Where the targets are stated.
+LENGTHS = {"none": 512, BACKWARD: 512, "causal": 2048, "window": 4096, "document": 2048, DECODE: 4096}
+GROUP, MLX_BLOCKS = 4, 32  # of decode: query heads for a head of keys; the fewest splits that MLX's host code takes
 DTYPES = ("float32", "float16", "bfloat16")
 HEAD_DIMS = (64, 80, 128)  # those of MLX's kernel
 SHOWN = (
@@ -49,7 +54,8 @@ class Run:
     """One run of one kernel on tensors of [1, heads, length, head_dim].
 
     kernel: "mask_mod" and "BlockMask" are flextrace's, by what it is given; "steel" is MLX's, given causal=True, or a
-    bool array for other masks, as `mx.fast.scaled_dot_product_attention` does. "backward" goes with the mask so called.
+    bool array for other masks, as `mx.fast.scaled_dot_product_attention` does. "backward" and "decode" go with the
+    masks so called; of decode `heads` are those of keys, and "once" is no kernel: it reads K and V once, and no more.
     """
 
     kernel: str
@@ -68,9 +74,13 @@ class Run:
     def steel(self) -> Run:
         return replace(self, kernel="steel")
 
+    @property
+    def once(self) -> Run:
+        return replace(self, kernel="once")
+
     def tiles_left(self) -> float:
         """The share of our kernel's tiles that the mask leaves: those with a pair that it keeps."""
-        if self.mask == BACKWARD:
+        if self.mask in (BACKWARD, DECODE):
             return 1.0
         plan = plan_for(self.head_dim, self.head_dim, self.dtype)
         return _tiles_left(self.mask, self.length, plan.bq, plan.bk)
@@ -80,6 +90,8 @@ class Run:
         ours = self.kernel != "steel"
         if self.kernel == BACKWARD:
             return 4.5 * self.dense.work()
+        if self.mask == DECODE:
+            return 16.0 * self.heads * self.length * self.head_dim
         share = self.tiles_left() if ours or self.mask == "causal" else 1.0
         return float(self.heads) * self.length**2 * self.head_dim * (share + 0.1 if ours else 1.5 * share)
 
@@ -117,13 +129,15 @@ def plan_runs(
         for dtype in dtypes
         for mask in masks
         for length in (lengths or [LENGTHS[mask]])
-        for kernel in _kernels(mask)
+        for kernel in _kernels(mask, head_dim)
     ]
 
 
-def _kernels(mask: str) -> tuple[str, ...]:
+def _kernels(mask: str, head_dim: int) -> tuple[str, ...]:
     if mask == BACKWARD:
         return (BACKWARD,)
+    if mask == DECODE:
+        return (DECODE, "steel") if head_dim % LANES == 0 else (DECODE,)  # MLX's lanes have whole columns
     return ("mask_mod", *(("BlockMask",) if mask != "none" else ()), "steel")
 
 
@@ -136,6 +150,8 @@ def simulate(run: Run) -> dict[str, int]:
     p = problem(1, run.heads, run.length, run.head_dim, run.dtype)
     q, k, v = p.tensors()
     try:
+        if run.mask == DECODE:
+            return _of_one_row(run, k, v)
         if run.kernel == "steel":
             kept = None if run.mask == "causal" else kept_pairs(p, run.mask)
             shape = (1, run.heads, run.length, run.length)
@@ -159,6 +175,31 @@ def simulate(run: Run) -> dict[str, int]:
     return _counts(report)
 
 
+def _of_one_row(run: Run, k: mx.array, v: mx.array) -> dict[str, int]:
+    """The counts of both kernels together, and the `steps` of the first: exchanges between its lanes, and barriers,
+    that a simdgroup waits for one after the other."""
+    if run.kernel == "once":
+        bytes_of = {"device_read": k.nbytes + v.nbytes, "kv_read": k.nbytes + v.nbytes}
+        return {**dict.fromkeys((*SHOWN, "steps"), 0), **bytes_of}
+    q = problem(1, GROUP * run.heads, 1, run.head_dim, run.dtype).tensors()[0]
+    if run.kernel == "steel":
+        _, reports = sdpa_vector_2pass(q, k, v, float(run.head_dim) ** -0.5, blocks=MLX_BLOCKS)
+        groups, simdgroups = MLX_BLOCKS * run.heads, GROUP
+    else:
+        with recording() as made:
+            mx.eval(flex.flex_attention(q, k, v, enable_gqa=True, kernel_options={"BACKEND": "simulator"}))
+        reports = (made[0], made[1])
+        plan = decode_plan(run.head_dim, run.head_dim, run.dtype, GROUP)
+        if plan is None:
+            raise BenchError(f"flextrace has no kernel for few rows of head dim {run.head_dim}")
+        groups, simdgroups = splits_for(run.heads, run.length) * run.heads, plan.simdgroups
+    first, counts = reports[0], [_counts(report) for report in reports]
+    total = {name: sum(of_kernel[name] for of_kernel in counts) for name in counts[0]}
+    largest = max(of_kernel["threadgroup_allocated"] for of_kernel in counts)
+    exchanges = (first.shuffles + first.reductions) // (groups * simdgroups)
+    return total | {"threadgroup_allocated": largest, "steps": exchanges + first.threadgroup_barriers // groups}
+
+
 def _of_gradients(q: mx.array, k: mx.array, v: mx.array) -> dict[str, int]:
     """The counts of all gradient kernels of a dense run; memory of a threadgroup is that of the largest."""
 
@@ -173,7 +214,7 @@ def _of_gradients(q: mx.array, k: mx.array, v: mx.array) -> dict[str, int]:
 
 
 def _counts(report: Report) -> dict[str, int]:
-    parts = {"kv_read": r"[kvKV]", "mask_read": r"mask|tile_lists|array\d+|extremes\d+"}
+    parts = {"kv_read": r"[kvKV]|keys|values", "mask_read": r"mask|tile_lists|array\d+|extremes\d+"}
     device = {name: buffer.read for name, buffer in report.buffers.items() if buffer.space == "device"}
     shares = {
         part: sum(read for name, read in device.items() if re.fullmatch(names, name)) for part, names in parts.items()
@@ -193,7 +234,8 @@ def measure(runs: Sequence[Run], jobs: int, done: Callable[[Run], None]) -> dict
         BenchError: as `simulate`, and where this machine has no simulator.
     """
     check_simulator()
-    wanted = sorted({*runs, *(run.dense for run in runs)}, key=Run.work, reverse=True)
+    beside = (run.once if run.mask == DECODE else run.dense for run in runs)
+    wanted = sorted({*runs, *beside}, key=Run.work, reverse=True)
     found: dict[Run, Counts] = {}
     for run, counts in _in_order(wanted) if min(jobs, len(wanted)) == 1 else _in_processes(wanted, jobs):
         found[run] = counts
@@ -238,7 +280,7 @@ class Target:
     run: Run
     count: str
     beside: str
-    """"steel", or "dense": our own run without the mask"""
+    """"steel", "dense": our own run without the mask, or "once": K and V once"""
     limit: float
     measured: float
     exact: bool = False
@@ -248,7 +290,7 @@ class Target:
         return self.measured == self.limit if self.exact else self.measured <= self.limit
 
     def __str__(self) -> str:
-        run, whose = self.run, "MLX's" if self.beside == "steel" else "our dense run's"
+        run, whose = self.run, {"steel": "MLX's", "dense": "our dense run's", "once": "K's and V's own"}[self.beside]
         given = "" if run.mask == "none" else f" as {run.kernel}"
         where = f"{run.mask}{given}, L {run.length}, D {run.head_dim}, {run.dtype}"
         limit = f"{'exactly' if self.exact else 'at most'} {self.limit:.3f}x"
@@ -265,6 +307,12 @@ STATED: dict[str, tuple[Stated, ...]] = {  # by mask
     ),
     "causal": ((2048, "device_read", "dense", 0.56, False),),
     "window": ((4096, "device_read", "dense", 0.12, False),),
+    DECODE: (
+        (0, "kv_read", "once", 1.0, True),
+        (0, "device_read", "once", 1.05, False),
+        (0, "device_read", "steel", 0.3, False),
+        (4096, "steps", "steel", 1.0, False),
+    ),
     BACKWARD: (
         (0, "device_read", "dense", 8.0, False),
         (0, "device_written", "dense", 4.0, False),
@@ -279,12 +327,12 @@ def targets(found: Mapping[Run, Counts], runs: Sequence[Run]) -> list[Target]:
     for run in runs:
         if run.kernel == "steel":
             continue
-        others = {"steel": run.steel, "dense": run.dense}
+        others = {"steel": run.steel, "dense": run.dense, "once": run.once}
         stated = [target[1:] for target in STATED.get(run.mask, ()) if target[0] in (0, run.length)]
-        if run.mask not in ("none", BACKWARD):
+        if run.mask not in ("none", BACKWARD, DECODE):
             stated.append(("kv_read", "dense", run.tiles_left(), False))
         for count, whose, limit, exact in stated:
-            measured = ratio(found, run, others[whose], count)
+            measured = ratio(found, run, others[whose], count) if others[whose] in found else None
             if count == "threadgroup_read" and plan_for(run.head_dim, run.head_dim, run.dtype).row_fragments == 1:
                 limit = ONE_FRAGMENT
             if measured is not None:

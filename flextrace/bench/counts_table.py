@@ -16,7 +16,20 @@ from rich.text import Text
 from flextrace.kernels.simulator.registers import Registers, why_not
 from flextrace.show.terminal import output, print_table
 
-from .counts import BACKWARD, DTYPES, MASKS, SHOWN, Counts, Run, Target, measure, plan_runs, ratio, rows, targets
+from .counts import (
+    DECODE,
+    DTYPES,
+    MASKS,
+    SHOWN,
+    Counts,
+    Run,
+    Target,
+    measure,
+    plan_runs,
+    ratio,
+    rows,
+    targets,
+)
 from .registers import LARGE, LENGTH, TEXTS, large_run, lines
 
 HEADS, HEAD_DIMS = 1, (64, 128)
@@ -56,7 +69,8 @@ def main(
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     quiet = not screen.is_terminal
     with Progress(*columns, TimeElapsedColumn(), console=screen, transient=True, disable=quiet) as progress:
-        task = progress.add_task("simulating", total=sum(run.work() for run in {*runs, *(r.dense for r in runs)}))
+        beside = (run.once if run.mask == DECODE else run.dense for run in runs)
+        task = progress.add_task("simulating", total=sum(run.work() for run in {*runs, *beside}))
 
         def done(run: Run) -> None:
             progress.update(task, advance=run.work(), description=f"{run.mask} {run.dtype} {run.length}")
@@ -147,14 +161,15 @@ def _section(table: Table, found: Mapping[Run, Counts], runs: Sequence[Run], jud
     """The rows of one mask at one length; the first run is the user's own way."""
     first = runs[0]
     masked = first.mask != "none"
-    others = [("steel", first.steel)] if first.mask != BACKWARD else []
+    others = [("steel", first.steel)] if first.steel in found else []
     table.add_section()
     table.add_row(f"{first.mask} {first.length}", style="bold")
     for run in runs:
         label = "MLX" if run.kernel == "steel" else run.kernel if masked else "flextrace"
         table.add_row(f" {label}", *(_short(found[run][count]) for count in SHOWN))
-    beside = {"steel": " / MLX", "dense": " / our dense"}
-    for whose, run in (*others, *((("dense", first.dense),) if masked else ())):
+    beside = {"steel": " / MLX", "dense": " / our dense", "once": " / K, V once"}
+    plain = ("once", first.once) if first.mask == DECODE else ("dense", first.dense)
+    for whose, run in (*others, *((plain,) if masked else ())):
         ratios = [ratio(found, first, run, count) for count in SHOWN]
         table.add_row(beside[whose], *("-" if r is None else f"{r:.2f}x" for r in ratios), style="cyan")
     mine = {target.count: target for target in judged if target.run == first}

@@ -55,6 +55,14 @@ def test_gradients_beside_our_dense_run() -> None:
     assert "3.50x" in result.output and "targets: 3 of 3 met" in result.output
 
 
+def test_one_row_beside_k_and_v_read_once() -> None:
+    options = ["--lengths", "1024", "--mods", "decode", "--head-dim", "128", "--dtypes", "float16"]
+    result = CliRunner().invoke(app, ["bench", "--counts", *options])
+    assert result.exit_code == 0, result.output
+    assert "decode 1024" in result.output and "/ MLX" in result.output and "/ K, V once" in result.output
+    assert "=1.00x" in result.output and "targets: 3 of 3 met" in result.output
+
+
 def test_json_in_a_real_process() -> None:
     command = [Path(sys.executable).with_name("flextrace"), "bench", "--counts", "--json", "--jobs", "2"]
     options = ["--lengths", "128", "--dtypes", "float16", "--mods", "none,document"]
@@ -84,7 +92,7 @@ def test_a_missed_target_ends_with_code_1(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--mods", "alibi"], "--counts has no mod 'alibi'; known: none, causal, window, document, backward"),
+        (["--mods", "alibi"], "--counts has no mod 'alibi'; known: none, causal, window, document, backward, decode"),
         (["--dtypes", "float64"], "--counts has no dtype 'float64'"),
         (["--head-dim", "96"], "--counts has no head dim 96; known: 64, 80, 128"),
         (["--lengths", "512,many"], "--lengths takes whole numbers with commas between them"),
@@ -165,9 +173,10 @@ def test_targets_are_stated_at_their_lengths() -> None:
     assert {(mask, row[0]) for mask, stated in counts.STATED.items() for row in stated if row[0]} == {
         ("causal", counts.LENGTHS["causal"]),
         ("window", counts.LENGTHS["window"]),
+        (counts.DECODE, counts.LENGTHS[counts.DECODE]),
     }
     runs = plan_runs(counts.MASKS, None, 1, (64,), ("float32",))
-    same = {name: 100 for name in counts.SHOWN}
+    same = {name: 100 for name in (*counts.SHOWN, "steps")}
     found = {run: same for run in {*runs, *(run.dense for run in runs)}}
     made = {(t.run.mask, t.run.kernel, t.count): (t.beside, t.limit, t.met) for t in targets(found, runs)}
     assert made["none", "mask_mod", "device_read"] == ("steel", 0.6, False)
@@ -177,6 +186,7 @@ def test_targets_are_stated_at_their_lengths() -> None:
         assert made["causal", kernel, "device_read"] == ("dense", 0.56, False)
         assert made["window", kernel, "device_read"] == ("dense", 0.12, False)
         assert made["document", kernel, "kv_read"][2] is False
+    assert made[counts.DECODE, counts.DECODE, "steps"] == ("steel", 1.0, True)
     short = plan_runs(("causal",), [512], 1, (64,), ("float32",))
     found = {run: same for run in {*short, *(run.dense for run in short)}}
     assert {target.count for target in targets(found, short)} == {"kv_read"}
