@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from apparatus import clang_check, registers
+from apparatus import clang_check
 from apparatus.mods import traces
 from calls import formulas
 
@@ -17,6 +17,7 @@ from flextrace.kernels.metal.decode.text import decode_text, merge_text
 from flextrace.kernels.metal.generate import NO_MODS
 from flextrace.kernels.metal.scoring import PLAIN, Scoring
 from flextrace.kernels.metal.text import FOLDER, KernelText
+from flextrace.kernels.simulator import registers
 from flextrace.kernels.template.assemble import assemble, header_and_body
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -105,13 +106,13 @@ def test_a_wrong_address_space_is_seen(right: str, wrong: str, tmp_path: Path) -
     assert "error:" in clang_check.complaints(source.replace(right, wrong), tmp_path)
 
 
-@registers.needs_target
+@clang_check.needs_stand_in
 @pytest.mark.sampled(9)
 @pytest.mark.parametrize("names", [(), ("causal",), ("alibi", "causal")], ids=str)
 @pytest.mark.parametrize("rows", [1, 16])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [64, 128])
-def test_registers_suffice(dim: int, dtype: str, rows: int, names: tuple[str, ...], tmp_path: Path) -> None:
+def test_registers_suffice(dim: int, dtype: str, rows: int, names: tuple[str, ...]) -> None:
     """An Apple GPU has 128 for a thread before fewer are resident; a few bytes in memory cost little."""
     text = decode_text(formulas(*traces(*names)) if names else NO_MODS)
-    assert registers.spilled(text, plan_of(dim, dim, dtype, rows), NO_BLOCKS, tmp_path) <= 64
+    assert registers.measured(text, plan_of(dim, dim, dtype, rows), NO_BLOCKS).spilled <= 64
