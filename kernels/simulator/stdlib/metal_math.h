@@ -181,7 +181,7 @@ SIM_PRECISIONS
 // As wrong as the Metal Shading Language Specification lets fast functions be, upwards or downwards by the last bit of
 // the argument. (exp2, which the kernels' own softmax calls, is the host's.)
 SIM_INLINE float off_by(float exact, float x, float ulps) {
-  if (!__builtin_isfinite(exact)) return exact;
+  if (!__builtin_isfinite(exact) || exact == 0.0f) return exact;  // the error of 0 is none, of however many ulps
   const float relative = ulps * 0x1p-24f;
   return exact * (1.0f + (__builtin_bit_cast(uint, x) & 1u ? relative : -relative));
 }
