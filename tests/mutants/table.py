@@ -748,8 +748,10 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("scale[i] = from[i * stride];", "scale[i] = from[i];"),
         ("keys.read(first + smaller(key, count - 1), d)", "keys.read(smaller(key, count - 1), d)"),
         ("splat(p.add_back ? t.shift[i] : 0)", "splat(0.0f)"),
-        ("select(weight == 0.0f, weight, scaled)", "scaled"),
+        ("select((weight == 0.0f) | (lanes", "select((lanes"),
         ("if (mean.data && sum != 0) x +=", "if (mean.data) x +="),
+        ("bool said = sum_lanes(zeros) == 0 &&", "bool said ="),
+        ("said ? most / MOST :", "said ? 1 :"),
         (
             "load_vector<vfloat>(t.key_scale + at) * t.row_scale[i]",
             "(load_vector<vfloat>(t.key_scale + at) * t.row_scale[i])",
@@ -770,6 +772,9 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("kernels/cpu/attention/rows.h", "tests/kernels/cpu/test_int8_rows.py"): [
         ("return biased(load_vector<vword>(from));", "return load_vector<vword>(from);"),
         ("return dot(sum, key, query);", "return dot(sum, query, key);"),
+        ("(halves)high : (halves)low", "(halves)low : (halves)high"),
+        ("load_vector<vfloat>(to) * factor[r] + int", "load_vector<vfloat>(to) + int"),
+        ("units == units && whole", "whole"),
     ],
     ("kernels/cpu/int8/int8.h", "tests/kernels/cpu/test_int8_rows.py"): [
         ("return int_to_float(sum + start);", "return int_to_float(sum);"),

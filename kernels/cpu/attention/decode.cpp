@@ -50,6 +50,7 @@ struct DecodeScratch {
   float* shift;      // what the mean of the keys adds to all scores of a row
   int32_t* start;    // of the row's sums of products
   float *key_scale, *value_scale;  // [KV_TILE]: of the tile at hand
+  WholeWeights rounded;
 };
 
 // A split's share of the result.
@@ -98,6 +99,8 @@ struct Decode : Attention {
       carver.cut(s.start, of_int8);
       carver.cut(s.key_scale, scales);
       carver.cut(s.value_scale, scales);
+      carver.cut(s.rounded.weights, of_int8 * KV_TILE);
+      carver.cut(s.rounded.unit, of_int8);
       s.found_for = -1;
     }
     return carver.used;
@@ -208,6 +211,10 @@ static void read_rows(const Decode& a, DecodeScratch& t, Partial& part, int64_t 
       for (int64_t d = 0; d < p.head_dim; d += VL) store_vector(row + d, widen(query, 0, d) * p.scale);
     }
   }
+  if constexpr (KEYS == QUANTISED) {
+    __builtin_memset(t.rounded.weights, 0, a.padded_rows * KV_TILE * sizeof(int16_t));
+    __builtin_memset(t.rounded.unit, 0, a.padded_rows * sizeof(float));
+  }
   __builtin_memset(part.sum, 0, a.padded_rows * VL * sizeof(float));
   __builtin_memset(part.out, 0, a.padded_rows * a.stride_out * sizeof(float));
 }
@@ -281,12 +288,27 @@ static void scale_scores(const Decode& a, DecodeScratch& t, const QueryTile& q, 
 }
 
 // Weights of row i times the scales of the values, which is nan for one that held an infinity or a nan: a weight of 0
-// leaves it out.
+// leaves it out. And the same as whole numbers, 0 for the keys from `end` on.
 static void scale_weights(DecodeScratch& t, int64_t i, int64_t begin, int64_t end) {
+  constexpr float MOST = 32767, SMALLEST_WEIGHT = 0x1p-100f;
+  float* row = t.scores + i * KV_TILE;
+  vfloat largest = {}, zeros = {};
+  vint lanes = lane_index();
   for (int64_t at = begin; at < end; at += VL) {
-    vfloat weight = load_vector<vfloat>(t.scores + i * KV_TILE + at);
+    vfloat weight = load_vector<vfloat>(row + at);
     vfloat scaled = weight * load_vector<vfloat>(t.value_scale + at);
-    store_vector(t.scores + i * KV_TILE + at, select(weight == 0.0f, weight, scaled));
+    scaled = select((weight == 0.0f) | (lanes + (int32_t)at >= (int32_t)end), vfloat{}, scaled);
+    store_vector(row + at, scaled);
+    zeros += scaled * 0.0f;
+    largest = larger(bits_to_float(float_to_bits(scaled) & INT32_MAX), largest);
+  }
+  if (!HAS_PAIRS) return;
+  float most = largest_lane(largest)[0], inverse = most == 0 ? 0 : MOST / most;
+  bool said = sum_lanes(zeros) == 0 && (most == 0 || most > SMALLEST_WEIGHT);
+  t.rounded.unit[i] = said ? most / MOST : __builtin_nanf("");
+  for (int64_t at = begin; said && at < end; at += VL) {
+    vint bits = float_to_bits(load_vector<vfloat>(row + at) * inverse + ROUND);
+    store_vector(t.rounded.weights + i * KV_TILE + at, __builtin_convertvector(bits, vshort));
   }
 }
 
@@ -329,9 +351,10 @@ static void attend_split(const Decode& a, Scratch& s, DecodeScratch& t, int64_t 
       if (live.masked && r % p.q_len == 0 && (r == 0 || a.per_head())) allow_keys_of(a, s, q, live);
       if constexpr (KEY == INT8) scale_scores(a, t, q, r, first, live.begin, live.end, count);
       (live.masked ? softmax_row<true> : softmax_row<false>)(a, s, t, part, q, r, first, live.begin, live.end);
-      if constexpr (VALUE == INT8) scale_weights(t, r, live.begin, live.end);
+      if constexpr (VALUE == INT8) scale_weights(t, r, live.begin, end);
     }
-    weigh_rows<VALUE>(part.out, a.padded_rows, a.stride_out, t.scores, values, live.begin, end, t.factor, next_keys);
+    weigh_rows<VALUE>(part.out, a.padded_rows, a.stride_out, t.scores, values, live.begin, end, t.factor, t.rounded,
+                      next_keys);
   }
 }
 

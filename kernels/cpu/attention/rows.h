@@ -223,6 +223,64 @@ INLINE bool add_values(float* out, int64_t stride, const float* weights, const L
   return true;
 }
 
+// Weights of int8 values as whole numbers of 16 bits, where there is an instruction that multiplies two keys at once.
+// A weight is rounded to within 2^-16 of the largest of its row and tile, values were to within 2^-8 of their row's.
+struct WholeWeights {
+  int16_t* weights;  // [rows][KV_TILE]
+  float* unit;       // [rows]: what 1 is worth; nan: a weight is nan, or all are too small to say
+};
+
+#if INT8_DOT && defined(__AVX512VNNI__) && VECTOR_BYTES == 64
+constexpr bool HAS_PAIRS = true;
+
+INLINE vint add_pairs(vint sum, vint values, vint weights) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(values), "v"(weights));
+  return sum;
+}
+// VL columns of two keys, a pair of 16 bits for each.
+INLINE vint load_pairs(const char* key, const char* other) {
+  typedef int16_t halves __attribute__((vector_size(64)));
+  constexpr halves HIGH = {0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1,
+                           0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1};
+  vint low = widen_to_int(load_vector<vbyte>(key)), high = widen_to_int(load_vector<vbyte>(other)) << 16;
+  return (vint)(HIGH ? (halves)high : (halves)low);
+}
+
+// As add_values, of 4 rows and registers of columns. The weights beyond `end` are 0.
+INLINE void add_values_in_pairs(float* out, int64_t stride, const WholeWeights& rounded, const Lines<INT8>& values,
+                                int64_t column, int64_t begin, int64_t end, const float* factor, Ahead& ahead) {
+  vint sums[4][4] = {};
+  const char* from = values.row(begin) + column;
+  for (int64_t key = begin; key < end; key += 2, from += 2 * values.stride) {
+    ahead.step();
+    ahead.step();
+    const char* other = from + (key + 1 < end ? values.stride : 0);
+    vint v[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) v[j] = load_pairs(from + j * VL, other + j * VL);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+      int32_t both;
+      __builtin_memcpy(&both, rounded.weights + r * KV_TILE + key, sizeof both);
+      vint weights = splat(both);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) sums[r][j] = add_pairs(sums[r][j], v[j], weights);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; r++)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      float* to = out + r * stride + column + j * VL;
+      store_vector(to, load_vector<vfloat>(to) * factor[r] + int_to_float(sums[r][j]) * rounded.unit[r]);
+    }
+}
+#else
+constexpr bool HAS_PAIRS = false;
+INLINE void add_values_in_pairs(float*, int64_t, const WholeWeights&, const Lines<INT8>&, int64_t, int64_t, int64_t,
+                                const float*, Ahead&) {}
+#endif
+
 // The same for any strides, any number of rows and columns, and values that may be infinite or nan: a weight of 0
 // leaves its key out.
 template <int32_t DTYPE>
@@ -242,9 +300,15 @@ NOINLINE static void add_any_values(float* out, int64_t row_count, int64_t strid
 
 template <int32_t DTYPE, int ROW_COUNT>
 INLINE void weigh_some_rows(float* out, int64_t stride, const float* weights, const Lines<DTYPE>& values,
-                            int64_t begin, int64_t end, const float* factor, Ahead& ahead) {
+                            int64_t begin, int64_t end, const float* factor, const WholeWeights& rounded,
+                            Ahead& ahead) {
   constexpr int WIDTH = REGISTERS == 32 ? 4 : 2;
   int64_t columns = values.columns, whole = values.whole(VL), column = 0;
+  if constexpr (DTYPE == INT8 && HAS_PAIRS && ROW_COUNT == 4) {
+    float units = rounded.unit[0] + rounded.unit[1] + rounded.unit[2] + rounded.unit[3];
+    for (; units == units && whole - column >= 4 * VL; column += 4 * VL)
+      add_values_in_pairs(out, stride, rounded, values, column, begin, end, factor, ahead);
+  }
   for (int64_t width = WIDTH * VL; column < whole; column += width) {
     if (whole - column < width) width = VL;
     bool finite =
@@ -257,15 +321,18 @@ INLINE void weigh_some_rows(float* out, int64_t stride, const float* weights, co
 }
 
 // out[row_count][stride] = out * factor + weights @ values, for the keys [begin, end) of a tile; row_count as of
-// score_rows; columns of out beyond those of values are scratch.
+// score_rows; columns of out beyond those of values are scratch. rounded: the same weights, only of int8.
 template <int32_t DTYPE>
 static void weigh_rows(float* out, int64_t row_count, int64_t stride, const float* weights,
-                       const Lines<DTYPE>& values, int64_t begin, int64_t end, const float* factor, Ahead ahead) {
+                       const Lines<DTYPE>& values, int64_t begin, int64_t end, const float* factor,
+                       const WholeWeights& rounded, Ahead ahead) {
   constexpr int64_t WIDTH = (REGISTERS == 32 ? 4 : 2) * VL;
   int64_t whole = values.whole(VL), passes = whole / WIDTH + whole % WIDTH / VL;
   ahead.spread((end - begin) * passes * (row_count < 4 ? row_count : row_count / 4));
   for (int64_t r = 0; row_count < 4 && r < row_count; r++)
-    weigh_some_rows<DTYPE, 1>(out + r * stride, stride, weights + r * KV_TILE, values, begin, end, factor + r, ahead);
+    weigh_some_rows<DTYPE, 1>(out + r * stride, stride, weights + r * KV_TILE, values, begin, end, factor + r, rounded,
+                              ahead);
   for (int64_t r = 0; row_count >= 4 && r < row_count; r += 4)
-    weigh_some_rows<DTYPE, 4>(out + r * stride, stride, weights + r * KV_TILE, values, begin, end, factor + r, ahead);
+    weigh_some_rows<DTYPE, 4>(out + r * stride, stride, weights + r * KV_TILE, values, begin, end, factor + r,
+                              {rounded.weights + r * KV_TILE, rounded.unit + r}, ahead);
 }

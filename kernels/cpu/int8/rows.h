@@ -7,17 +7,18 @@
 typedef int8_t vbyte __attribute__((vector_size(VL)));
 
 // GCC does a conversion in one step number by number where it is not told the instruction.
-INLINE vfloat widen_int8(vbyte x) {
+INLINE vint widen_to_int(vbyte x) {
 #if defined(__clang__)
-  return int_to_float(__builtin_convertvector(x, vint));
+  return __builtin_convertvector(x, vint);
 #elif VECTOR_BYTES == 64
   typedef char bytes __attribute__((vector_size(16)));
-  return int_to_float((vint)__builtin_ia32_pmovsxbd512_mask((bytes)x, vint{}, -1));
+  return (vint)__builtin_ia32_pmovsxbd512_mask((bytes)x, vint{}, -1);
 #else
   typedef int16_t vhalf __attribute__((vector_size(2 * VL)));
-  return int_to_float(__builtin_convertvector(__builtin_convertvector(x, vhalf), vint));
+  return __builtin_convertvector(__builtin_convertvector(x, vhalf), vint);
 #endif
 }
+INLINE vfloat widen_int8(vbyte x) { return int_to_float(widen_to_int(x)); }
 
 constexpr int64_t AHEAD = 2 * VL;  // rows between the one that is read and the one that is asked for
 

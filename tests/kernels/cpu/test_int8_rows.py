@@ -254,6 +254,14 @@ def test_a_value_without_a_number_that_is_left_out() -> None:
     assert_same(run(inputs._replace(v=with_scale(inputs.v, 130, math.nan)), None, mask), run(inputs, None, mask))
 
 
+@pytest.mark.parametrize("size", [1e-31, 1e30])
+def test_values_of_any_size(size: float) -> None:
+    inputs = Inputs.random(SHAPES["decode"], means=False)
+    assert isinstance(inputs.v, Int8Rows)
+    got = run(inputs._replace(v=inputs.v._replace(scales=inputs.v.scales * size)))
+    reference.assert_close(got.out / np.float64(size), run(inputs).out, 1e-4, 1e-4, "out")
+
+
 @pytest.mark.parametrize("rows", [40, 8])
 @pytest.mark.parametrize("means", [False, True])
 @pytest.mark.parametrize("kv_batch", [1, 2])
@@ -459,8 +467,13 @@ def test_other_instructions_give_the_same_numbers(
     others = [run(inputs) for inputs, _ in native]
     toolchain.find_compiler.cache_clear()
     assert len(list(fresh_cache.glob("kernels/*/*"))) == 2
-    for (_, one), two in zip(native, others, strict=True):
-        if name == "portable":
+    for (inputs, one), two in zip(native, others, strict=True):
+        if name == "portable" and inputs.q.shape[2] > launch.FEW_ROWS:
             assert_same(one, two)
+        # Of few rows, AVX512-VNNI rounds the weights of int8 values to 2**-16 of the largest.
+        few = inputs.q.shape[2] <= launch.FEW_ROWS and isinstance(inputs.v, Int8Rows)
         for field in Got._fields:
-            np.testing.assert_allclose(getattr(two, field), getattr(one, field), rtol=2e-5, atol=2e-5, err_msg=field)
+            tolerance = 1e-4 if few and field == "out" else 2e-5
+            np.testing.assert_allclose(
+                getattr(two, field), getattr(one, field), rtol=tolerance, atol=tolerance, err_msg=field
+            )
