@@ -179,9 +179,11 @@ namespace fast {
 SIM_PRECISIONS
 
 // As wrong as the Metal Shading Language Specification lets fast functions be, upwards or downwards by the last bit of
-// the argument. (exp2, which the kernels' own softmax calls, is the host's.)
+// the argument; what is infinite, of which it promises nothing, is nan. (exp2, which the kernels' own softmax calls, is
+// the host's.)
 SIM_INLINE float off_by(float exact, float x, float ulps) {
-  if (!__builtin_isfinite(exact) || exact == 0.0f) return exact;  // the error of 0 is none, of however many ulps
+  if (exact == 0.0f) return exact;  // the error of 0 is none, of however many ulps
+  if (!__builtin_isfinite(exact)) return __builtin_nanf("");
   const float relative = ulps * 0x1p-24f;
   return exact * (1.0f + (__builtin_bit_cast(uint, x) & 1u ? relative : -relative));
 }
