@@ -60,7 +60,8 @@ EXPRESSIONS: list[tuple[str, Any]] = [
     ("sizeof(half4)", 8),
     ("1.0 / 3", np.float32(1) / np.float32(3)),
     ("metal::precise::exp2(3.0f)", 8),
-    ("metal::fast::sqrt(16.0f)", 4),
+    ("metal::precise::sqrt(16.0f)", 4),
+    ("metal::abs(metal::fast::sqrt(16.0f) - 4.0f) < 1e-6f ? 1 : 0", 1),  # 2 ulp
     ("rsqrt(0.25f)", 2),
     ("round(-2.5f)", -3),
     ("rint(2.5f)", 2),
