@@ -86,7 +86,7 @@ static void read_queries(const Attention& a, Scratch& s, const QueryTile& q) {
     int64_t rows = smaller(q.rows - g * ROWS, ROWS), first = q.first + g * ROWS;
     Matrix queries = matrix_of(p.q, p.q_strides, q.b, q.h, first, rows, p.head_dim, p.dtype);
     float* packed = s.queries + g * ROWS * p.head_dim;
-    if (in_pairs(p)) pack_query_pairs(packed, queries, Scale(p.scale).power);
+    if (in_pairs(p)) pack_query_pairs(packed, queries, SplitScale(p.scale).power);
     else if (KEYS != QUANTISED) pack_queries(packed, queries, p.scale);
     __builtin_memset(s.out + g * a.out_floats, 0, a.out_floats * sizeof(float));
     __builtin_memset(s.sum + g * ROWS * VL, 0, ROWS * VL * sizeof(float));

@@ -8,7 +8,7 @@
 
 // Whether keys and values are packed, and multiplied, as pairs of bfloat16.
 inline bool in_pairs(const Params& p) {
-  return BFLOAT16_DOT && KEYS == PLAIN && p.dtype == BFLOAT16 && Scale::splits(p.scale);
+  return BFLOAT16_DOT && KEYS == PLAIN && p.dtype == BFLOAT16 && SplitScale::splits(p.scale);
 }
 
 // Whether a mean is subtracted from the queries too.

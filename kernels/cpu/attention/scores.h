@@ -110,7 +110,7 @@ INLINE void score_keys(const Params& p, Scratch& s, const QueryTile& q, int grou
         s.scores, words_of_group(p, s, group), s.start + group * ROWS, s.row_scale + group * ROWS, keys.words,
         keys.scale, begin, end, p.head_dim);
   else if (in_pairs(p)) {
-    const float rest = Scale(p.scale).rest;
+    const float rest = SplitScale(p.scale).rest;
     (rows == 1 ? multiply_keys<1, Pairs> : multiply_keys<ROWS, Pairs>)(
         s.scores, s.queries + group * ROWS * p.head_dim, keys.keys, begin, end, pairs_in(p.head_dim), &rest);
   } else

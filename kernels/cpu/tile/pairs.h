@@ -16,9 +16,9 @@ inline int64_t pairs_in(int64_t n) { return (n + 1) / 2; }
 
 // scale = power * rest: times a power of two, queries stay bfloat16; scores are multiplied by the rest, at least 1 and
 // less than 2, so that no sum overflows that would not anyway.
-struct Scale {
+struct SplitScale {
   float power, rest;
-  explicit Scale(float scale)
+  explicit SplitScale(float scale)
       : power(bits_to_float(float_to_bits(splat(scale)) & 0x7f800000)[0]), rest(scale / power) {}
   // Whether there are such factors: not of 0, infinity and nan.
   static bool splits(float scale) { return __builtin_isnormal(scale); }
