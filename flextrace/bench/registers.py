@@ -23,7 +23,8 @@ from .cases import flextrace_mods, problem
 TEXTS = ("none", "causal", "window", "document", "softcap", "tiled_natten")
 OF_MLX = (64, 80, 96, 128)  # head dims for which its kernel is built
 LARGE = ((192, 128), (192, 192), (256, 256), (512, 512), (576, 512))
-LENGTH = 128  # of a simulated run of these
+LENGTH = 192  # of a simulated run of these: whole tiles of every plan
+TILE = 64  # rows and columns of a product's tile
 KILOBYTE = 1024
 # text -> bytes of code at most; tested, with the bytes that a thread keeps in memory, by tests/flextrace/bench.
 CODE = dict.fromkeys(TEXTS, 24 * KILOBYTE) | {"tiled_natten": 100 * KILOBYTE}
@@ -49,7 +50,8 @@ class Line:
 @dataclass(frozen=True)
 class LargeRun:
     """A simulated run of one head of LENGTH rows and keys: bytes that the kernel reads and writes of device memory, and
-    those that three unfused steps read and write if each reads its inputs once."""
+    those that three unfused steps read and write: two matrix products, as MLX's tiles of 64 x 64 elements cut them, and
+    softmax between."""
 
     head_dim: int
     value_dim: int
@@ -94,13 +96,15 @@ def large_run(head_dim: int, value_dim: int, dtype: str) -> LargeRun:
         mx.eval(flex.flex_attention(q, k, v, kernel_options={"BACKEND": "simulator"}))
     (report,) = reports
     counts = report.as_dict()
-    scores = LENGTH**2 * q.itemsize
+    scores = LENGTH**2 * q.itemsize  # written, read and written by softmax, and read for each tile of values' columns
+    of_tiles = -(-LENGTH // TILE)
+    products = of_tiles * (q.nbytes + k.nbytes + v.nbytes) + v.nbytes
     return LargeRun(
         head_dim,
         value_dim,
         dtype,
         counts["device_read"] + counts["device_written"],
-        q.nbytes + k.nbytes + 2 * v.nbytes + 4 * scores,  # written, read and written by softmax, read
+        products + (3 + -(-value_dim // TILE)) * scores,
         counts["threadgroup_read"],
         counts["matrix_multiplies"],
         counts["threadgroup_barriers"],

@@ -349,10 +349,11 @@ inline AttentionParams attention_params(Words words) {
 // ROW_FRAGMENTS: fragments of 8 query rows per simdgroup; a fragment of K or V is read once for all of them.
 // SIMDGROUPS: each has query rows of its own.
 // BK: keys of one tile. BD, BV: columns of a tile of K and of V that are in threadgroup memory at a time.
+// PARTS: simdgroups that share query rows, each with its part of the columns of each tile of K and of V.
 // VALUE_TILES: tiles of BV columns that one threadgroup computes; others compute the rest of v.
 // Q_IN_REGISTERS: query fragments stay in registers; otherwise they are read from device memory for each tile.
 template <int HEAD_DIM_, int VALUE_DIM_, int ROW_FRAGMENTS_, int SIMDGROUPS_, int BK_, int BD_, int BV_,
-          int VALUE_TILES_, bool Q_IN_REGISTERS_>
+          int VALUE_TILES_, bool Q_IN_REGISTERS_, int PARTS_ = 1>
 struct Plan {
   static constexpr constant int HEAD_DIM = HEAD_DIM_;
   static constexpr constant int VALUE_DIM = VALUE_DIM_;
@@ -366,13 +367,19 @@ struct Plan {
   static constexpr constant int SIMDGROUPS = SIMDGROUPS_;
   static constexpr constant int THREADS = SIMDGROUPS_ * LANES;
   static constexpr constant int ROWS = ROW_FRAGMENTS_ * FRAGMENT;  // query rows of a simdgroup
-  static constexpr constant int BQ = SIMDGROUPS_ * ROWS;           // query rows of a threadgroup
+  static constexpr constant int PARTS = PARTS_;
+  static constexpr constant int BQ = SIMDGROUPS_ / PARTS_ * ROWS;  // query rows of a threadgroup
   static constexpr constant int KEY_FRAGMENTS = BK_ / FRAGMENT;
-  static constexpr constant int VALUE_FRAGMENTS = VALUE_TILES_ * BV_ / FRAGMENT;
+  // Of one tile's columns, and of all of the output's, what a simdgroup has.
+  static constexpr constant int KEY_COLUMNS = BD_ / FRAGMENT / PARTS_;
+  static constexpr constant int VALUE_COLUMNS = BV_ / FRAGMENT / PARTS_;
+  static constexpr constant int VALUE_FRAGMENTS = VALUE_TILES_ * VALUE_COLUMNS;
   static constexpr constant int HEAD_TILES = (HEAD_DIM_ + BD_ - 1) / BD_;
   static constexpr constant int VALUE_SLICES = (VALUE_DIM_ + BV_ * VALUE_TILES_ - 1) / (BV_ * VALUE_TILES_);
 
   static_assert(BK_ % FRAGMENT == 0, "a tile of keys is made of whole fragments");
+  static_assert(BD_ % (FRAGMENT * PARTS_) == 0 && BV_ % (FRAGMENT * PARTS_) == 0 && SIMDGROUPS_ % PARTS_ == 0,
+                "parts are equal");
   static_assert(BD_ % FRAGMENT == 0 && BV_ % FRAGMENT == 0, "a tile of columns is made of whole fragments");
   static_assert(ROW_FRAGMENTS_ * KEY_FRAGMENTS * 2 <= 32, "a lane keeps its part of the mask in the bits of a uint");
 };
@@ -697,17 +704,19 @@ struct StagedTile {
 };
 #line 6 "attention/products.h"
 
-// The query rows of one simdgroup.
+// The query rows of one simdgroup, and its part of their columns.
 template <typename T, typename P>
 struct Queries {
   typedef typename ProductOf<T>::type F;
-  static constexpr constant int COLUMN_FRAGMENTS = P::HEAD_TILES * P::BD / FRAGMENT;
+  static constexpr constant int COLUMN_FRAGMENTS = P::HEAD_TILES * P::KEY_COLUMNS;
   static constexpr constant int HELD = P::Q_IN_REGISTERS ? COLUMN_FRAGMENTS : 1;
   Fragment<F> held[P::ROW_FRAGMENTS][HELD];
   Matrix<T> rows;
+  int part;
 
-  void start(Matrix<T> from, const thread int* q_idx, LanePlace place) thread {
+  void start(Matrix<T> from, const thread int* q_idx, int its_part, LanePlace place) thread {
     rows = from;
+    part = its_part;
     if (!P::Q_IN_REGISTERS) return;
     UNROLL
     for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
@@ -719,7 +728,8 @@ struct Queries {
   // Fragment d of the lane's row q_idx, from device memory.
   void read(thread Fragment<F>& f, int q_idx, int d, LanePlace place) const thread {
     const device T* row = rows.at(q_idx, 0);
-    int column = d * FRAGMENT + place.column;
+    int column = (d / P::KEY_COLUMNS * P::PARTS + part) * P::KEY_COLUMNS * FRAGMENT + d % P::KEY_COLUMNS * FRAGMENT +
+                 place.column;
     F first = column < P::HEAD_DIM ? F(row[column * rows.column_stride]) : F(0);
     F second = column + 1 < P::HEAD_DIM ? F(row[(column + 1) * rows.column_stride]) : F(0);
     set(f, first, second);
@@ -738,12 +748,13 @@ inline void multiply_keys(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::
                           int tile, LanePlace place) {
   typedef typename ProductOf<T>::type F;
   constexpr int LD = Leading<K, P::BD>::value;
+  keys += queries.part * P::KEY_COLUMNS * FRAGMENT;
   UNROLL
-  for (int d = 0; d < P::BD / FRAGMENT; d++) {
+  for (int d = 0; d < P::KEY_COLUMNS; d++) {
     metal::simdgroup_barrier(metal::mem_flags::mem_none);
     Fragment<F> query[P::ROW_FRAGMENTS], key;
     UNROLL
-    for (int r = 0; r < P::ROW_FRAGMENTS; r++) queries.get(query[r], r, q_idx, tile * (P::BD / FRAGMENT) + d, place);
+    for (int r = 0; r < P::ROW_FRAGMENTS; r++) queries.get(query[r], r, q_idx, tile * P::KEY_COLUMNS + d, place);
     UNROLL
     for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
       load_transposed<LD>(key, keys + j * FRAGMENT * LD + d * FRAGMENT, place);
@@ -754,7 +765,7 @@ inline void multiply_keys(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::
   }
 }
 
-// O += P V over one tile of columns of V in threadgroup memory; `tile` counts them.
+// O += P V over one tile of columns of V in threadgroup memory, from this part's on; `tile` counts them.
 template <typename T, typename P>
 inline void multiply_values(
     thread Fragment<float> (&out)[P::ROW_FRAGMENTS][P::VALUE_FRAGMENTS],
@@ -765,10 +776,10 @@ inline void multiply_values(
   UNROLL
   for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
     UNROLL
-    for (int d = 0; d < P::BV / FRAGMENT; d++) {
+    for (int d = 0; d < P::VALUE_COLUMNS; d++) {
       if (d % 4 == 0) metal::simdgroup_barrier(metal::mem_flags::mem_none);
       Fragment<F> value;
-      int column = tile * (P::BV / FRAGMENT) + d;
+      int column = tile * P::VALUE_COLUMNS + d;
       load<LD>(value, values + j * FRAGMENT * LD + d * FRAGMENT, place);
       UNROLL
       for (int r = 0; r < P::ROW_FRAGMENTS; r++)
@@ -776,6 +787,35 @@ inline void multiply_values(
     }
   }
 }
+
+// S of all parts -> their sum, in the same order in each; there is a barrier between the two steps.
+// shared: [SIMDGROUPS, 2 ROW_FRAGMENTS KEY_FRAGMENTS, LANES], the bits of floats.
+template <typename P>
+struct SumOfParts {
+  static constexpr constant int OF_SIMDGROUP = P::ROW_FRAGMENTS * P::KEY_FRAGMENTS * 2 * LANES;
+  threadgroup uint* shared;
+
+  static int place(int i, uint lane) { return i * LANES + int(lane); }
+
+  void give(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], Thread at) const thread {
+    threadgroup uint* to = shared + int(at.simdgroup) * OF_SIMDGROUP;
+    UNROLL
+    for (int i = 0; i < 2 * P::ROW_FRAGMENTS * P::KEY_FRAGMENTS; i++)
+      to[place(i, at.lane)] =
+          as_type<uint>(float(elements(scores[i / 2 / P::KEY_FRAGMENTS][i / 2 % P::KEY_FRAGMENTS])[i % 2]));
+  }
+  void take(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], Thread at) const thread {
+    const threadgroup uint* from = shared + int(at.simdgroup) / P::PARTS * P::PARTS * OF_SIMDGROUP;
+    UNROLL
+    for (int i = 0; i < 2 * P::ROW_FRAGMENTS * P::KEY_FRAGMENTS; i++) {
+      float sum = as_type<float>(from[place(i, at.lane)]);
+      UNROLL
+      for (int part = 1; part < P::PARTS; part++)
+        sum += as_type<float>(from[part * OF_SIMDGROUP + place(i, at.lane)]);
+      elements(scores[i / 2 / P::KEY_FRAGMENTS][i / 2 % P::KEY_FRAGMENTS])[i % 2] = sum;
+    }
+  }
+};
 
 // Whether some value of the keys of these fragments, a bit each, is infinite or nan: the same in all lanes.
 template <typename T, typename P>
@@ -797,7 +837,7 @@ inline void multiply_special_values(
     thread Fragment<typename ProductOf<T>::type> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
     const threadgroup T* values, int tile, LanePlace place) {
   typedef typename ProductOf<T>::type F;
-  constexpr int LD = Leading<T, P::BV>::value, COLUMNS = P::BV / FRAGMENT;
+  constexpr int LD = Leading<T, P::BV>::value, COLUMNS = P::VALUE_COLUMNS;
   ROLLED
   for (int i = 0; i < P::KEY_FRAGMENTS * COLUMNS; i++) {
     const int j = i / COLUMNS, d = i % COLUMNS;
@@ -923,6 +963,7 @@ struct LaneRows {
   int kv_batch, kv_head;
   int q_tile, q_tiles;  // the threadgroup's tile of query rows, and how many this launch takes
   int slice;            // its slice of value columns
+  int part;             // the simdgroup's part of the columns of a tile
   int first_row;        // the first row of the simdgroup
   int q_idx[P::ROW_FRAGMENTS];  // the last row's, where a row does not exist
   Range of_group, of_simdgroup;
@@ -938,7 +979,8 @@ struct LaneRows {
     q_tiles = int(at.groups.x) / P::VALUE_SLICES;
     q_tile = p.first_tile + q_tiles - 1 - int(at.group.x) / P::VALUE_SLICES;
     slice = int(at.group.x) % P::VALUE_SLICES;
-    first_row = q_tile * P::BQ + int(at.simdgroup) * P::ROWS;
+    part = int(at.simdgroup) % P::PARTS;
+    first_row = q_tile * P::BQ + int(at.simdgroup) / P::PARTS * P::ROWS;
     place = place_of(at.lane);
     exist = first_row < p.q_len;
     of_group = range_of(q_tile * P::BQ, P::BQ, p.q_len);
@@ -948,7 +990,7 @@ struct LaneRows {
   }
 
   int row(int r) const thread { return first_row + r * FRAGMENT + place.row; }
-  int first_value() const thread { return slice * P::VALUE_FRAGMENTS * FRAGMENT; }  // the first column of v
+  int first_value() const thread { return slice * P::VALUE_TILES * P::BV; }  // the first column of v, of all parts
 };
 #line 11 "attention/walk.h"
 
@@ -1124,28 +1166,39 @@ struct Walk {
     bool mine = (in_hand >> at.lane) & 1;
     if (BLOCKS != NO_BLOCKS) entry_in_lane = mine ? runs.entry(base + int(at.lane)) : 0;
     to_visit = whole = in_hand;
-    uint open = 0;
-    if (!sure) {
-      int state = mine ? bounded_in_lane(rows.of_group, rows, mods, at.lane) : EMPTY;
-      to_visit = whole = ballot(state == WHOLE, at.lane);
-      open = ballot(state == OPEN, at.lane);
-    }
-    live = rows.exist ? whole : 0;
+    live = rows.exist ? in_hand : 0;
     last_asked = -1;
-    if (UNSURE && open != 0) survey(open, rows, mods, at);
+    if (!sure) decide(in_hand, rows, mods, at);
     return true;
   }
 
-  // Decides open candidates for the rows of each simdgroup, by bounds or else by asking the mask about all elements.
-  void survey(uint open, const thread LaneRows<P>& rows, const thread Captured& mods, Thread at)
-      thread {
+  // Decides candidates by bounds: for the rows of the threadgroup, and what that leaves open for those of each
+  // simdgroup. The loop keeps the code of tile_state, which may be long, from being there twice.
+  void decide(uint in_hand, const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
+    uint asked = in_hand, open = 0;
+    whole = live = 0;
+    ROLLED
+    for (int finer = 0; finer < 2; finer++) {
+      const bool mine = (asked >> at.lane) & 1;
+      Range q = rows.of_group;
+      if (finer == 1) q = rows.of_simdgroup;
+      const int state = mine ? bounded_in_lane(q, rows, mods, at.lane) : EMPTY;
+      const uint decided = ballot(state == WHOLE, at.lane), left = ballot(state == OPEN, at.lane);
+      whole |= decided;
+      live |= rows.exist ? decided : 0;
+      asked = rows.exist ? left : 0;
+      if (finer == 1) break;
+      to_visit = decided;
+      open = left;
+      if (open == 0) break;
+    }
+    if (UNSURE && open != 0) survey(asked, rows, mods, at);
+  }
+
+  // Decides what is open for this simdgroup by asking the mask about all elements; the simdgroups vote.
+  void survey(uint asked, const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
     constexpr uint EVERY = ~0u >> (32 - 2 * P::ROW_FRAGMENTS * P::KEY_FRAGMENTS);
-    bool mine = rows.exist && ((open >> at.lane) & 1);
-    int state = mine ? bounded_in_lane(rows.of_simdgroup, rows, mods, at.lane) : EMPTY;
-    uint decided = ballot(state == WHOLE, at.lane);
-    live |= decided;
-    whole |= decided;
-    for (uint asked = ballot(state == OPEN, at.lane); asked != 0; asked &= asked - 1) {
+    for (; asked != 0; asked &= asked - 1) {
       last_asked = int(metal::ctz(asked));
       const int e = entry(last_asked);
       last_kept = kept((e >> 2) * P::BK, e & 3, rows, mods);
@@ -1431,7 +1484,8 @@ inline void write_rows(Outputs<T> to, thread RowState (&state)[P::ROW_FRAGMENTS]
       for (int d = 0; d < P::VALUE_FRAGMENTS; d++) {
         UNROLL
         for (int e = 0; e < 2; e++) {
-          int column = rows.first_value() + d * FRAGMENT + rows.place.column + e;
+          int column = rows.first_value() + d / P::VALUE_COLUMNS * P::BV + rows.part * P::VALUE_COLUMNS * FRAGMENT +
+                       d % P::VALUE_COLUMNS * FRAGMENT + rows.place.column + e;
           float mean = VALUE_MEANS && column < P::VALUE_DIM ? mods.value_mean(kv * P::VALUE_DIM + column) : 0.0f;
           float value = elements(sums[r][d])[e] * inverse;
           if (VALUE_MEANS && sum != 0.0f) value += mean;
@@ -1439,7 +1493,7 @@ inline void write_rows(Outputs<T> to, thread RowState (&state)[P::ROW_FRAGMENTS]
         }
       }
     }
-    if (row < p.q_len && rows.place.column == 0 && rows.slice == 0) {
+    if (row < p.q_len && rows.place.column == 0 && rows.slice == 0 && rows.part == 0) {
       to.lse[at] = sum == 0.0f ? minus_infinity() : state[r].max + metal::precise::log(sum);
       to.max_scores[at] = sum == 0.0f ? minus_infinity() : state[r].max;
     }
@@ -1450,7 +1504,8 @@ inline void write_rows(Outputs<T> to, thread RowState (&state)[P::ROW_FRAGMENTS]
 //
 // q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM];
 // v: [kv_batches, kv_heads, kv_len, VALUE_DIM]; any strides. K: T, or int8_t: q is whole numbers too. V: T, or int8_t.
-// Tile: StagedTile, or AsyncTile of async_copy.h. votes: 2 SIMDGROUPS words, and SCALES BK more for scales.
+// Tile: StagedTile, or AsyncTile of async_copy.h. votes: 2 SIMDGROUPS words, SCALES BK more for scales, and
+// those of SumOfParts.
 // at.group: (tile of query rows and slice of value columns, query head, batch).
 template <typename P, int BLOCKS, template <typename, int, int, int> class Tile, typename T, typename K, typename V,
           typename Captured>
@@ -1466,7 +1521,9 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
   LaneRows<P> rows;
   rows.start(p, at);
   Queries<T, P> queries;
-  queries.start(q.head(rows.b, rows.h), rows.q_idx, rows.place);
+  queries.start(q.head(rows.b, rows.h), rows.q_idx, rows.part, rows.place);
+  SumOfParts<P> parts;
+  parts.shared = votes + 2 * P::SIMDGROUPS + SCALES * P::BK;
   RowFactors<P> factors;
   factors.start((int64_t(rows.b) * p.query_heads + rows.h) * p.q_len, p.kv_len, rows, mods);
   RowState state[P::ROW_FRAGMENTS];
@@ -1491,8 +1548,10 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
         if (d + 1 < P::HEAD_TILES) tiles.read_keys(next, walk.keys(tile), d + 1);
         else tiles.read_values(next, walk.keys(tile), 0, rows, mods);
         if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, tiles.keys(), d, rows.place);
+        if (P::PARTS > 1 && tile.live && d + 1 == P::HEAD_TILES) parts.give(scores, at);
         tiles.turn_to(next);
       }
+      if (P::PARTS > 1 && tile.live) parts.take(scores, at);
     }
 
     // O += P V, some columns of V at a time; before the first of them, P = softmax so far of the modified scores
@@ -1509,7 +1568,7 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
         if (INT8_VALUES) scale_weights<P>(weights, tiles.value_scale(at.lane), rows.place);
       }
       const bool special = MAY_LEAVE_OUT && gaps != 0 && holds_special<V, P>(tiles.values(), gaps, at.lane);
-      if (special) multiply_special_values<V, P>(sums, weights, tiles.values(), d, rows.place);
+      if (special) multiply_special_values<V, P>(sums, weights, tiles.values() + rows.part * P::VALUE_COLUMNS * FRAGMENT, d, rows.place);
 
       // These reads wait for the multiplications only: softmax needs the registers that they take.
       typename Tiles::Ahead next;
@@ -1519,7 +1578,7 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
       } else if (tile.exists) {
         tiles.read_values(next, walk.keys(tile), d + 1, rows, mods);
       }
-      if (tile.live && !special) multiply_values<V, P>(sums, weights, tiles.values(), d, rows.place);
+      if (tile.live && !special) multiply_values<V, P>(sums, weights, tiles.values() + rows.part * P::VALUE_COLUMNS * FRAGMENT, d, rows.place);
       tiles.turn_to(next);
     }
     if (!following.exists) break;
@@ -1528,8 +1587,8 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
   write_rows<P>(to, state, sums, rows, p, mods);
 }
 
-template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int BLOCKS>
-[[kernel]] void flextrace_attention_5d6a111df36c64bd(
+template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int PARTS, int PARTIAL, int BLOCKS>
+[[kernel]] void flextrace_attention_e4efdcc91ea84e1a(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],
@@ -1549,10 +1608,10 @@ template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGR
     uint3 threadgroups_per_grid [[threadgroups_per_grid]],
     uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
-#line 193 "attention/forward.metal"
-typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS> P;
+#line 199 "attention/forward.metal"
+typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS, PARTS> P;
 threadgroup T staged[STAGED];
-threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK];
+threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK + PARTIAL];
 const auto mods = captured_by_mods(params, array0, array0_shape, array0_strides);
 attention_forward<P, BLOCKS, StagedTile>(
     tensor(q, q_strides), tensor(k, k_strides), tensor(v, v_strides), outputs(out, lse, max_scores), tile_lists,

@@ -891,7 +891,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("base = ahead - 32 * (32 - stretch);", "base = ahead - 32 * (31 - stretch);"),
         ("ahead += 32 * 32;", "ahead += 32 * 31;"),
         ("sure = (whole_stretches >> stretch) & 1;", "sure = true;"),
-        ("live |= decided;", ""),
+        ("live |= rows.exist ? decided : 0;", ""),
         ("turn ^= 1;", ""),
         ("tile.masked = !all || tile.first + P::BK > p.kv_len;", "tile.masked = !all;"),
         (

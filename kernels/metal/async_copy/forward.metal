@@ -4,9 +4,9 @@
 #include "async_copy.h"
 
 // -- body: what MLX puts between the braces --
-typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS> P;
+typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS, PARTS> P;
 threadgroup T staged[STAGED];
-threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK];
+threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK + PARTIAL];
 const auto mods = captured_by_mods(params CAPTURED_ARRAYS);
 const Thread at = thread_at(threadgroup_position_in_grid, threadgroups_per_grid, simdgroup_index_in_threadgroup,
                             thread_index_in_simdgroup);

@@ -92,7 +92,8 @@ inline void write_rows(Outputs<T> to, thread RowState (&state)[P::ROW_FRAGMENTS]
       for (int d = 0; d < P::VALUE_FRAGMENTS; d++) {
         UNROLL
         for (int e = 0; e < 2; e++) {
-          int column = rows.first_value() + d * FRAGMENT + rows.place.column + e;
+          int column = rows.first_value() + d / P::VALUE_COLUMNS * P::BV + rows.part * P::VALUE_COLUMNS * FRAGMENT +
+                       d % P::VALUE_COLUMNS * FRAGMENT + rows.place.column + e;
           float mean = VALUE_MEANS && column < P::VALUE_DIM ? mods.value_mean(kv * P::VALUE_DIM + column) : 0.0f;
           float value = elements(sums[r][d])[e] * inverse;
           if (VALUE_MEANS && sum != 0.0f) value += mean;
@@ -100,7 +101,7 @@ inline void write_rows(Outputs<T> to, thread RowState (&state)[P::ROW_FRAGMENTS]
         }
       }
     }
-    if (row < p.q_len && rows.place.column == 0 && rows.slice == 0) {
+    if (row < p.q_len && rows.place.column == 0 && rows.slice == 0 && rows.part == 0) {
       to.lse[at] = sum == 0.0f ? minus_infinity() : state[r].max + metal::precise::log(sum);
       to.max_scores[at] = sum == 0.0f ? minus_infinity() : state[r].max;
     }
@@ -111,7 +112,8 @@ inline void write_rows(Outputs<T> to, thread RowState (&state)[P::ROW_FRAGMENTS]
 //
 // q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM];
 // v: [kv_batches, kv_heads, kv_len, VALUE_DIM]; any strides. K: T, or int8_t: q is whole numbers too. V: T, or int8_t.
-// Tile: StagedTile, or AsyncTile of async_copy.h. votes: 2 SIMDGROUPS words, and SCALES BK more for scales.
+// Tile: StagedTile, or AsyncTile of async_copy.h. votes: 2 SIMDGROUPS words, SCALES BK more for scales, and
+// those of SumOfParts.
 // at.group: (tile of query rows and slice of value columns, query head, batch).
 template <typename P, int BLOCKS, template <typename, int, int, int> class Tile, typename T, typename K, typename V,
           typename Captured>
@@ -127,7 +129,9 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
   LaneRows<P> rows;
   rows.start(p, at);
   Queries<T, P> queries;
-  queries.start(q.head(rows.b, rows.h), rows.q_idx, rows.place);
+  queries.start(q.head(rows.b, rows.h), rows.q_idx, rows.part, rows.place);
+  SumOfParts<P> parts;
+  parts.shared = votes + 2 * P::SIMDGROUPS + SCALES * P::BK;
   RowFactors<P> factors;
   factors.start((int64_t(rows.b) * p.query_heads + rows.h) * p.q_len, p.kv_len, rows, mods);
   RowState state[P::ROW_FRAGMENTS];
@@ -152,8 +156,10 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
         if (d + 1 < P::HEAD_TILES) tiles.read_keys(next, walk.keys(tile), d + 1);
         else tiles.read_values(next, walk.keys(tile), 0, rows, mods);
         if (tile.live) multiply_keys<T, P>(scores, queries, rows.q_idx, tiles.keys(), d, rows.place);
+        if (P::PARTS > 1 && tile.live && d + 1 == P::HEAD_TILES) parts.give(scores, at);
         tiles.turn_to(next);
       }
+      if (P::PARTS > 1 && tile.live) parts.take(scores, at);
     }
 
     // O += P V, some columns of V at a time; before the first of them, P = softmax so far of the modified scores
@@ -170,7 +176,7 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
         if (INT8_VALUES) scale_weights<P>(weights, tiles.value_scale(at.lane), rows.place);
       }
       const bool special = MAY_LEAVE_OUT && gaps != 0 && holds_special<V, P>(tiles.values(), gaps, at.lane);
-      if (special) multiply_special_values<V, P>(sums, weights, tiles.values(), d, rows.place);
+      if (special) multiply_special_values<V, P>(sums, weights, tiles.values() + rows.part * P::VALUE_COLUMNS * FRAGMENT, d, rows.place);
 
       // These reads wait for the multiplications only: softmax needs the registers that they take.
       typename Tiles::Ahead next;
@@ -180,7 +186,7 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
       } else if (tile.exists) {
         tiles.read_values(next, walk.keys(tile), d + 1, rows, mods);
       }
-      if (tile.live && !special) multiply_values<V, P>(sums, weights, tiles.values(), d, rows.place);
+      if (tile.live && !special) multiply_values<V, P>(sums, weights, tiles.values() + rows.part * P::VALUE_COLUMNS * FRAGMENT, d, rows.place);
       tiles.turn_to(next);
     }
     if (!following.exists) break;
@@ -190,9 +196,9 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
 }
 
 // -- body: what MLX puts between the braces --
-typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS> P;
+typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS, PARTS> P;
 threadgroup T staged[STAGED];
-threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK];
+threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK + PARTIAL];
 const auto mods = captured_by_mods(params CAPTURED_ARRAYS);
 attention_forward<P, BLOCKS, StagedTile>(
     tensor(q, q_strides), tensor(k, k_strides), tensor(v, v_strides), outputs(out, lse, max_scores), tile_lists,

@@ -11,6 +11,7 @@ struct LaneRows {
   int kv_batch, kv_head;
   int q_tile, q_tiles;  // the threadgroup's tile of query rows, and how many this launch takes
   int slice;            // its slice of value columns
+  int part;             // the simdgroup's part of the columns of a tile
   int first_row;        // the first row of the simdgroup
   int q_idx[P::ROW_FRAGMENTS];  // the last row's, where a row does not exist
   Range of_group, of_simdgroup;
@@ -26,7 +27,8 @@ struct LaneRows {
     q_tiles = int(at.groups.x) / P::VALUE_SLICES;
     q_tile = p.first_tile + q_tiles - 1 - int(at.group.x) / P::VALUE_SLICES;
     slice = int(at.group.x) % P::VALUE_SLICES;
-    first_row = q_tile * P::BQ + int(at.simdgroup) * P::ROWS;
+    part = int(at.simdgroup) % P::PARTS;
+    first_row = q_tile * P::BQ + int(at.simdgroup) / P::PARTS * P::ROWS;
     place = place_of(at.lane);
     exist = first_row < p.q_len;
     of_group = range_of(q_tile * P::BQ, P::BQ, p.q_len);
@@ -36,5 +38,5 @@ struct LaneRows {
   }
 
   int row(int r) const thread { return first_row + r * FRAGMENT + place.row; }
-  int first_value() const thread { return slice * P::VALUE_FRAGMENTS * FRAGMENT; }  // the first column of v
+  int first_value() const thread { return slice * P::VALUE_TILES * P::BV; }  // the first column of v, of all parts
 };

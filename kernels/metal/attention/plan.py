@@ -17,17 +17,19 @@ from ..scoring import PLAIN, Scoring
 
 OTHER_REGISTERS = 55  # addresses, the walk, row statistics, fragments on their way
 CUT_REGISTERS = 8  # several tiles of columns of K or V, whose code the compiler interleaves
-FEW, MANY = 7, 68  # registers that a thread keeps in memory: so few cost little; so many where nothing else fits
+FEW, MANY = 7, 48  # registers that a thread keeps in memory: so few cost little; so many where nothing else fits
 BARRIERS = 2 / (32 * 64)  # for each pair of a row and a key: fewer hardly matter
 MEMORY = 17 * 1024  # of threadgroup memory, about what MLX's kernel takes: so that a core holds several threadgroups
-# (row_fragments, simdgroups), 64 query rows at least: they say how often K and V are read. Sixteen rows of a simdgroup
-# halve its reads of K and V from threadgroup memory.
-ROWS = ((2, 4), (2, 8), (1, 8))
-# Whether queries stay in registers, registers in memory, keys of a tile: the first that has a plan. With fewer keys the
-# sums are scaled more often.
+# (row_fragments, simdgroups, parts), 64 query rows at least: they say how often K and V are read. Sixteen rows of a
+# simdgroup halve its reads of K and V from threadgroup memory. Of large head dims simdgroups share rows, 48 or 24.
+ROWS = ((2, 4, 1), (2, 8, 1), (1, 8, 1))
+SHARED, FEWER = ((2, 12, 4), (1, 12, 2)), ((1, 12, 4),)
+# Rows, whether queries stay in registers, registers in memory, keys of a tile: the first that has a plan. With fewer
+# keys the sums are scaled more often.
 ATTEMPTS = (
-    *((True, FEW, (32, 16)), (True, MANY, (16,)), (True, MANY, (8,))),
-    *((False, FEW, (32, 16, 8)), (False, MANY, (16, 8))),
+    *((ROWS, True, FEW, (32, 16)), (SHARED, True, FEW, (16,)), (FEWER, True, FEW, (16,))),
+    *((rows, True, MANY, (keys,)) for keys in (16, 8) for rows in (ROWS, SHARED, FEWER)),
+    *((ROWS, False, FEW, (32, 16, 8)), (ROWS, False, 2 * MANY, (16, 8))),
 )
 
 
@@ -43,6 +45,7 @@ class Plan:
     bd: int
     bv: int
     value_tiles: int
+    parts: int
     q_in_registers: bool
     dtype: str
     scoring: Scoring = PLAIN
@@ -67,7 +70,7 @@ class Plan:
     @property
     def bq(self) -> int:
         """Query rows of a threadgroup."""
-        return self.simdgroups * self.row_fragments * FRAGMENT
+        return self.simdgroups // self.parts * self.row_fragments * FRAGMENT
 
     @property
     def threads(self) -> int:
@@ -85,17 +88,23 @@ class Plan:
 
     @property
     def threadgroup_bytes(self) -> int:
-        """The tiles, the votes of walk.h, and the scales of a tile's keys and values."""
+        """The tiles, the votes of walk.h, the scales of a tile's keys and values, and scores that parts sum."""
         scales = self.bk * (self.scoring.quantised + self.scoring.int8_values)
-        return self.staged * self.element_bytes + 8 * self.simdgroups + 4 * scales
+        return self.staged * self.element_bytes + 8 * self.simdgroups + 4 * scales + 4 * self.partial
+
+    @property
+    def partial(self) -> int:
+        """Words of threadgroup memory for the scores of parts."""
+        return self.simdgroups * self.row_fragments * self.bk // FRAGMENT * 2 * LANES if self.parts > 1 else 0
 
     @property
     def registers(self) -> int:
         """What one thread needs at the same time; two elements of every fragment lie in each lane."""
         rows = 2 * self.row_fragments
-        sums = rows * self.value_tiles * self.bv // FRAGMENT
+        sums = rows * self.value_tiles * self.bv // FRAGMENT // self.parts
         scores = rows * self.bk // FRAGMENT
-        queries = rows * padded(self.head_dim) // FRAGMENT * self.product_bytes // 4 if self.q_in_registers else 0
+        queries = rows * padded(self.head_dim) // FRAGMENT // self.parts * self.product_bytes // 4
+        queries = queries if self.q_in_registers else 0
         row_bytes = max(self.bd * max(2, self.key_bytes), self.bv * max(2, self.value_bytes))
         ahead = 4 * _parts(self.bk * row_bytes, self.threads * 16)
         cut = CUT_REGISTERS if self.bd < padded(self.head_dim) or self.value_tiles > 1 else 0
@@ -120,7 +129,8 @@ class Plan:
         return (_parts(self.head_dim, self.bd) + self.value_tiles) / (self.bk * self.bq)
 
     def fits(self, spilled: int = FEW) -> bool:
-        return self.spilled <= spilled and self.threadgroup_bytes <= (MEMORY if spilled == FEW else THREADGROUP_BYTES)
+        few = spilled == FEW and self.parts == 1
+        return self.spilled <= spilled and self.threadgroup_bytes <= (MEMORY if few else THREADGROUP_BYTES)
 
     def template(self) -> list[tuple[str, int | bool]]:
         """The arguments by name, as plan.h and the kernel's body name them."""
@@ -135,6 +145,8 @@ class Plan:
             ("VALUE_TILES", self.value_tiles),
             ("Q_IN_REGISTERS", self.q_in_registers),
             ("STAGED", self.staged),
+            ("PARTS", self.parts),
+            ("PARTIAL", self.partial),
         ]
 
 
@@ -143,16 +155,19 @@ def plan_for(head_dim: int, value_dim: int, dtype: str, scoring: Scoring = PLAIN
     """The best plan that fits: of those with most rows for each fragment of K and V that is read, one with few
     barriers, few query rows, and few registers.
 
-    Queries stay in registers. Where that is too much, rather a thread keeps some registers in memory than several
-    threadgroups share the value columns, each computing all scores again. Only where nothing fits are queries read
-    again for each tile.
+    Queries stay in registers. Where that is too much, simdgroups share rows; then rather a thread keeps some registers
+    in memory, read again for each tile, than several threadgroups share the value columns, each computing all scores
+    again. Only where nothing fits are queries read again for each tile.
     """
-    for slices, (q_in_registers, spilled, keys) in product(range(1, padded(value_dim) // FRAGMENT + 1), ATTEMPTS):
+    for slices, (cuts, q_in_registers, spilled, keys) in product(range(1, padded(value_dim) // FRAGMENT + 1), ATTEMPTS):
         columns = padded(_parts(value_dim, slices))
-        tiles = product(ROWS, keys, _tilings(padded(head_dim)), _tilings(columns))
+        tiles = product(cuts, keys, _tilings(padded(head_dim)), _tilings(columns))
         plans = (
-            Plan(head_dim, value_dim, *rows, bk, bd, bv, columns // bv, q_in_registers, dtype, scoring)
-            for rows, bk, bd, bv in tiles
+            Plan(
+                head_dim, value_dim, fragments, groups, bk, bd, bv, columns // bv, parts, q_in_registers, dtype, scoring
+            )
+            for (fragments, groups, parts), bk, bd, bv in tiles
+            if bd % (FRAGMENT * parts) == bv % (FRAGMENT * parts) == 0
         )
         found = [plan for plan in plans if plan.fits(spilled)]
         if found:

@@ -4,17 +4,19 @@
 #include "plan.h"
 #include "../tile/staging.h"
 
-// The query rows of one simdgroup.
+// The query rows of one simdgroup, and its part of their columns.
 template <typename T, typename P>
 struct Queries {
   typedef typename ProductOf<T>::type F;
-  static constexpr constant int COLUMN_FRAGMENTS = P::HEAD_TILES * P::BD / FRAGMENT;
+  static constexpr constant int COLUMN_FRAGMENTS = P::HEAD_TILES * P::KEY_COLUMNS;
   static constexpr constant int HELD = P::Q_IN_REGISTERS ? COLUMN_FRAGMENTS : 1;
   Fragment<F> held[P::ROW_FRAGMENTS][HELD];
   Matrix<T> rows;
+  int part;
 
-  void start(Matrix<T> from, const thread int* q_idx, LanePlace place) thread {
+  void start(Matrix<T> from, const thread int* q_idx, int its_part, LanePlace place) thread {
     rows = from;
+    part = its_part;
     if (!P::Q_IN_REGISTERS) return;
     UNROLL
     for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
@@ -26,7 +28,8 @@ struct Queries {
   // Fragment d of the lane's row q_idx, from device memory.
   void read(thread Fragment<F>& f, int q_idx, int d, LanePlace place) const thread {
     const device T* row = rows.at(q_idx, 0);
-    int column = d * FRAGMENT + place.column;
+    int column = (d / P::KEY_COLUMNS * P::PARTS + part) * P::KEY_COLUMNS * FRAGMENT + d % P::KEY_COLUMNS * FRAGMENT +
+                 place.column;
     F first = column < P::HEAD_DIM ? F(row[column * rows.column_stride]) : F(0);
     F second = column + 1 < P::HEAD_DIM ? F(row[(column + 1) * rows.column_stride]) : F(0);
     set(f, first, second);
@@ -45,12 +48,13 @@ inline void multiply_keys(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::
                           int tile, LanePlace place) {
   typedef typename ProductOf<T>::type F;
   constexpr int LD = Leading<K, P::BD>::value;
+  keys += queries.part * P::KEY_COLUMNS * FRAGMENT;
   UNROLL
-  for (int d = 0; d < P::BD / FRAGMENT; d++) {
+  for (int d = 0; d < P::KEY_COLUMNS; d++) {
     metal::simdgroup_barrier(metal::mem_flags::mem_none);
     Fragment<F> query[P::ROW_FRAGMENTS], key;
     UNROLL
-    for (int r = 0; r < P::ROW_FRAGMENTS; r++) queries.get(query[r], r, q_idx, tile * (P::BD / FRAGMENT) + d, place);
+    for (int r = 0; r < P::ROW_FRAGMENTS; r++) queries.get(query[r], r, q_idx, tile * P::KEY_COLUMNS + d, place);
     UNROLL
     for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
       load_transposed<LD>(key, keys + j * FRAGMENT * LD + d * FRAGMENT, place);
@@ -61,7 +65,7 @@ inline void multiply_keys(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::
   }
 }
 
-// O += P V over one tile of columns of V in threadgroup memory; `tile` counts them.
+// O += P V over one tile of columns of V in threadgroup memory, from this part's on; `tile` counts them.
 template <typename T, typename P>
 inline void multiply_values(
     thread Fragment<float> (&out)[P::ROW_FRAGMENTS][P::VALUE_FRAGMENTS],
@@ -72,10 +76,10 @@ inline void multiply_values(
   UNROLL
   for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
     UNROLL
-    for (int d = 0; d < P::BV / FRAGMENT; d++) {
+    for (int d = 0; d < P::VALUE_COLUMNS; d++) {
       if (d % 4 == 0) metal::simdgroup_barrier(metal::mem_flags::mem_none);
       Fragment<F> value;
-      int column = tile * (P::BV / FRAGMENT) + d;
+      int column = tile * P::VALUE_COLUMNS + d;
       load<LD>(value, values + j * FRAGMENT * LD + d * FRAGMENT, place);
       UNROLL
       for (int r = 0; r < P::ROW_FRAGMENTS; r++)
@@ -83,6 +87,35 @@ inline void multiply_values(
     }
   }
 }
+
+// S of all parts -> their sum, in the same order in each; there is a barrier between the two steps.
+// shared: [SIMDGROUPS, 2 ROW_FRAGMENTS KEY_FRAGMENTS, LANES], the bits of floats.
+template <typename P>
+struct SumOfParts {
+  static constexpr constant int OF_SIMDGROUP = P::ROW_FRAGMENTS * P::KEY_FRAGMENTS * 2 * LANES;
+  threadgroup uint* shared;
+
+  static int place(int i, uint lane) { return i * LANES + int(lane); }
+
+  void give(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], Thread at) const thread {
+    threadgroup uint* to = shared + int(at.simdgroup) * OF_SIMDGROUP;
+    UNROLL
+    for (int i = 0; i < 2 * P::ROW_FRAGMENTS * P::KEY_FRAGMENTS; i++)
+      to[place(i, at.lane)] =
+          as_type<uint>(float(elements(scores[i / 2 / P::KEY_FRAGMENTS][i / 2 % P::KEY_FRAGMENTS])[i % 2]));
+  }
+  void take(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], Thread at) const thread {
+    const threadgroup uint* from = shared + int(at.simdgroup) / P::PARTS * P::PARTS * OF_SIMDGROUP;
+    UNROLL
+    for (int i = 0; i < 2 * P::ROW_FRAGMENTS * P::KEY_FRAGMENTS; i++) {
+      float sum = as_type<float>(from[place(i, at.lane)]);
+      UNROLL
+      for (int part = 1; part < P::PARTS; part++)
+        sum += as_type<float>(from[part * OF_SIMDGROUP + place(i, at.lane)]);
+      elements(scores[i / 2 / P::KEY_FRAGMENTS][i / 2 % P::KEY_FRAGMENTS])[i % 2] = sum;
+    }
+  }
+};
 
 // Whether some value of the keys of these fragments, a bit each, is infinite or nan: the same in all lanes.
 template <typename T, typename P>
@@ -104,7 +137,7 @@ inline void multiply_special_values(
     thread Fragment<typename ProductOf<T>::type> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
     const threadgroup T* values, int tile, LanePlace place) {
   typedef typename ProductOf<T>::type F;
-  constexpr int LD = Leading<T, P::BV>::value, COLUMNS = P::BV / FRAGMENT;
+  constexpr int LD = Leading<T, P::BV>::value, COLUMNS = P::VALUE_COLUMNS;
   ROLLED
   for (int i = 0; i < P::KEY_FRAGMENTS * COLUMNS; i++) {
     const int j = i / COLUMNS, d = i % COLUMNS;

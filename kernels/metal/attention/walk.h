@@ -181,28 +181,39 @@ struct Walk {
     bool mine = (in_hand >> at.lane) & 1;
     if (BLOCKS != NO_BLOCKS) entry_in_lane = mine ? runs.entry(base + int(at.lane)) : 0;
     to_visit = whole = in_hand;
-    uint open = 0;
-    if (!sure) {
-      int state = mine ? bounded_in_lane(rows.of_group, rows, mods, at.lane) : EMPTY;
-      to_visit = whole = ballot(state == WHOLE, at.lane);
-      open = ballot(state == OPEN, at.lane);
-    }
-    live = rows.exist ? whole : 0;
+    live = rows.exist ? in_hand : 0;
     last_asked = -1;
-    if (UNSURE && open != 0) survey(open, rows, mods, at);
+    if (!sure) decide(in_hand, rows, mods, at);
     return true;
   }
 
-  // Decides open candidates for the rows of each simdgroup, by bounds or else by asking the mask about all elements.
-  void survey(uint open, const thread LaneRows<P>& rows, const thread Captured& mods, Thread at)
-      thread {
+  // Decides candidates by bounds: for the rows of the threadgroup, and what that leaves open for those of each
+  // simdgroup. The loop keeps the code of tile_state, which may be long, from being there twice.
+  void decide(uint in_hand, const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
+    uint asked = in_hand, open = 0;
+    whole = live = 0;
+    ROLLED
+    for (int finer = 0; finer < 2; finer++) {
+      const bool mine = (asked >> at.lane) & 1;
+      Range q = rows.of_group;
+      if (finer == 1) q = rows.of_simdgroup;
+      const int state = mine ? bounded_in_lane(q, rows, mods, at.lane) : EMPTY;
+      const uint decided = ballot(state == WHOLE, at.lane), left = ballot(state == OPEN, at.lane);
+      whole |= decided;
+      live |= rows.exist ? decided : 0;
+      asked = rows.exist ? left : 0;
+      if (finer == 1) break;
+      to_visit = decided;
+      open = left;
+      if (open == 0) break;
+    }
+    if (UNSURE && open != 0) survey(asked, rows, mods, at);
+  }
+
+  // Decides what is open for this simdgroup by asking the mask about all elements; the simdgroups vote.
+  void survey(uint asked, const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
     constexpr uint EVERY = ~0u >> (32 - 2 * P::ROW_FRAGMENTS * P::KEY_FRAGMENTS);
-    bool mine = rows.exist && ((open >> at.lane) & 1);
-    int state = mine ? bounded_in_lane(rows.of_simdgroup, rows, mods, at.lane) : EMPTY;
-    uint decided = ballot(state == WHOLE, at.lane);
-    live |= decided;
-    whole |= decided;
-    for (uint asked = ballot(state == OPEN, at.lane); asked != 0; asked &= asked - 1) {
+    for (; asked != 0; asked &= asked - 1) {
       last_asked = int(metal::ctz(asked));
       const int e = entry(last_asked);
       last_kept = kept((e >> 2) * P::BK, e & 3, rows, mods);

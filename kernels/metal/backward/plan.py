@@ -4,7 +4,7 @@ Beside what the forward plan chooses there is where a threadgroup keeps its own 
 products of each tile, and read again for each where neither threadgroup memory nor registers have room.
 
 The model of registers was fitted to what clang needs of these texts for another GPU with as many lanes (gfx1100), the
-8x8 products being one instruction; tests/apparatus/registers.py measures it. Tests hold it for head dims 64 and 128.
+8x8 products being one instruction (kernels/simulator/registers). Tests hold it for head dims 64 and 128.
 """
 
 from __future__ import annotations

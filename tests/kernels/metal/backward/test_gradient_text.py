@@ -128,8 +128,6 @@ def test_address_spaces_of_elements_and_segments(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("dim", [64, 128])
 def test_registers_suffice(dim: int, dtype: str, kernel: str, names: tuple[str, ...]) -> None:
-    """An Apple GPU has 128 for a thread before fewer are resident; a few bytes in memory cost little. The largest sums,
-    of keys and values in float32, leave a mask the least room."""
+    """An Apple GPU has 128 for a thread before fewer are resident; a few bytes in memory cost little."""
     plan = gradient_plan(kernel == KEY, dim, dim, dtype)
-    most = 100 if names and (dim, dtype, kernel) == (128, "float32", KEY) else 64
-    assert registers.measured(text_of(kernel, *names), plan, NO_BLOCKS).spilled <= most
+    assert registers.measured(text_of(kernel, *names), plan, NO_BLOCKS).spilled <= 64
