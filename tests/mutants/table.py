@@ -906,7 +906,9 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ],
     ("kernels/metal/attention/products.h", "tests/kernels/metal/test_metal_attention.py::test_shapes"): [
         ("column + 1 < P::HEAD_DIM ?", "column < P::HEAD_DIM ?"),
-        ("int column = tile * (P::BV / FRAGMENT) + d;", "int column = d;"),
+        ("int column = tile * P::VALUE_COLUMNS + d;", "int column = d;"),
+        ("from = shared + int(at.simdgroup) / P::PARTS * P::PARTS * OF_SIMDGROUP;", "from = shared;"),
+        ("keys += queries.part * P::KEY_COLUMNS * FRAGMENT;", ""),
     ],
     ("kernels/metal/tile/fragments.h", "tests/kernels/metal/test_metal_attention.py::test_shapes"): [
         ("return x + metal::simd_shuffle_xor(x, ushort(8));", "return x;"),

@@ -28,4 +28,4 @@ def test_a_reader_finds_the_formula_and_the_kernel() -> None:
     text = golden.FILE.read_text(encoding="ascii")
     assert "// score_mod alibi" in text and "[[kernel]] void flextrace_attention_" in text
     assert text.index("float score_mod(") < text.index("attention_forward<P, BLOCKS, StagedTile>(")
-    assert len(text.splitlines()) < 1600
+    assert len(text.splitlines()) < 1700

@@ -25,7 +25,8 @@ def test_every_head_dim_has_a_plan_within_limits(dtype: str) -> None:
     for head_dim in DIMS:
         for value_dim in (head_dim, 64, 3):
             plan = plan_for(head_dim, value_dim, dtype)
-            assert plan.spilled <= MANY and plan.threadgroup_bytes <= THREADGROUP_BYTES and plan.bq >= 64
+            assert plan.spilled <= MANY and plan.threadgroup_bytes <= THREADGROUP_BYTES
+            assert plan.bq >= 64 or max(head_dim, value_dim) > 128
             assert plan.bk % FRAGMENT == plan.bd % FRAGMENT == plan.bv % FRAGMENT == 0
             assert -(-head_dim // 8) * 8 % plan.bd == 0, "no padding beyond a fragment, so no product in vain"
             assert plan.bv * plan.value_tiles * plan.value_slices >= value_dim
@@ -83,8 +84,9 @@ def test_the_plain_plans_stay() -> None:
         (96, "bfloat16"): (1, 8, 32, 96, 96),
         (128, "float16"): (1, 8, 16, 128, 128),
         (128, "float32"): (1, 8, 16, 128, 128),
-        (192, "float32"): (1, 8, 16, 192, 192),
-        (256, "float16"): (1, 8, 16, 256, 256),
+        (192, "float32"): (2, 12, 16, 96, 96),
+        (256, "float16"): (2, 12, 16, 256, 256),
+        (512, "float32"): (1, 12, 16, 64, 64),
     }
     for (dim, dtype), cut in cuts.items():
         plan = plan_for(dim, dim, dtype)
@@ -96,10 +98,20 @@ def test_the_usual_head_dims_keep_their_registers(dtype: str) -> None:
     """Queries in registers, the scores computed once, and few registers in memory up to D 128."""
     for dims in ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)):
         plan = plan_for(*dims, dtype)
-        assert plan.q_in_registers and plan.value_slices == 1 and plan.bq >= 64
-        assert plan.spilled <= FEW or max(dims) > 128
-        narrower = replace(plan, row_fragments=2)
-        assert plan.row_fragments == 2 or not narrower.fits(), "one fragment of rows where registers ask for it"
+        assert plan.q_in_registers and plan.value_slices == 1 and plan.spilled <= FEW
+        assert plan.bq >= 64 if max(dims) <= 128 else plan.bq >= 48
+        wider = replace(plan, row_fragments=2)
+        assert plan.row_fragments == 2 or not wider.fits() or plan.parts > 1, "one where registers ask for it"
+        assert plan.parts == 1 or not replace(plan, parts=1, row_fragments=1, simdgroups=8).fits()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dims", [(512, 512), (576, 512)])
+def test_simdgroups_share_the_rows_of_large_head_dims(dims: tuple[int, int], dtype: str) -> None:
+    plan = plan_for(*dims, dtype)
+    assert plan.parts == 4 and plan.q_in_registers and plan.value_slices == 1
+    scores = plan.simdgroups * plan.row_fragments * 8 * plan.bk * 4
+    assert plan.threadgroup_bytes == plan.staged * plan.element_bytes + 8 * plan.simdgroups + scores
 
 
 def expand(blocks: Blocks, dtype: str, q_len: int, kv_len: int) -> tuple[int, np.ndarray[Any, Any]]:
