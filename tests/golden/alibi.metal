@@ -1560,6 +1560,7 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
     uint gaps = 0;  // bit j: some row of this simdgroup does not attend to some key of key fragment j
     UNROLL
     for (int d = 0; d < P::VALUE_TILES; d++) {
+      const threadgroup V* values = tiles.values() + rows.part * P::VALUE_COLUMNS * FRAGMENT;
       if (tile.live && d == 0) {
         modify<P>(scores, tile, walk, rows, factors, tiles.key_scale(at.lane), mods);
         gaps = HAS_SCORE_MOD || tile.masked ? update_rows<true>(state, sums, weights, scores)
@@ -1568,7 +1569,7 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
         if (INT8_VALUES) scale_weights<P>(weights, tiles.value_scale(at.lane), rows.place);
       }
       const bool special = MAY_LEAVE_OUT && gaps != 0 && holds_special<V, P>(tiles.values(), gaps, at.lane);
-      if (special) multiply_special_values<V, P>(sums, weights, tiles.values() + rows.part * P::VALUE_COLUMNS * FRAGMENT, d, rows.place);
+      if (special) multiply_special_values<V, P>(sums, weights, values, d, rows.place);
 
       // These reads wait for the multiplications only: softmax needs the registers that they take.
       typename Tiles::Ahead next;
@@ -1578,7 +1579,7 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
       } else if (tile.exists) {
         tiles.read_values(next, walk.keys(tile), d + 1, rows, mods);
       }
-      if (tile.live && !special) multiply_values<V, P>(sums, weights, tiles.values() + rows.part * P::VALUE_COLUMNS * FRAGMENT, d, rows.place);
+      if (tile.live && !special) multiply_values<V, P>(sums, weights, values, d, rows.place);
       tiles.turn_to(next);
     }
     if (!following.exists) break;
@@ -1588,7 +1589,7 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
 }
 
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int PARTS, int PARTIAL, int BLOCKS>
-[[kernel]] void flextrace_attention_e4efdcc91ea84e1a(
+[[kernel]] void flextrace_attention_f79d33fad6421a1c(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],
@@ -1608,7 +1609,7 @@ template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGR
     uint3 threadgroups_per_grid [[threadgroups_per_grid]],
     uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
     uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
-#line 199 "attention/forward.metal"
+#line 200 "attention/forward.metal"
 typedef Plan<HEAD_DIM, VALUE_DIM, ROW_FRAGMENTS, SIMDGROUPS, BK, BD, BV, VALUE_TILES, Q_IN_REGISTERS, PARTS> P;
 threadgroup T staged[STAGED];
 threadgroup uint votes[2 * SIMDGROUPS + SCALES * BK + PARTIAL];

@@ -168,6 +168,7 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
     uint gaps = 0;  // bit j: some row of this simdgroup does not attend to some key of key fragment j
     UNROLL
     for (int d = 0; d < P::VALUE_TILES; d++) {
+      const threadgroup V* values = tiles.values() + rows.part * P::VALUE_COLUMNS * FRAGMENT;
       if (tile.live && d == 0) {
         modify<P>(scores, tile, walk, rows, factors, tiles.key_scale(at.lane), mods);
         gaps = HAS_SCORE_MOD || tile.masked ? update_rows<true>(state, sums, weights, scores)
@@ -176,7 +177,7 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
         if (INT8_VALUES) scale_weights<P>(weights, tiles.value_scale(at.lane), rows.place);
       }
       const bool special = MAY_LEAVE_OUT && gaps != 0 && holds_special<V, P>(tiles.values(), gaps, at.lane);
-      if (special) multiply_special_values<V, P>(sums, weights, tiles.values() + rows.part * P::VALUE_COLUMNS * FRAGMENT, d, rows.place);
+      if (special) multiply_special_values<V, P>(sums, weights, values, d, rows.place);
 
       // These reads wait for the multiplications only: softmax needs the registers that they take.
       typename Tiles::Ahead next;
@@ -186,7 +187,7 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
       } else if (tile.exists) {
         tiles.read_values(next, walk.keys(tile), d + 1, rows, mods);
       }
-      if (tile.live && !special) multiply_values<V, P>(sums, weights, tiles.values() + rows.part * P::VALUE_COLUMNS * FRAGMENT, d, rows.place);
+      if (tile.live && !special) multiply_values<V, P>(sums, weights, values, d, rows.place);
       tiles.turn_to(next);
     }
     if (!following.exists) break;

@@ -295,7 +295,7 @@ def test_address_spaces(kind: str, async_copy: bool, tmp_path: Path) -> None:
 
 PLANTED: list[Callable[[str], str]] = [
     lambda text: text.replace("const threadgroup uint* scales, uint lane", "const device uint* scales, uint lane"),
-    lambda text: text.replace("tiles.values(), d", "v.data, d"),
+    lambda text: text.replace("weights, values, d", "weights, v.data, d"),
     lambda text: text.replace("const device float* value_scales;", "const constant float* value_scales;"),
 ]
 

@@ -165,7 +165,7 @@ MISTAKES = [
     ("next.keys.store(tile_at<K>(halves.ahead()),", "next.keys.store(k.data,"),
     ("const device int* ends; ", "const constant int* ends; "),
     (
-        "multiply_values<V, P>(sums, weights, tiles.values(), d, rows.place)",
+        "multiply_values<V, P>(sums, weights, values, d, rows.place)",
         "multiply_values<V, P>(sums, weights, v.data, d, rows.place)",
     ),
     ("float inverse =", "float inverted ="),
