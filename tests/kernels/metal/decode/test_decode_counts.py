@@ -84,8 +84,7 @@ def moved(reports: Any) -> int:
     return sum(int(report.device_read + report.device_written) for report in reports)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize(("dim", "dtype"), [(64, "float32"), (128, "float16")])
 def test_keys_and_values_are_read_once_for_all_heads_that_share_them(dim: int, dtype: str) -> None:
     q, k, v = grouped(4096, dim, dtype)
     first, second = reports_of(q, k, v)
@@ -134,7 +133,8 @@ def dependent_steps(report: Any, simdgroups: int, threadgroups: int) -> float:
     return float(exchanges + report.threadgroup_barriers / threadgroups)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_counts_beside_mlx_s_own_kernels(dtype: str) -> None:
     """MLX's kernels of two passes, read from the installed package and run in the same simulator, with the fewest keys
     for a block that its host code takes: 32 blocks from 4,096 keys on."""

@@ -69,7 +69,7 @@ def test_a_mod_s_kernel_can_be_printed() -> None:
 
 
 @clang_check.needs_clang
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(18)
 @pytest.mark.parametrize("scoring", [Scoring(), ALL, Scoring(int8_values=True)], ids=["plain", "all", "values"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dims", [(17, 9), (64, 64), (128, 96), (576, 512)])
@@ -107,7 +107,7 @@ def test_a_wrong_address_space_is_seen(right: str, wrong: str, tmp_path: Path) -
 
 
 @clang_check.needs_stand_in
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(18)
 @pytest.mark.parametrize("names", [(), ("causal",), ("alibi", "causal")], ids=str)
 @pytest.mark.parametrize("rows", [1, 16])
 @pytest.mark.parametrize("dtype", DTYPES)

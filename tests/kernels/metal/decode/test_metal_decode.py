@@ -96,7 +96,7 @@ SIZES = {  # batch, query heads, kv heads, q_len, kv_len, head_dim, value_dim
 }
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SIZES)
 def test_shapes(name: str, dtype: str) -> None:
@@ -139,7 +139,7 @@ EXACT = [normal(2, 4, 3, 16), normal(2, 2, 1000, 16), normal(2, 2, 1000, 24)]
 WIDE = [normal(2, 4, 3, 160), normal(2, 2, 1000, 160), normal(2, 2, 1000, 136)]  # simdgroups share columns
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("block_size", [None, (16, 48), (2, 200)], ids=str)
 @pytest.mark.parametrize("exact", [EXACT, WIDE], ids=["narrow", "wide"])
 @pytest.mark.parametrize("name", MASKED)
@@ -233,7 +233,7 @@ ROWS = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("int8_values", [False, True])
 @pytest.mark.parametrize("shape", ROWS)
 def test_int8_rows(shape: str, int8_values: bool) -> None:
@@ -255,7 +255,7 @@ def test_a_scale_that_is_no_number_shows_only_where_it_is_seen(shape: str) -> No
     compare(given, run(call_of(given), mask_mod=mask), want)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(
     "quant", [QKQuant("block"), QKQuant("row"), QKQuant("block", smooth_q=True, q_block=2, k_block=50)], ids=str
 )
@@ -266,6 +266,7 @@ def test_rounded_keys(shape: str, quant: QKQuant) -> None:
     compare_rounded(given, run_rounded(given, quant, smooth), quant, smooth)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("shape", ["narrow", "wide"])
 def test_smoothing_alone_changes_nothing(shape: str) -> None:
     given = biased(ROWS[shape], "float32")
