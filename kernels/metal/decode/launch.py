@@ -17,6 +17,8 @@ from ..scoring import scoring_of
 from ..text import KernelText
 from .plan import FEW_ROWS, DecodePlan, decode_plan, splits_for
 
+COLUMNS = 4  # of a lane of merge.metal
+
 
 def plan_of(call: AttentionCall) -> DecodePlan | None:
     """The plan for a call of few query rows; None for others, and where a row is too wide."""
@@ -71,7 +73,7 @@ def run_decode(decode: Launch, merge: Launch, call: AttentionCall, made: Operand
             mx.zeros(SMALLEST) if means is None else flat(of_batches(means, kv_batches)),
         ],
         template=[("T", call.q.dtype), ("MEANS", means is not None)],
-        grid=(-(-value_dim // LANES) * LANES, rows, batch * kv_heads),
+        grid=(-(-value_dim // (COLUMNS * LANES)) * LANES, rows, batch * kv_heads),
         threadgroup=(LANES, 1, 1),
         output_shapes=[(*call.q.shape[:3], value_dim), call.q.shape[:3], call.q.shape[:3]],
         output_dtypes=[call.q.dtype, mx.float32, mx.float32],

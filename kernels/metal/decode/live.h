@@ -38,7 +38,8 @@ struct LiveTiles {
   // Runs of a block mask: the candidates of each and those before it, and the entry of each, less 4 * candidate.
   const device int* ends;
   const device int* entries;
-  int runs, run;  // how many, and that of `first`
+  int runs, run;             // how many, and that of `first`
+  int run_end, run_entry;    // what it has in `ends` and `entries`
   const device uint8_t* states;  // of the blocks of this batch, by head
 
   bool counted;
@@ -86,7 +87,12 @@ struct LiveTiles {
     idle = split >= in_use;
     first = idle ? 0 : int(mine * tiles / units);
     end = idle ? 0 : int((mine + 1) * tiles / units);
-    if (BLOCKS != NO_BLOCKS) run = run_of(first);
+    if (BLOCKS != NO_BLOCKS && first < end) turn_to(run_of(first));
+  }
+  void turn_to(int next_run) thread {
+    run = next_run;
+    run_end = ends[int64_t(run)];
+    run_entry = entries[int64_t(run)];
   }
 
   // The run of a candidate is the first that ends behind it.
@@ -139,8 +145,8 @@ struct LiveTiles {
       if (first >= end) return false;
       int entry = 4 * first + (HAS_MASK_MOD ? ASK : NO_MASK);
       if (BLOCKS != NO_BLOCKS) {
-        while (ends[int64_t(run)] <= first) run++;
-        entry = 4 * first + entries[int64_t(run)];
+        while (run_end <= first) turn_to(run + 1);
+        entry = 4 * first + run_entry;
       }
       tile.first = (entry >> 2) * P::BK;
       tile.state = entry & 3;

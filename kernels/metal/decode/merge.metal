@@ -4,9 +4,12 @@
 // partial: [batch, kv_heads, splits, rows, columns], statistics: [.., rows, 2], as decode.metal writes them; a split
 // whose sum is 0 is not read. value_means: [kv_batches, kv_heads, columns], what all values lack, where MEANS.
 // out: [batch, query_heads, q_len, columns]; lse, max_scores: [batch, query_heads, q_len], float32, natural.
-// A simdgroup takes LANES columns of one row; group: (slice of columns, row of a head of keys, head and batch of them).
+// A simdgroup takes columns of one row, COLUMNS neighbours in each lane; group: (slice of columns, row of a head of
+// keys, head and batch of them).
 #include "../attention/softmax.h"
 #include "../tile/words.h"
+
+constexpr constant int COLUMNS = 4;  // of launch.py
 
 struct MergeSizes {
   int kv_heads;
@@ -30,7 +33,7 @@ inline void merge_splits(const device float* partial, const device float* statis
                          device T* out, device float* lse, device float* max_scores, MergeSizes p, metal::uint3 group,
                          uint lane) {
   const int64_t unit = int64_t(group.z);  // batch and head of keys
-  const int row = int(group.y), column = int(group.x) * LANES + int(lane);
+  const int row = int(group.y), first_column = (int(group.x) * LANES + int(lane)) * COLUMNS;
   const device float* of_row = statistics + 2 * (unit * p.splits * p.rows + row);
   const int64_t step = 2 * int64_t(p.rows);  // to the next split
 
@@ -39,7 +42,9 @@ inline void merge_splits(const device float* partial, const device float* statis
     if (of_row[split * step + 1] != 0.0f) largest = metal::max(largest, of_row[split * step]);
   largest = metal::simd_max(largest);
 
-  float total = 0.0f, sum = 0.0f;
+  float total = 0.0f, sums[COLUMNS];
+  UNROLL
+  for (int i = 0; i < COLUMNS; i++) sums[i] = 0.0f;
   for (int first = 0; first < p.splits; first += LANES) {  // a lane has the share of one split
     const int mine = first + int(lane);
     const float of_split = mine < p.splits ? of_row[mine * step + 1] : 0.0f;
@@ -47,22 +52,28 @@ inline void merge_splits(const device float* partial, const device float* statis
     total += of_split * my_share;
     for (int split = first; split < metal::min(first + LANES, p.splits); split++) {
       const float share = metal::simd_shuffle(my_share, ushort(split - first));
-      if (share == 0.0f || column >= p.columns) continue;
-      sum += partial[((unit * p.splits + split) * p.rows + row) * p.columns + column] * share;
+      if (share == 0.0f) continue;
+      const device float* from = partial + (((unit * p.splits + split) * p.rows + row) * p.columns + first_column);
+      UNROLL
+      for (int i = 0; i < COLUMNS; i++)
+        if (first_column + i < p.columns) sums[i] += from[int64_t(i)] * share;
     }
   }
   total = metal::simd_sum(total);
 
   const int64_t at = unit * p.rows + row;
-  if (column < p.columns) {
-    float value = total == 0.0f ? 0.0f : sum * (1.0f / total);
+  UNROLL
+  for (int i = 0; i < COLUMNS; i++) {
+    const int column = first_column + i;
+    if (column >= p.columns) continue;
+    float value = total == 0.0f ? 0.0f : sums[i] * (1.0f / total);
     if (MEANS && total != 0.0f) {
       const int64_t batch = metal::min(unit / p.kv_heads, int64_t(p.kv_batches - 1));
       value += value_means[(batch * p.kv_heads + unit % p.kv_heads) * p.columns + column];
     }
     out[at * p.columns + column] = T(value);
   }
-  if (column == 0) {
+  if (first_column == 0) {
     lse[at] = total == 0.0f ? minus_infinity() : largest + metal::precise::log(total);
     max_scores[at] = total == 0.0f ? minus_infinity() : largest;
   }
