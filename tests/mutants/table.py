@@ -723,7 +723,6 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("a.q_tiles - 1 - turn / a.queries_per_unit", "a.q_tiles - 1 - turn % a.q_tiles"),
     ],
     ("kernels/cpu/attention/decode.cpp", "tests/kernels/cpu/test_cpu_decode.py"): [
-        ("reach.masked || !reach.alike", "reach.masked"),
         ("all.masked |= live.masked || !same;", "all.masked |= live.masked;"),
         ("all.masked || all.heads < a.ratio", "all.masked"),
         ("(r == 0 || a.per_head())", "r == 0"),

@@ -100,6 +100,18 @@ def test_masks(name: str, as_blocks: bool) -> None:
     check(attend(*EXACT, None, given), reference.attention(*EXACT, mask_mod=mask))
 
 
+def test_heads_that_share_keys_and_end_in_different_registers() -> None:
+    """Each keeps whole registers of keys, so that no tile is masked for itself."""
+
+    def by_head(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return (kv_idx >= 144 * h + 32) & (kv_idx < 144 * h + 560)
+
+    want = reference.attention(*EXACT, mask_mod=by_head)
+    blocks = flex.create_block_mask(by_head, 2, 4, 3, 1000, BLOCK_SIZE=(16, 48))
+    for mask in (by_head, blocks):
+        check(attend(*EXACT, None, mask), want)
+
+
 FEW = {  # batch, query heads, kv heads, q_len, kv_len
     "one_row_a_head": (2, 4, 4, 1, 160),
     "two_rows": (1, 8, 2, 2, 333),
