@@ -761,7 +761,6 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("if (sum_lanes(zeros) != 0) return false;", ""),
         ("select(weight == 0.0f, weight, values", "select(weight == 1.0f, weight, values"),
         ("if (whole < keys.columns) {", "if (false) {"),
-        ("key + i < count ? key + i : count - 1", "key + i"),
         ("column_stride == BYTES ? columns", "true ? columns"),
         ("sums[r][j] += weight * v[j];", "sums[r][j] += v[j];"),
         ("column + j * VL) * factor[r];\n  const", "column + j * VL);\n  const"),
@@ -769,6 +768,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("smaller(columns - column, COUNT)", "COUNT"),
     ],
     ("kernels/cpu/attention/rows.h", "tests/kernels/cpu/test_int8_rows.py"): [
+        ("key + i < count ? key + i : count - 1", "key + i"),
         ("return biased(load_vector<vword>(from));", "return load_vector<vword>(from);"),
         ("return dot(sum, key, query);", "return dot(sum, query, key);"),
         ("(halves)high : (halves)low", "(halves)low : (halves)high"),
