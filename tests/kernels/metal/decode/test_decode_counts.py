@@ -19,12 +19,17 @@ from flextrace.kernels.simulator.mlx_attention import sdpa_vector_2pass
 NARROW, WIDE = (1, 4, 1, 64, 1, 1, 700, 64), (1, 4, 1, 128, 1, 1, 700, 128)  # float32
 
 
-def reports_of(q: mx.array, k: mx.array, v: mx.array, mask: Any = None, blocks: Any = None) -> Any:
+def ran(q: mx.array, k: mx.array, v: mx.array, mask: Any = None, blocks: Any = None) -> Any:
+    """The reports of both kernels, and the output."""
     bound = None if mask is None else flex.mask_mod(mask).bind()
     with recording() as reports:
-        run_on(backend(), attention_call(q, k, v, 0.3, None, bound, blocks))
+        out = run_on(backend(), attention_call(q, k, v, 0.3, None, bound, blocks)).out
     assert len(reports) == 2
-    return reports
+    return *reports, out
+
+
+def reports_of(q: mx.array, k: mx.array, v: mx.array, mask: Any = None, blocks: Any = None) -> Any:
+    return ran(q, k, v, mask, blocks)[:2]
 
 
 # ---- the checks watch ---------------------------------------------------------------------------------------------
@@ -101,7 +106,9 @@ def test_a_window_reads_its_own_keys_alone(as_blocks: bool) -> None:
     q, k, v = grouped(length, 16, "float32")
     mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: kv_idx >= length - 1024)
     blocks = flex.create_block_mask(mask, None, None, 1, length).blocks if as_blocks else None
-    first, second = reports_of(q, k, v, mask, blocks)
+    first, second, out = ran(q, k, v, mask, blocks)
+    sliced = mx.fast.scaled_dot_product_attention(q, k[:, :, -1024:], v[:, :, -1024:], scale=0.3)
+    assert mx.abs(out - sliced).max() < 1e-5
     live = 1024 * (16 + 16) * 4
     assert first.buffers["k"].read + first.buffers["v"].read == live
     assert first.buffers["partial"].written + second.buffers["partial"].read <= 0.05 * live
