@@ -20,7 +20,38 @@
 // ops.h: what generated mods call besides the Metal library. Semantics are Python's on float32 and int32; an int
 // divided by 0 gives 0, and an array index is Python's (a negative one counts from the end, once) and then clamped.
 
+#line 1 "tile/simdgroup.h"
+// simdgroup.h: threads of a threadgroup -> where each stands, and what a simdgroup is.
+
 #include <metal_stdlib>
+
+constexpr constant int LANES = 32;    // threads of a simdgroup
+constexpr constant int FRAGMENT = 8;  // rows and columns of a simdgroup_matrix
+
+// A function that keeps fragments in registers must not be called: they would go through memory.
+#define INLINE inline __attribute__((always_inline))
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define ROLLED _Pragma("clang loop unroll(disable)")
+
+// Where a thread stands: its threadgroup in the grid of `groups`, its simdgroup, and its lane.
+struct Thread {
+  metal::uint3 group, groups;
+  uint simdgroup, lane;
+
+  uint index() const thread { return simdgroup * LANES + lane; }  // in its threadgroup
+};
+INLINE Thread thread_at(metal::uint3 group, metal::uint3 groups, uint simdgroup, uint lane) {
+  Thread t;
+  t.group = group;
+  t.groups = groups;
+  t.simdgroup = simdgroup;
+  t.lane = lane;
+  return t;
+}
+
+// Bit i: what lane i says.
+INLINE uint ballot(bool yes) { return uint(ulong(metal::simd_ballot(yes))); }
+#line 5 "mod/ops.h"
 
 // The strides of an array that lies row after row, by its shape: strides[0] is that of its first axis.
 template <int NDIM>
@@ -42,39 +73,39 @@ namespace fx {
 
 // -- captured arrays ---------------------------------------------------------------------------------------------
 
-inline int inside(int index, int size) {
+INLINE int inside(int index, int size) {
   return metal::clamp(index < 0 ? index + size : index, 0, size - 1);
 }
 
 // The place of array[index, ...] in memory, in elements.
 template <typename Shape, typename Strides>
-inline int64_t offset(Shape shape, Strides strides, int index) {
+INLINE int64_t offset(Shape shape, Strides strides, int index) {
   return inside(index, shape[0]) * int64_t(strides[0]);
 }
 template <typename Shape, typename Strides, typename... Rest>
-inline int64_t offset(Shape shape, Strides strides, int index, Rest... rest) {
+INLINE int64_t offset(Shape shape, Strides strides, int index, Rest... rest) {
   return inside(index, shape[0]) * int64_t(strides[0]) + offset(shape + 1, strides + 1, rest...);
 }
 
 // -- integers ----------------------------------------------------------------------------------------------------
 
 // int wraps: its own + - * << would leave an overflow undefined.
-inline int add(int a, int b) { return int(uint(a) + uint(b)); }
-inline int sub(int a, int b) { return int(uint(a) - uint(b)); }
-inline int mul(int a, int b) { return int(uint(a) * uint(b)); }
-inline int neg(int a) { return int(0u - uint(a)); }
-inline int abs(int a) { return a < 0 ? neg(a) : a; }
+INLINE int add(int a, int b) { return int(uint(a) + uint(b)); }
+INLINE int sub(int a, int b) { return int(uint(a) - uint(b)); }
+INLINE int mul(int a, int b) { return int(uint(a) * uint(b)); }
+INLINE int neg(int a) { return int(0u - uint(a)); }
+INLINE int abs(int a) { return a < 0 ? neg(a) : a; }
 // Python's shifts at 32 bits; a negative count is taken as one that is too large.
-inline int shl(int a, int count) { return uint(count) < 32u ? int(uint(a) << (count & 31)) : 0; }
-inline int shr(int a, int count) { return a >> (uint(count) < 32u ? count : 31); }
+INLINE int shl(int a, int count) { return uint(count) < 32u ? int(uint(a) << (count & 31)) : 0; }
+INLINE int shr(int a, int count) { return a >> (uint(count) < 32u ? count : 31); }
 
-inline int floor_div(int a, int b) {
+INLINE int floor_div(int a, int b) {
   if (b == 0) return 0;
   if (b == -1) return neg(a);
   int quotient = a / b;
   return quotient - int(a % b != 0 && (a ^ b) < 0);
 }
-inline int mod(int a, int b) {
+INLINE int mod(int a, int b) {
   if (b == 0 || b == -1) return 0;
   int remainder = a % b;
   return remainder != 0 && (remainder ^ b) < 0 ? remainder + b : remainder;
@@ -82,10 +113,10 @@ inline int mod(int a, int b) {
 
 // -- conversions -------------------------------------------------------------------------------------------------
 
-inline int to_int(bool x) { return x ? 1 : 0; }
-inline int to_int(int x) { return x; }
+INLINE int to_int(bool x) { return x ? 1 : 0; }
+INLINE int to_int(int x) { return x; }
 // Truncates; saturates beyond int32; nan gives 0.
-inline int to_int(float x) {
+INLINE int to_int(float x) {
   if (!(x >= -2147483648.0f)) return x < 0.0f ? (-2147483647 - 1) : 0;
   return x >= 2147483648.0f ? 2147483647 : int(x);
 }
@@ -93,16 +124,16 @@ inline int to_int(float x) {
 // -- floats ------------------------------------------------------------------------------------------------------
 
 // nan where either is.
-inline float min(float a, float b) { return a != a ? a : a < b ? a : b; }
-inline float max(float a, float b) { return a != a ? a : a > b ? a : b; }
+INLINE float min(float a, float b) { return a != a ? a : a < b ? a : b; }
+INLINE float max(float a, float b) { return a != a ? a : a > b ? a : b; }
 
 // CPython's float_divmod, in float32.
-inline float mod(float a, float b) {
+INLINE float mod(float a, float b) {
   float remainder = metal::precise::fmod(a, b);
   if (remainder == 0.0f) return metal::copysign(0.0f, b);
   return (b < 0.0f) != (remainder < 0.0f) ? remainder + b : remainder;
 }
-inline float floor_div(float a, float b) {
+INLINE float floor_div(float a, float b) {
   if (b == 0.0f) return a / b;
   float remainder = metal::precise::fmod(a, b);
   float quotient = (a - remainder) / b;
@@ -112,11 +143,11 @@ inline float floor_div(float a, float b) {
   return quotient - below > 0.5f ? below + 1.0f : below;
 }
 
-inline float pow(float a, float b) { return metal::precise::pow(a, b); }
-inline float sigmoid(float x) { return 1.0f / (1.0f + metal::precise::exp(-x)); }
+INLINE float pow(float a, float b) { return metal::precise::pow(a, b); }
+INLINE float sigmoid(float x) { return 1.0f / (1.0f + metal::precise::exp(-x)); }
 
 // x + x^2 / 2 + x^3 / 6 + ... near 0, where exp(x) - 1 would cancel.
-inline float expm1(float x) {
+INLINE float expm1(float x) {
   if (!(metal::abs(x) < 0.5f)) return metal::precise::exp(x) - 1.0f;
   float p = 2.4801587e-5f;
   p = p * x + 1.9841270e-4f;
@@ -129,7 +160,7 @@ inline float expm1(float x) {
 }
 
 // 2 atanh(s), s = x / (2 + x), near 0, where 1 + x would round.
-inline float log1p(float x) {
+INLINE float log1p(float x) {
   if (!(metal::abs(x) < 0.25f)) return metal::precise::log(1.0f + x);
   float s = x / (2.0f + x), z = s * s;
   float p = 1.8181818e-1f;
@@ -141,7 +172,7 @@ inline float log1p(float x) {
 }
 
 // Polynomials fitted to erf(x) / x, in x^2, and to erfc(x) exp(x^2), in 1 / x.
-inline float erf(float x) {
+INLINE float erf(float x) {
   float size = metal::abs(x), z = x * x;
   if (size < 1.0f) {
     float p = 7.88249745e-05f;
@@ -170,33 +201,7 @@ inline float erf(float x) {
 }  // namespace fx
 #line 6 "mod/mod.h (generated)"
 // }}
-#line 1 "tile/simdgroup.h"
-// simdgroup.h: threads of a threadgroup -> where each stands, and what a simdgroup is.
 
-#include <metal_stdlib>
-
-constexpr constant int LANES = 32;    // threads of a simdgroup
-constexpr constant int FRAGMENT = 8;  // rows and columns of a simdgroup_matrix
-
-#define UNROLL _Pragma("clang loop unroll(full)")
-#define ROLLED _Pragma("clang loop unroll(disable)")
-
-// Where a thread stands: its threadgroup in the grid of `groups`, its simdgroup, and its lane.
-struct Thread {
-  metal::uint3 group, groups;
-  uint simdgroup, lane;
-
-  uint index() const thread { return simdgroup * LANES + lane; }  // in its threadgroup
-};
-inline Thread thread_at(metal::uint3 group, metal::uint3 groups, uint simdgroup, uint lane) {
-  Thread t;
-  t.group = group;
-  t.groups = groups;
-  t.simdgroup = simdgroup;
-  t.lane = lane;
-  return t;
-}
-#line 8 "mod/mod.h (generated)"
 
 constexpr constant bool HAS_SCORE_MOD = true;
 constexpr constant bool HAS_MASK_MOD = false;
@@ -219,7 +224,7 @@ struct Mods {
 // }}
   // {{ score_mod
   // One score, already scaled; natural units. h is the query head.
-  float score_mod(float score, int b, int h, int q_idx, int kv_idx) const thread {
+  INLINE float score_mod(float score, int b, int h, int q_idx, int kv_idx) const thread {
     // score_mod alibi
     return score - (float(array0[fx::offset(array0_shape, array0_strides, h)]) * float(fx::abs(fx::sub(q_idx, kv_idx))));
   }
@@ -227,7 +232,7 @@ struct Mods {
 
   // {{ mask_mod
   // Whether row q_idx attends to key kv_idx.
-  bool mask_mod(int b, int h, int q_idx, int kv_idx) const thread {
+  INLINE bool mask_mod(int b, int h, int q_idx, int kv_idx) const thread {
     return true;
   }
   // }}
@@ -235,7 +240,7 @@ struct Mods {
   // {{ mask_row
   // Which keys of a lane it attends to: bit 2 j + e says so of key kv_first + 8 j + e, and is unset from kv_len on.
   template <int FRAGMENTS>
-  uint mask_row(int b, int h, int q_idx, int kv_first, int kv_len) const thread {
+  INLINE uint mask_row(int b, int h, int q_idx, int kv_first, int kv_len) const thread {
     return ~0u;
   }
   // }}
@@ -243,7 +248,7 @@ struct Mods {
   // {{ tile_state
   // What the mask leaves of rows q_first to q_last and keys kv_first to kv_last in query heads head to last_head: 0
   // nothing, 1 to be asked, 2 all.
-  int tile_state(int batch, int head, int last_head, int q_first, int q_last, int kv_first, int kv_last)
+  INLINE int tile_state(int batch, int head, int last_head, int q_first, int q_last, int kv_first, int kv_last)
       const thread {
     return 2;
   }
@@ -263,7 +268,7 @@ struct Mods {
 
 // {{ captured_by_mods
 template <typename Array0>
-inline Mods<Array0> captured_by_mods(const device int* numbers, Array0 array0, const constant int* array0_shape, const constant int64_t* array0_strides) {
+INLINE Mods<Array0> captured_by_mods(const device int* numbers, Array0 array0, const constant int* array0_shape, const constant int64_t* array0_strides) {
   Mods<Array0> mods;
   mods.array0 = array0;
   mods.array0_shape = array0_shape;
@@ -278,16 +283,16 @@ inline Mods<Array0> captured_by_mods(const device int* numbers, Array0 array0, c
 #line 1 "tile/words.h"
 // words.h: the 32-bit words of a launch -> the struct that they make up, and single ones, be they stored in pairs.
 
-#include <metal_stdlib>
+
 
 // Every field of P is an int or a float, a word each, in the order in which params.py packs them.
 template <typename P>
-inline P read_params(const device int* words) {
+INLINE P read_params(const device int* words) {
   return *reinterpret_cast<const device P*>(words);
 }
 
-inline int word(const device int* words, int i) { return words[i]; }
-inline int word(const constant int64_t* pairs, int i) { return int(uint(uint64_t(pairs[i / 2]) >> (i % 2 * 32))); }
+INLINE int word(const device int* words, int i) { return words[i]; }
+INLINE int word(const constant int64_t* pairs, int i) { return int(uint(uint64_t(pairs[i / 2]) >> (i % 2 * 32))); }
 #line 4 "attention/params.h"
 
 struct AttentionParams {
@@ -320,7 +325,7 @@ constexpr constant int PARAM_WORDS = 14;
 static_assert(sizeof(AttentionParams) == 4 * PARAM_WORDS, "every field is a word");
 
 template <typename Words>
-inline AttentionParams attention_params(Words words) {
+INLINE AttentionParams attention_params(Words words) {
   AttentionParams p;
   p.query_heads = word(words, 0);
   p.kv_heads = word(words, 1);
@@ -410,37 +415,37 @@ struct ProductOf<half, half> {
 struct LanePlace {
   int row, column;
 };
-inline LanePlace place_of(uint lane) {
+INLINE LanePlace place_of(uint lane) {
   LanePlace place;
   place.row = int((lane >> 2) & 4) + int((lane >> 1) & 3);
   place.column = int((lane >> 1) & 4) + int((lane & 1) << 1);
   return place;
 }
-inline float max_of_row(float x) {
+INLINE float max_of_row(float x) {
   x = metal::max(x, metal::simd_shuffle_xor(x, ushort(1)));
   return metal::max(x, metal::simd_shuffle_xor(x, ushort(8)));
 }
-inline float sum_of_row(float x) {
+INLINE float sum_of_row(float x) {
   x += metal::simd_shuffle_xor(x, ushort(1));
   return x + metal::simd_shuffle_xor(x, ushort(8));
 }
 
 template <typename F>
-inline thread metal::vec<F, 2>& elements(thread Fragment<F>& f) {
+INLINE thread metal::vec<F, 2>& elements(thread Fragment<F>& f) {
   return reinterpret_cast<thread metal::vec<F, 2>&>(f.thread_elements());
 }
 
 template <typename F, typename First, typename Second>
-inline void set(thread Fragment<F>& f, First first, Second second) {
+INLINE void set(thread Fragment<F>& f, First first, Second second) {
   elements(f)[0] = F(first);
   elements(f)[1] = F(second);
 }
 template <typename F>
-inline void clear(thread Fragment<F>& f) {
+INLINE void clear(thread Fragment<F>& f) {
   set(f, 0.0f, 0.0f);
 }
 template <typename F, int ROWS, int COLUMNS>
-inline void clear(thread Fragment<F> (&all)[ROWS][COLUMNS]) {
+INLINE void clear(thread Fragment<F> (&all)[ROWS][COLUMNS]) {
   UNROLL
   for (int r = 0; r < ROWS; r++) {
     UNROLL
@@ -449,28 +454,28 @@ inline void clear(thread Fragment<F> (&all)[ROWS][COLUMNS]) {
 }
 
 // The scores' weights as the left operand of P V.
-inline void convert(thread Fragment<float>& to, thread Fragment<float>& from) { to = from; }
-inline void convert(thread Fragment<half>& to, thread Fragment<float>& from) {
+INLINE void convert(thread Fragment<float>& to, thread Fragment<float>& from) { to = from; }
+INLINE void convert(thread Fragment<half>& to, thread Fragment<float>& from) {
   set(to, elements(from)[0], elements(from)[1]);
 }
 
 // f = the fragment whose first element `from` points to, in a tile of threadgroup memory with LD elements a row.
 template <int LD, typename F>
-inline void load(thread Fragment<F>& f, const threadgroup F* from, LanePlace place) {
+INLINE void load(thread Fragment<F>& f, const threadgroup F* from, LanePlace place) {
   metal::simdgroup_load(f, from, LD);
 }
 template <int LD, typename F>
-inline void load_transposed(thread Fragment<F>& f, const threadgroup F* from, LanePlace place) {
+INLINE void load_transposed(thread Fragment<F>& f, const threadgroup F* from, LanePlace place) {
   metal::simdgroup_load(f, from, LD, 0, true);
 }
 // Loads that change the type on the way.
 template <int LD, typename F, typename T>
-inline void load(thread Fragment<F>& f, const threadgroup T* from, LanePlace place) {
+INLINE void load(thread Fragment<F>& f, const threadgroup T* from, LanePlace place) {
   const threadgroup T* at = from + place.row * LD + place.column;
   set(f, at[0], at[1]);
 }
 template <int LD, typename F, typename T>
-inline void load_transposed(thread Fragment<F>& f, const threadgroup T* from, LanePlace place) {
+INLINE void load_transposed(thread Fragment<F>& f, const threadgroup T* from, LanePlace place) {
   const threadgroup T* at = from + place.column * LD + place.row;
   set(f, at[0], at[LD]);
 }
@@ -480,8 +485,8 @@ inline void load_transposed(thread Fragment<F>& f, const threadgroup T* from, La
 constexpr constant uint INFINITY_BITS = 0x7f800000u;
 constexpr constant float PLUS = 1.0f, MINUS = 16.0f;  // marks: inf, -inf; both: nan. A sum of 8 of each is exact
 
-inline bool is_special(float x) { return (as_type<uint>(x) & INFINITY_BITS) == INFINITY_BITS; }
-inline float mark_of(float x) {
+INLINE bool is_special(float x) { return (as_type<uint>(x) & INFINITY_BITS) == INFINITY_BITS; }
+INLINE float mark_of(float x) {
   const uint bits = as_type<uint>(x);
   if (!is_special(x)) return 0.0f;
   return bits == INFINITY_BITS ? PLUS : (bits & ~INFINITY_BITS) == 0x80000000u ? MINUS : PLUS + MINUS;
@@ -489,7 +494,7 @@ inline float mark_of(float x) {
 
 // Takes what is infinite or nan out of the values, and marks it. Returns whether a lane has any.
 template <typename F>
-inline bool split_values(thread Fragment<F>& values, thread Fragment<F>& marks) {
+INLINE bool split_values(thread Fragment<F>& values, thread Fragment<F>& marks) {
   const float first = mark_of(float(elements(values)[0])), second = mark_of(float(elements(values)[1]));
   if (!metal::simd_any(first != 0.0f || second != 0.0f)) return false;
   set(marks, first, second);
@@ -500,7 +505,7 @@ inline bool split_values(thread Fragment<F>& values, thread Fragment<F>& marks) 
 
 // sums += the marked values whose weight is not 0.
 template <typename F>
-inline void add_marked(thread Fragment<float>& sums, thread Fragment<F>& weights, thread Fragment<F>& marks) {
+INLINE void add_marked(thread Fragment<float>& sums, thread Fragment<F>& weights, thread Fragment<F>& marks) {
   Fragment<F> ones;
   Fragment<float> found;
   set(ones, float(elements(weights)[0] != F(0)), float(elements(weights)[1] != F(0)));
@@ -552,7 +557,7 @@ struct Tensor {
   }
 };
 template <typename T>
-inline Tensor<T> tensor(const device T* data, const constant int64_t* strides) {
+INLINE Tensor<T> tensor(const device T* data, const constant int64_t* strides) {
   Tensor<T> t;
   t.data = data;
   t.strides = strides;
@@ -564,21 +569,21 @@ struct Range {
   int first, end;
 };
 // Block number `block` of those that `length` is cut into; the last one may be shorter.
-inline Range block_of(int block, int size, int length) {
+INLINE Range block_of(int block, int size, int length) {
   Range range;
   range.first = block * size;
   range.end = range.first + metal::min(size, length - range.first);
   return range;
 }
 // What a block has of its piece number `piece` of that size, perhaps nothing.
-inline Range cut(Range block, int piece, int size) {
+INLINE Range cut(Range block, int piece, int size) {
   Range range;
   range.first = metal::min(block.first + piece * size, block.end);
   range.end = metal::min(range.first + size, block.end);
   return range;
 }
 // `count` of them from `first` on, as far as there are so many: none beyond `length`.
-inline Range range_of(int first, int count, int length) {
+INLINE Range range_of(int first, int count, int length) {
   Range range;
   range.first = first;
   range.end = metal::min(first + count, length);
@@ -598,7 +603,7 @@ struct Halves {
   threadgroup T* in_use;
   threadgroup T* other;
 
-  void start(threadgroup T* both) thread {
+  INLINE void start(threadgroup T* both) thread {
     in_use = both;
     other = both + SIZE;
   }
@@ -613,7 +618,7 @@ struct Halves {
 
 // A half of threadgroup memory, as where a tile of T lies: its elements may be narrower than those it was declared for.
 template <typename T, typename Staged>
-inline threadgroup T* tile_at(threadgroup Staged* half_of_memory) {
+INLINE threadgroup T* tile_at(threadgroup Staged* half_of_memory) {
   static_assert(sizeof(T) <= sizeof(Staged), "memory is laid out for the wider elements");
   return reinterpret_cast<threadgroup T*>(half_of_memory);
 }
@@ -656,7 +661,7 @@ struct StagedTile {
     return from.at(rows.first + place.row, columns.first + place.column);
   }
   // Piece i, at once where the columns lie side by side; zero beyond the end of either range.
-  static Piece read(const thread Matrix<T>& from, const device T* start, Range rows, Range columns, uint index,
+  INLINE static Piece read(const thread Matrix<T>& from, const device T* start, Range rows, Range columns, uint index,
                     int i) {
     const Place place = place_of_piece(index, i);
     const int more_rows = i * THREADS / PIECES, more_columns = i * THREADS % PIECES * PIECE;
@@ -674,31 +679,31 @@ struct StagedTile {
     }
     return piece;
   }
-  static void put(threadgroup T* to, Piece piece, uint index, int i) {
+  INLINE static void put(threadgroup T* to, Piece piece, uint index, int i) {
     const Place place = place_of_piece(index, i);
     if (is_in_tile(place, i)) *reinterpret_cast<threadgroup Piece*>(to + place.row * LD + place.column) = piece;
   }
 
   // Neither range is longer than the tile.
-  void load(const thread Matrix<T>& from, Range rows, Range columns, uint index) thread {
+  INLINE void load(const thread Matrix<T>& from, Range rows, Range columns, uint index) thread {
     const device T* start = start_of(from, rows, columns, index);
     UNROLL
     for (int i = 0; i < COUNT; i++) pieces[i] = read(from, start, rows, columns, index, i);
   }
-  void store(threadgroup T* to, uint index) const thread {
+  INLINE void store(threadgroup T* to, uint index) const thread {
     UNROLL
     for (int i = 0; i < COUNT; i++) put(to, pieces[i], index, i);
   }
 
   // Both at once, some pieces at a time, for tiles that registers cannot hold.
-  static void copy(const thread Matrix<T>& from, Range rows, Range columns, threadgroup T* to, uint index) {
+  INLINE static void copy(const thread Matrix<T>& from, Range rows, Range columns, threadgroup T* to, uint index) {
     const device T* start = start_of(from, rows, columns, index);
     _Pragma("clang loop unroll_count(2)")
     for (int i = 0; i < COUNT; i++) put(to, read(from, start, rows, columns, index, i), index, i);
   }
 
   // AsyncTile is called so: its copy goes to `to` at once.
-  void load(const thread Matrix<T>& from, Range rows, Range columns, threadgroup T*, uint index) thread {
+  INLINE void load(const thread Matrix<T>& from, Range rows, Range columns, threadgroup T*, uint index) thread {
     load(from, rows, columns, index);
   }
 };
@@ -714,7 +719,7 @@ struct Queries {
   Matrix<T> rows;
   int part;
 
-  void start(Matrix<T> from, const thread int* q_idx, int its_part, LanePlace place) thread {
+  INLINE void start(Matrix<T> from, const thread int* q_idx, int its_part, LanePlace place) thread {
     rows = from;
     part = its_part;
     if (!P::Q_IN_REGISTERS) return;
@@ -726,7 +731,7 @@ struct Queries {
   }
 
   // Fragment d of the lane's row q_idx, from device memory.
-  void read(thread Fragment<F>& f, int q_idx, int d, LanePlace place) const thread {
+  INLINE void read(thread Fragment<F>& f, int q_idx, int d, LanePlace place) const thread {
     const device T* row = rows.at(q_idx, 0);
     int column = (d / P::KEY_COLUMNS * P::PARTS + part) * P::KEY_COLUMNS * FRAGMENT + d % P::KEY_COLUMNS * FRAGMENT +
                  place.column;
@@ -735,7 +740,7 @@ struct Queries {
     set(f, first, second);
   }
 
-  void get(thread Fragment<F>& f, int r, const thread int* q_idx, int d, LanePlace place) const thread {
+  INLINE void get(thread Fragment<F>& f, int r, const thread int* q_idx, int d, LanePlace place) const thread {
     if (P::Q_IN_REGISTERS) f = held[r][P::Q_IN_REGISTERS ? d : 0];
     else read(f, q_idx[r], d, place);
   }
@@ -743,7 +748,7 @@ struct Queries {
 
 // S += Q K^T over one tile of columns of K in threadgroup memory; `tile` counts them.
 template <typename T, typename P, typename K>
-inline void multiply_keys(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
+INLINE void multiply_keys(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
                           const thread Queries<T, P>& queries, const thread int* q_idx, const threadgroup K* keys,
                           int tile, LanePlace place) {
   typedef typename ProductOf<T>::type F;
@@ -767,7 +772,7 @@ inline void multiply_keys(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::
 
 // O += P V over one tile of columns of V in threadgroup memory, from this part's on; `tile` counts them.
 template <typename T, typename P>
-inline void multiply_values(
+INLINE void multiply_values(
     thread Fragment<float> (&out)[P::ROW_FRAGMENTS][P::VALUE_FRAGMENTS],
     thread Fragment<typename ProductOf<T>::type> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
     const threadgroup T* values, int tile, LanePlace place) {
@@ -797,14 +802,14 @@ struct SumOfParts {
 
   static int place(int i, uint lane) { return i * LANES + int(lane); }
 
-  void give(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], Thread at) const thread {
+  INLINE void give(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], Thread at) const thread {
     threadgroup uint* to = shared + int(at.simdgroup) * OF_SIMDGROUP;
     UNROLL
     for (int i = 0; i < 2 * P::ROW_FRAGMENTS * P::KEY_FRAGMENTS; i++)
       to[place(i, at.lane)] =
           as_type<uint>(float(elements(scores[i / 2 / P::KEY_FRAGMENTS][i / 2 % P::KEY_FRAGMENTS])[i % 2]));
   }
-  void take(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], Thread at) const thread {
+  INLINE void take(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], Thread at) const thread {
     const threadgroup uint* from = shared + int(at.simdgroup) / P::PARTS * P::PARTS * OF_SIMDGROUP;
     UNROLL
     for (int i = 0; i < 2 * P::ROW_FRAGMENTS * P::KEY_FRAGMENTS; i++) {
@@ -819,7 +824,7 @@ struct SumOfParts {
 
 // Whether some value of the keys of these fragments, a bit each, is infinite or nan: the same in all lanes.
 template <typename T, typename P>
-inline bool holds_special(const threadgroup T* values, uint fragments, uint lane) {
+INLINE bool holds_special(const threadgroup T* values, uint fragments, uint lane) {
   constexpr int LD = Leading<T, P::BV>::value;
   bool special = false;
   for (uint left = fragments; left != 0; left &= left - 1) {
@@ -832,7 +837,7 @@ inline bool holds_special(const threadgroup T* values, uint fragments, uint lane
 
 // multiply_values where a weight of 0 leaves its key out, whatever its values are. This is rare: loops keep it small.
 template <typename T, typename P>
-inline void multiply_special_values(
+INLINE void multiply_special_values(
     thread Fragment<float> (&out)[P::ROW_FRAGMENTS][P::VALUE_FRAGMENTS],
     thread Fragment<typename ProductOf<T>::type> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
     const threadgroup T* values, int tile, LanePlace place) {
@@ -875,15 +880,15 @@ constexpr constant float LOWEST = -3.40282347e+38f;
 constexpr constant float LOG2_E = 1.44269504f;
 constexpr constant uint MINUS_INFINITY_BITS = 0xff800000u;
 
-inline float minus_infinity() { return as_type<float>(MINUS_INFINITY_BITS); }
-inline bool is_minus_infinity(float x) { return as_type<uint>(x) == MINUS_INFINITY_BITS; }
+INLINE float minus_infinity() { return as_type<float>(MINUS_INFINITY_BITS); }
+INLINE bool is_minus_infinity(float x) { return as_type<uint>(x) == MINUS_INFINITY_BITS; }
 
 // One row's statistics.
 struct RowState {
   float max;  // LOWEST before the first key
   float sum;  // the sum of the weights that this lane has held, relative to max
 
-  void start() thread {
+  INLINE void start() thread {
     max = LOWEST;
     sum = 0.0f;
   }
@@ -893,7 +898,7 @@ struct RowState {
 // The maximum is subtracted before anything else is done to a score: scores of any size keep their differences.
 // GUARD: some scores may be -inf; in `gaps`, bit j is set if one of this lane's in key fragment j is.
 template <bool GUARD, int KEY_FRAGMENTS>
-inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[KEY_FRAGMENTS], thread uint& gaps) {
+INLINE float update_row(thread RowState& row, thread Fragment<float> (&scores)[KEY_FRAGMENTS], thread uint& gaps) {
   float largest = row.max;
   UNROLL
   for (int j = 0; j < KEY_FRAGMENTS; j++) {
@@ -924,7 +929,7 @@ inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[K
 // Updates all rows of a lane: P = exp(S - max), and O, in `sums`, shrinks by what each row's maximum has grown.
 // Returns gaps: bit j is set if some row of this lane does not attend to some key of key fragment j.
 template <bool GUARD, typename F, int ROWS, int KEY_FRAGMENTS, int VALUE_FRAGMENTS>
-inline uint update_rows(thread RowState (&state)[ROWS], thread Fragment<float> (&sums)[ROWS][VALUE_FRAGMENTS],
+INLINE uint update_rows(thread RowState (&state)[ROWS], thread Fragment<float> (&sums)[ROWS][VALUE_FRAGMENTS],
                         thread Fragment<F> (&weights)[ROWS][KEY_FRAGMENTS],
                         thread Fragment<float> (&scores)[ROWS][KEY_FRAGMENTS]) {
   uint gaps = 0;
@@ -971,7 +976,7 @@ struct LaneRows {
   LanePlace place;
 
   // The last rows come first: under a causal mask they have the most keys.
-  void start(AttentionParams p, Thread at) thread {
+  INLINE void start(AttentionParams p, Thread at) thread {
     b = int(at.group.z);
     h = int(at.group.y);
     kv_batch = metal::min(b, p.kv_batches - 1);
@@ -1015,16 +1020,13 @@ struct KeyTile {
   uint kept;
 };
 
-inline KeyTile no_tile() {
+INLINE KeyTile no_tile() {
   KeyTile tile;
   tile.first = tile.state = 0;
   tile.exists = tile.live = tile.masked = tile.asked = false;
   tile.kept = 0;
   return tile;
 }
-
-// Bit i: what lane i says.
-inline uint ballot(bool yes, uint lane) { return metal::simd_or(uint(yes) << lane); }
 
 // The runs of a tile of query rows: neighbouring tiles of keys in one state.
 struct TileRuns {
@@ -1033,7 +1035,7 @@ struct TileRuns {
   int count;
 
   // The first run that ends behind the candidate is its own.
-  int entry(int candidate) const thread {
+  INLINE int entry(int candidate) const thread {
     int low = 0, high = count - 1;
     while (low < high) {
       int middle = (low + high) / 2;
@@ -1063,7 +1065,7 @@ struct Walk {
   static constexpr constant bool BOUNDED = HAS_MASK_MOD && BLOCKS == NO_BLOCKS;
   static constexpr constant bool UNSURE = HAS_MASK_MOD || BLOCKS == CUT_TILES;
 
-  void start(AttentionParams params, const device int* tile_lists, const thread LaneRows<P>& rows,
+  INLINE void start(AttentionParams params, const device int* tile_lists, const thread LaneRows<P>& rows,
              threadgroup uint* shared_votes) thread {
     p = params;
     votes = shared_votes;
@@ -1090,13 +1092,13 @@ struct Walk {
   Range keys(KeyTile tile) const thread { return range_of(tile.first, P::BK, p.kv_len); }
 
   // The entry of candidate base + i.
-  int entry(int i) const thread {
+  INLINE int entry(int i) const thread {
     if (BLOCKS != NO_BLOCKS) return metal::simd_shuffle(entry_in_lane, ushort(i));
     return (base + i) * 4 + (HAS_MASK_MOD ? ASK : NO_MASK);
   }
 
   // Bit 2 (r * KEY_FRAGMENTS + j) + e: whether row r of this lane attends to its element e of key fragment j.
-  uint kept(int first, int state, const thread LaneRows<P>& rows, const thread Captured& mods) const thread {
+  INLINE uint kept(int first, int state, const thread LaneRows<P>& rows, const thread Captured& mods) const thread {
     uint bits = 0;
     UNROLL
     for (int r = 0; r < P::ROW_FRAGMENTS; r++)
@@ -1105,7 +1107,7 @@ struct Walk {
   }
   static bool is_kept(uint bits, int r, int e, int j) { return (bits >> (2 * (r * P::KEY_FRAGMENTS + j) + e)) & 1; }
 
-  uint kept_of_row(int q_idx, int first, int state, const thread LaneRows<P>& rows, const thread Captured& mods)
+  INLINE uint kept_of_row(int q_idx, int first, int state, const thread LaneRows<P>& rows, const thread Captured& mods)
       const thread {
     if (HAS_MASK_MOD && state == ASK)
       return mods.template mask_row<P::KEY_FRAGMENTS>(rows.b, rows.h, q_idx, first, p.kv_len);
@@ -1124,14 +1126,14 @@ struct Walk {
   }
 
   // The state that bounds give neighbouring tiles of keys, the first of which exists.
-  int bounded(int tile, int tiles, Range q, const thread LaneRows<P>& rows, const thread Captured& mods)
+  INLINE int bounded(int tile, int tiles, Range q, const thread LaneRows<P>& rows, const thread Captured& mods)
       const thread {
     int first = tile * P::BK, keys = metal::min(p.kv_len - first, tiles * P::BK);
     return mods.tile_state(rows.b, rows.h, rows.h, q.first, q.end - 1, first, first + keys - 1);
   }
 
   // The state that bounds give this lane's candidate, for some rows.
-  int bounded_in_lane(Range q, const thread LaneRows<P>& rows, const thread Captured& mods, uint lane)
+  INLINE int bounded_in_lane(Range q, const thread LaneRows<P>& rows, const thread Captured& mods, uint lane)
       const thread {
     int e = BLOCKS != NO_BLOCKS ? entry_in_lane : (base + int(lane)) * 4 + ASK;
     if ((e & 3) == ASK) return bounded(e >> 2, 1, q, rows, mods);
@@ -1139,16 +1141,16 @@ struct Walk {
   }
 
   // Decides the next 32 stretches, a stretch per lane.
-  void look_ahead(const thread LaneRows<P>& rows, const thread Captured& mods, uint lane) thread {
+  INLINE void look_ahead(const thread LaneRows<P>& rows, const thread Captured& mods, uint lane) thread {
     int first = ahead + 32 * int(lane);
     int state = first < candidates ? bounded(first, 32, rows.of_group, rows, mods) : EMPTY;
-    stretches = ballot(state != EMPTY, lane);
-    whole_stretches = ballot(state == WHOLE, lane);
+    stretches = ballot(state != EMPTY);
+    whole_stretches = ballot(state == WHOLE);
     ahead += 32 * 32;
   }
 
   // Takes the next 32 candidates in hand, to_visit being those that some row may attend to; false without any.
-  bool take(const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
+  INLINE bool take(const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
     bool sure = !UNSURE;
     if (BOUNDED) {
       while (stretches == 0 && ahead < candidates) look_ahead(rows, mods, at.lane);
@@ -1174,7 +1176,7 @@ struct Walk {
 
   // Decides candidates by bounds: for the rows of the threadgroup, and what that leaves open for those of each
   // simdgroup. The loop keeps the code of tile_state, which may be long, from being there twice.
-  void decide(uint in_hand, const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
+  INLINE void decide(uint in_hand, const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
     uint asked = in_hand, open = 0;
     whole = live = 0;
     ROLLED
@@ -1183,7 +1185,7 @@ struct Walk {
       Range q = rows.of_group;
       if (finer == 1) q = rows.of_simdgroup;
       const int state = mine ? bounded_in_lane(q, rows, mods, at.lane) : EMPTY;
-      const uint decided = ballot(state == WHOLE, at.lane), left = ballot(state == OPEN, at.lane);
+      const uint decided = ballot(state == WHOLE), left = ballot(state == OPEN);
       whole |= decided;
       live |= rows.exist ? decided : 0;
       asked = rows.exist ? left : 0;
@@ -1196,7 +1198,7 @@ struct Walk {
   }
 
   // Decides what is open for this simdgroup by asking the mask about all elements; the simdgroups vote.
-  void survey(uint asked, const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
+  INLINE void survey(uint asked, const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
     constexpr uint EVERY = ~0u >> (32 - 2 * P::ROW_FRAGMENTS * P::KEY_FRAGMENTS);
     for (; asked != 0; asked &= asked - 1) {
       last_asked = int(metal::ctz(asked));
@@ -1213,7 +1215,7 @@ struct Walk {
   }
 
   // The next tile to visit, the same one in all threads.
-  KeyTile next(const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
+  INLINE KeyTile next(const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
     while (to_visit == 0 && take(rows, mods, at)) continue;
     KeyTile tile;
     tile.exists = to_visit != 0;
@@ -1254,21 +1256,21 @@ struct ScalesAhead {
 
   // 0 beyond the last key.
   template <typename Captured>
-  void load(int batch, int head, Range keys, const thread Captured& mods, uint index) thread {
+  INLINE void load(int batch, int head, Range keys, const thread Captured& mods, uint index) thread {
     const int key = keys.first + int(index) % P::BK;
     scale = 0.0f;
     if (int(index) >= SCALES * P::BK || key >= keys.end) return;
     scale = QUANTISED && int(index) < P::BK ? mods.key_scale(batch, head, key) : mods.value_scale(batch, head, key);
   }
 
-  void store(threadgroup uint* scales, uint index) const thread {
+  INLINE void store(threadgroup uint* scales, uint index) const thread {
     if (int(index) < SCALES * P::BK) scales[index] = as_type<uint>(scale);
   }
 };
 
 // One scale of a tile in each lane: that of key i in lane i.
 template <typename P>
-inline float scale_in_lane(const threadgroup uint* scales, uint lane) {
+INLINE float scale_in_lane(const threadgroup uint* scales, uint lane) {
   static_assert(P::BK <= LANES, "a tile has no more keys than a simdgroup has lanes");
   return as_type<float>(scales[lane % P::BK]);
 }
@@ -1282,7 +1284,7 @@ struct RowFactors {
 
   // first_row: number of the head's first row, of all heads' rows.
   template <typename Captured>
-  void start(int64_t first_row, int kv_len, const thread LaneRows<P>& rows, const thread Captured& mods) thread {
+  INLINE void start(int64_t first_row, int kv_len, const thread LaneRows<P>& rows, const thread Captured& mods) thread {
     UNROLL
     for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
       scale[r] = mods.row_scale(first_row + rows.q_idx[r]);
@@ -1294,7 +1296,7 @@ struct RowFactors {
 
 // Products of whole numbers -> products of what they were rounded from. key_scale: as scale_in_lane has it.
 template <typename P, typename Captured>
-inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], float key_scale,
+INLINE void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], float key_scale,
                            int first, int kv_len, const thread RowFactors<P>& factors, const thread LaneRows<P>& rows,
                            const thread Captured& mods) {
   UNROLL
@@ -1316,7 +1318,7 @@ inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P:
 // Weights of values -> weights of the whole numbers that they were rounded to. What a row does not attend to may have
 // scale nan, which is no number to compute with: a weight of 0 stays, told by its bits.
 template <typename P, typename F>
-inline void scale_weights(thread Fragment<F> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], float value_scale,
+INLINE void scale_weights(thread Fragment<F> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], float value_scale,
                           LanePlace place) {
   UNROLL
   for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
@@ -1366,7 +1368,7 @@ struct Stream {
   threadgroup uint* scales;  // those of the keys of a tile, then those of its values
   uint index;                // this thread's
 
-  void start(Matrix<K> keys, Matrix<V> values, threadgroup T* staged, threadgroup uint* scale_words,
+  INLINE void start(Matrix<K> keys, Matrix<V> values, threadgroup T* staged, threadgroup uint* scale_words,
              uint thread_index) thread {
     k = keys;
     v = values;
@@ -1385,14 +1387,14 @@ struct Stream {
   }
 
   // Begins to read tile d of the columns of these keys.
-  void read_keys(thread Ahead& next, Range keys, int d) const thread {
+  INLINE void read_keys(thread Ahead& next, Range keys, int d) const thread {
     next.kind = KEYS;
     next.keys.load(k, keys, range_of(d * P::BD, P::BD, P::HEAD_DIM), tile_at<K>(halves.ahead()), index);
   }
 
   // Begins to read tile d of the columns of their values; with the first tile come the scales.
   template <typename Captured>
-  void read_values(thread Ahead& next, Range keys, int d, const thread LaneRows<P>& rows,
+  INLINE void read_values(thread Ahead& next, Range keys, int d, const thread LaneRows<P>& rows,
                    const thread Captured& mods) const thread {
     next.kind = SCALES > 0 && d == 0 ? VALUES_AND_SCALES : VALUES;
     next.values.load(v, keys, range_of(rows.first_value() + d * P::BV, P::BV, P::VALUE_DIM),
@@ -1401,7 +1403,7 @@ struct Stream {
   }
 
   // What was read becomes the tile to compute on.
-  void turn_to(thread Ahead& next) thread {
+  INLINE void turn_to(thread Ahead& next) thread {
     if (next.kind == NOTHING) return;
     if (next.kind == KEYS) next.keys.store(tile_at<K>(halves.ahead()), index);
     else next.values.store(tile_at<V>(halves.ahead()), index);
@@ -1421,7 +1423,7 @@ struct Outputs {
   device float* max_scores;
 };
 template <typename T>
-inline Outputs<T> outputs(device T* out, device float* lse, device float* max_scores) {
+INLINE Outputs<T> outputs(device T* out, device float* lse, device float* max_scores) {
   Outputs<T> to;
   to.out = out;
   to.lse = lse;
@@ -1431,7 +1433,7 @@ inline Outputs<T> outputs(device T* out, device float* lse, device float* max_sc
 
 // O = 0, before the first key.
 template <typename P>
-inline void start(thread RowState (&state)[P::ROW_FRAGMENTS],
+INLINE void start(thread RowState (&state)[P::ROW_FRAGMENTS],
                   thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::VALUE_FRAGMENTS]) {
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) state[r].start();
@@ -1440,7 +1442,7 @@ inline void start(thread RowState (&state)[P::ROW_FRAGMENTS],
 
 // S = mask(score_mod(scale S)) on the elements that this lane holds.
 template <typename P, int BLOCKS, typename Captured>
-inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], KeyTile tile,
+INLINE void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], KeyTile tile,
                    const thread Walk<P, BLOCKS, Captured>& walk, const thread LaneRows<P>& rows,
                    const thread RowFactors<P>& factors, float key_scale, const thread Captured& mods) {
   if (QUANTISED) scale_products<P>(scores, key_scale, tile.first, walk.p.kv_len, factors, rows, mods);
@@ -1467,7 +1469,7 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
 // out = O / sum of P, and what all values lack. A row with nothing to attend to has sum 0 and gives 0, and -inf as its
 // statistics.
 template <typename P, typename T, typename Captured>
-inline void write_rows(Outputs<T> to, thread RowState (&state)[P::ROW_FRAGMENTS],
+INLINE void write_rows(Outputs<T> to, thread RowState (&state)[P::ROW_FRAGMENTS],
                        thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::VALUE_FRAGMENTS],
                        const thread LaneRows<P>& rows, AttentionParams p, const thread Captured& mods) {
   const int64_t head = int64_t(rows.b) * p.query_heads + rows.h;
@@ -1509,7 +1511,7 @@ inline void write_rows(Outputs<T> to, thread RowState (&state)[P::ROW_FRAGMENTS]
 // at.group: (tile of query rows and slice of value columns, query head, batch).
 template <typename P, int BLOCKS, template <typename, int, int, int> class Tile, typename T, typename K, typename V,
           typename Captured>
-inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> to, const device int* tile_lists,
+INLINE void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> to, const device int* tile_lists,
                               AttentionParams p, const thread Captured& mods, threadgroup T* staged,
                               threadgroup uint* votes, Thread at) {
   typedef Stream<T, K, V, P, Tile> Tiles;
@@ -1589,7 +1591,7 @@ inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> 
 }
 
 template <typename T, int HEAD_DIM, int VALUE_DIM, int ROW_FRAGMENTS, int SIMDGROUPS, int BK, int BD, int BV, int VALUE_TILES, bool Q_IN_REGISTERS, int STAGED, int PARTS, int PARTIAL, int BLOCKS>
-[[kernel]] void flextrace_attention_f79d33fad6421a1c(
+[[kernel]] void flextrace_attention_1dad60b7214e811a(
     const device T* q [[buffer(0)]],
     const constant int64_t* q_strides [[buffer(1)]],
     const device T* k [[buffer(2)]],

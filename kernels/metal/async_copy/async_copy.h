@@ -16,7 +16,7 @@ thread _simdgroup_event_t* start_simdgroup_copy(
     int clamp) __asm("air.simdgroup_async_copy_2d.p3i8.p1i8");
 void wait_for_simdgroup_copies(int count, thread _simdgroup_event_t* thread* events) __asm("air.wait_simdgroup_events");
 
-inline metal::ulong2 tile_size(int columns, int rows) {
+INLINE metal::ulong2 tile_size(int columns, int rows) {
   metal::ulong2 size;
   size[0] = ulong(columns);
   size[1] = ulong(rows);
@@ -24,7 +24,7 @@ inline metal::ulong2 tile_size(int columns, int rows) {
 }
 
 // Whether rows with these strides, [batch, head, row, column], can be copied: columns side by side, rows forwards.
-inline bool can_be_copied(const constant int64_t* strides) { return strides[3] == 1 && strides[2] > 0; }
+INLINE bool can_be_copied(const constant int64_t* strides) { return strides[3] == 1 && strides[2] > 0; }
 
 // The same tile as StagedTile's, but the first simdgroup copies it for all, and the rest goes on.
 //

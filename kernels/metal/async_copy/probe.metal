@@ -1,7 +1,7 @@
 // probe.metal: one simdgroup copies a tile of 8 x 8 out of an array of 6 rows, and writes what arrived.
 #include "async_copy.h"
 
-inline void copy_a_tile(const device float* from, threadgroup float* staged, device float* out, uint lane) {
+INLINE void copy_a_tile(const device float* from, threadgroup float* staged, device float* out, uint lane) {
   Matrix<float> matrix;
   matrix.data = from;
   matrix.row_stride = FRAGMENT;

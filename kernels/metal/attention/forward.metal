@@ -29,7 +29,7 @@ struct Outputs {
   device float* max_scores;
 };
 template <typename T>
-inline Outputs<T> outputs(device T* out, device float* lse, device float* max_scores) {
+INLINE Outputs<T> outputs(device T* out, device float* lse, device float* max_scores) {
   Outputs<T> to;
   to.out = out;
   to.lse = lse;
@@ -39,7 +39,7 @@ inline Outputs<T> outputs(device T* out, device float* lse, device float* max_sc
 
 // O = 0, before the first key.
 template <typename P>
-inline void start(thread RowState (&state)[P::ROW_FRAGMENTS],
+INLINE void start(thread RowState (&state)[P::ROW_FRAGMENTS],
                   thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::VALUE_FRAGMENTS]) {
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) state[r].start();
@@ -48,7 +48,7 @@ inline void start(thread RowState (&state)[P::ROW_FRAGMENTS],
 
 // S = mask(score_mod(scale S)) on the elements that this lane holds.
 template <typename P, int BLOCKS, typename Captured>
-inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], KeyTile tile,
+INLINE void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], KeyTile tile,
                    const thread Walk<P, BLOCKS, Captured>& walk, const thread LaneRows<P>& rows,
                    const thread RowFactors<P>& factors, float key_scale, const thread Captured& mods) {
   if (QUANTISED) scale_products<P>(scores, key_scale, tile.first, walk.p.kv_len, factors, rows, mods);
@@ -75,7 +75,7 @@ inline void modify(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRA
 // out = O / sum of P, and what all values lack. A row with nothing to attend to has sum 0 and gives 0, and -inf as its
 // statistics.
 template <typename P, typename T, typename Captured>
-inline void write_rows(Outputs<T> to, thread RowState (&state)[P::ROW_FRAGMENTS],
+INLINE void write_rows(Outputs<T> to, thread RowState (&state)[P::ROW_FRAGMENTS],
                        thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::VALUE_FRAGMENTS],
                        const thread LaneRows<P>& rows, AttentionParams p, const thread Captured& mods) {
   const int64_t head = int64_t(rows.b) * p.query_heads + rows.h;
@@ -117,7 +117,7 @@ inline void write_rows(Outputs<T> to, thread RowState (&state)[P::ROW_FRAGMENTS]
 // at.group: (tile of query rows and slice of value columns, query head, batch).
 template <typename P, int BLOCKS, template <typename, int, int, int> class Tile, typename T, typename K, typename V,
           typename Captured>
-inline void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> to, const device int* tile_lists,
+INLINE void attention_forward(Tensor<T> q, Tensor<K> k, Tensor<V> v, Outputs<T> to, const device int* tile_lists,
                               AttentionParams p, const thread Captured& mods, threadgroup T* staged,
                               threadgroup uint* votes, Thread at) {
   typedef Stream<T, K, V, P, Tile> Tiles;

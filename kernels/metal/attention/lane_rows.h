@@ -19,7 +19,7 @@ struct LaneRows {
   LanePlace place;
 
   // The last rows come first: under a causal mask they have the most keys.
-  void start(AttentionParams p, Thread at) thread {
+  INLINE void start(AttentionParams p, Thread at) thread {
     b = int(at.group.z);
     h = int(at.group.y);
     kv_batch = metal::min(b, p.kv_batches - 1);

@@ -32,7 +32,7 @@ constexpr constant int PARAM_WORDS = 14;
 static_assert(sizeof(AttentionParams) == 4 * PARAM_WORDS, "every field is a word");
 
 template <typename Words>
-inline AttentionParams attention_params(Words words) {
+INLINE AttentionParams attention_params(Words words) {
   AttentionParams p;
   p.query_heads = word(words, 0);
   p.kv_heads = word(words, 1);

@@ -14,7 +14,7 @@ struct Queries {
   Matrix<T> rows;
   int part;
 
-  void start(Matrix<T> from, const thread int* q_idx, int its_part, LanePlace place) thread {
+  INLINE void start(Matrix<T> from, const thread int* q_idx, int its_part, LanePlace place) thread {
     rows = from;
     part = its_part;
     if (!P::Q_IN_REGISTERS) return;
@@ -26,7 +26,7 @@ struct Queries {
   }
 
   // Fragment d of the lane's row q_idx, from device memory.
-  void read(thread Fragment<F>& f, int q_idx, int d, LanePlace place) const thread {
+  INLINE void read(thread Fragment<F>& f, int q_idx, int d, LanePlace place) const thread {
     const device T* row = rows.at(q_idx, 0);
     int column = (d / P::KEY_COLUMNS * P::PARTS + part) * P::KEY_COLUMNS * FRAGMENT + d % P::KEY_COLUMNS * FRAGMENT +
                  place.column;
@@ -35,7 +35,7 @@ struct Queries {
     set(f, first, second);
   }
 
-  void get(thread Fragment<F>& f, int r, const thread int* q_idx, int d, LanePlace place) const thread {
+  INLINE void get(thread Fragment<F>& f, int r, const thread int* q_idx, int d, LanePlace place) const thread {
     if (P::Q_IN_REGISTERS) f = held[r][P::Q_IN_REGISTERS ? d : 0];
     else read(f, q_idx[r], d, place);
   }
@@ -43,7 +43,7 @@ struct Queries {
 
 // S += Q K^T over one tile of columns of K in threadgroup memory; `tile` counts them.
 template <typename T, typename P, typename K>
-inline void multiply_keys(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
+INLINE void multiply_keys(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
                           const thread Queries<T, P>& queries, const thread int* q_idx, const threadgroup K* keys,
                           int tile, LanePlace place) {
   typedef typename ProductOf<T>::type F;
@@ -67,7 +67,7 @@ inline void multiply_keys(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::
 
 // O += P V over one tile of columns of V in threadgroup memory, from this part's on; `tile` counts them.
 template <typename T, typename P>
-inline void multiply_values(
+INLINE void multiply_values(
     thread Fragment<float> (&out)[P::ROW_FRAGMENTS][P::VALUE_FRAGMENTS],
     thread Fragment<typename ProductOf<T>::type> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
     const threadgroup T* values, int tile, LanePlace place) {
@@ -97,14 +97,14 @@ struct SumOfParts {
 
   static int place(int i, uint lane) { return i * LANES + int(lane); }
 
-  void give(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], Thread at) const thread {
+  INLINE void give(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], Thread at) const thread {
     threadgroup uint* to = shared + int(at.simdgroup) * OF_SIMDGROUP;
     UNROLL
     for (int i = 0; i < 2 * P::ROW_FRAGMENTS * P::KEY_FRAGMENTS; i++)
       to[place(i, at.lane)] =
           as_type<uint>(float(elements(scores[i / 2 / P::KEY_FRAGMENTS][i / 2 % P::KEY_FRAGMENTS])[i % 2]));
   }
-  void take(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], Thread at) const thread {
+  INLINE void take(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], Thread at) const thread {
     const threadgroup uint* from = shared + int(at.simdgroup) / P::PARTS * P::PARTS * OF_SIMDGROUP;
     UNROLL
     for (int i = 0; i < 2 * P::ROW_FRAGMENTS * P::KEY_FRAGMENTS; i++) {
@@ -119,7 +119,7 @@ struct SumOfParts {
 
 // Whether some value of the keys of these fragments, a bit each, is infinite or nan: the same in all lanes.
 template <typename T, typename P>
-inline bool holds_special(const threadgroup T* values, uint fragments, uint lane) {
+INLINE bool holds_special(const threadgroup T* values, uint fragments, uint lane) {
   constexpr int LD = Leading<T, P::BV>::value;
   bool special = false;
   for (uint left = fragments; left != 0; left &= left - 1) {
@@ -132,7 +132,7 @@ inline bool holds_special(const threadgroup T* values, uint fragments, uint lane
 
 // multiply_values where a weight of 0 leaves its key out, whatever its values are. This is rare: loops keep it small.
 template <typename T, typename P>
-inline void multiply_special_values(
+INLINE void multiply_special_values(
     thread Fragment<float> (&out)[P::ROW_FRAGMENTS][P::VALUE_FRAGMENTS],
     thread Fragment<typename ProductOf<T>::type> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
     const threadgroup T* values, int tile, LanePlace place) {

@@ -20,21 +20,21 @@ struct ScalesAhead {
 
   // 0 beyond the last key.
   template <typename Captured>
-  void load(int batch, int head, Range keys, const thread Captured& mods, uint index) thread {
+  INLINE void load(int batch, int head, Range keys, const thread Captured& mods, uint index) thread {
     const int key = keys.first + int(index) % P::BK;
     scale = 0.0f;
     if (int(index) >= SCALES * P::BK || key >= keys.end) return;
     scale = QUANTISED && int(index) < P::BK ? mods.key_scale(batch, head, key) : mods.value_scale(batch, head, key);
   }
 
-  void store(threadgroup uint* scales, uint index) const thread {
+  INLINE void store(threadgroup uint* scales, uint index) const thread {
     if (int(index) < SCALES * P::BK) scales[index] = as_type<uint>(scale);
   }
 };
 
 // One scale of a tile in each lane: that of key i in lane i.
 template <typename P>
-inline float scale_in_lane(const threadgroup uint* scales, uint lane) {
+INLINE float scale_in_lane(const threadgroup uint* scales, uint lane) {
   static_assert(P::BK <= LANES, "a tile has no more keys than a simdgroup has lanes");
   return as_type<float>(scales[lane % P::BK]);
 }
@@ -48,7 +48,7 @@ struct RowFactors {
 
   // first_row: number of the head's first row, of all heads' rows.
   template <typename Captured>
-  void start(int64_t first_row, int kv_len, const thread LaneRows<P>& rows, const thread Captured& mods) thread {
+  INLINE void start(int64_t first_row, int kv_len, const thread LaneRows<P>& rows, const thread Captured& mods) thread {
     UNROLL
     for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
       scale[r] = mods.row_scale(first_row + rows.q_idx[r]);
@@ -60,7 +60,7 @@ struct RowFactors {
 
 // Products of whole numbers -> products of what they were rounded from. key_scale: as scale_in_lane has it.
 template <typename P, typename Captured>
-inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], float key_scale,
+INLINE void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], float key_scale,
                            int first, int kv_len, const thread RowFactors<P>& factors, const thread LaneRows<P>& rows,
                            const thread Captured& mods) {
   UNROLL
@@ -82,7 +82,7 @@ inline void scale_products(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P:
 // Weights of values -> weights of the whole numbers that they were rounded to. What a row does not attend to may have
 // scale nan, which is no number to compute with: a weight of 0 stays, told by its bits.
 template <typename P, typename F>
-inline void scale_weights(thread Fragment<F> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], float value_scale,
+INLINE void scale_weights(thread Fragment<F> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], float value_scale,
                           LanePlace place) {
   UNROLL
   for (int j = 0; j < P::KEY_FRAGMENTS; j++) {

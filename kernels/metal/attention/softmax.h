@@ -9,15 +9,15 @@ constexpr constant float LOWEST = -3.40282347e+38f;
 constexpr constant float LOG2_E = 1.44269504f;
 constexpr constant uint MINUS_INFINITY_BITS = 0xff800000u;
 
-inline float minus_infinity() { return as_type<float>(MINUS_INFINITY_BITS); }
-inline bool is_minus_infinity(float x) { return as_type<uint>(x) == MINUS_INFINITY_BITS; }
+INLINE float minus_infinity() { return as_type<float>(MINUS_INFINITY_BITS); }
+INLINE bool is_minus_infinity(float x) { return as_type<uint>(x) == MINUS_INFINITY_BITS; }
 
 // One row's statistics.
 struct RowState {
   float max;  // LOWEST before the first key
   float sum;  // the sum of the weights that this lane has held, relative to max
 
-  void start() thread {
+  INLINE void start() thread {
     max = LOWEST;
     sum = 0.0f;
   }
@@ -27,7 +27,7 @@ struct RowState {
 // The maximum is subtracted before anything else is done to a score: scores of any size keep their differences.
 // GUARD: some scores may be -inf; in `gaps`, bit j is set if one of this lane's in key fragment j is.
 template <bool GUARD, int KEY_FRAGMENTS>
-inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[KEY_FRAGMENTS], thread uint& gaps) {
+INLINE float update_row(thread RowState& row, thread Fragment<float> (&scores)[KEY_FRAGMENTS], thread uint& gaps) {
   float largest = row.max;
   UNROLL
   for (int j = 0; j < KEY_FRAGMENTS; j++) {
@@ -58,7 +58,7 @@ inline float update_row(thread RowState& row, thread Fragment<float> (&scores)[K
 // Updates all rows of a lane: P = exp(S - max), and O, in `sums`, shrinks by what each row's maximum has grown.
 // Returns gaps: bit j is set if some row of this lane does not attend to some key of key fragment j.
 template <bool GUARD, typename F, int ROWS, int KEY_FRAGMENTS, int VALUE_FRAGMENTS>
-inline uint update_rows(thread RowState (&state)[ROWS], thread Fragment<float> (&sums)[ROWS][VALUE_FRAGMENTS],
+INLINE uint update_rows(thread RowState (&state)[ROWS], thread Fragment<float> (&sums)[ROWS][VALUE_FRAGMENTS],
                         thread Fragment<F> (&weights)[ROWS][KEY_FRAGMENTS],
                         thread Fragment<float> (&scores)[ROWS][KEY_FRAGMENTS]) {
   uint gaps = 0;

@@ -31,7 +31,7 @@ struct Stream {
   threadgroup uint* scales;  // those of the keys of a tile, then those of its values
   uint index;                // this thread's
 
-  void start(Matrix<K> keys, Matrix<V> values, threadgroup T* staged, threadgroup uint* scale_words,
+  INLINE void start(Matrix<K> keys, Matrix<V> values, threadgroup T* staged, threadgroup uint* scale_words,
              uint thread_index) thread {
     k = keys;
     v = values;
@@ -50,14 +50,14 @@ struct Stream {
   }
 
   // Begins to read tile d of the columns of these keys.
-  void read_keys(thread Ahead& next, Range keys, int d) const thread {
+  INLINE void read_keys(thread Ahead& next, Range keys, int d) const thread {
     next.kind = KEYS;
     next.keys.load(k, keys, range_of(d * P::BD, P::BD, P::HEAD_DIM), tile_at<K>(halves.ahead()), index);
   }
 
   // Begins to read tile d of the columns of their values; with the first tile come the scales.
   template <typename Captured>
-  void read_values(thread Ahead& next, Range keys, int d, const thread LaneRows<P>& rows,
+  INLINE void read_values(thread Ahead& next, Range keys, int d, const thread LaneRows<P>& rows,
                    const thread Captured& mods) const thread {
     next.kind = SCALES > 0 && d == 0 ? VALUES_AND_SCALES : VALUES;
     next.values.load(v, keys, range_of(rows.first_value() + d * P::BV, P::BV, P::VALUE_DIM),
@@ -66,7 +66,7 @@ struct Stream {
   }
 
   // What was read becomes the tile to compute on.
-  void turn_to(thread Ahead& next) thread {
+  INLINE void turn_to(thread Ahead& next) thread {
     if (next.kind == NOTHING) return;
     if (next.kind == KEYS) next.keys.store(tile_at<K>(halves.ahead()), index);
     else next.values.store(tile_at<V>(halves.ahead()), index);

@@ -30,16 +30,13 @@ struct KeyTile {
   uint kept;
 };
 
-inline KeyTile no_tile() {
+INLINE KeyTile no_tile() {
   KeyTile tile;
   tile.first = tile.state = 0;
   tile.exists = tile.live = tile.masked = tile.asked = false;
   tile.kept = 0;
   return tile;
 }
-
-// Bit i: what lane i says.
-inline uint ballot(bool yes, uint lane) { return metal::simd_or(uint(yes) << lane); }
 
 // The runs of a tile of query rows: neighbouring tiles of keys in one state.
 struct TileRuns {
@@ -48,7 +45,7 @@ struct TileRuns {
   int count;
 
   // The first run that ends behind the candidate is its own.
-  int entry(int candidate) const thread {
+  INLINE int entry(int candidate) const thread {
     int low = 0, high = count - 1;
     while (low < high) {
       int middle = (low + high) / 2;
@@ -78,7 +75,7 @@ struct Walk {
   static constexpr constant bool BOUNDED = HAS_MASK_MOD && BLOCKS == NO_BLOCKS;
   static constexpr constant bool UNSURE = HAS_MASK_MOD || BLOCKS == CUT_TILES;
 
-  void start(AttentionParams params, const device int* tile_lists, const thread LaneRows<P>& rows,
+  INLINE void start(AttentionParams params, const device int* tile_lists, const thread LaneRows<P>& rows,
              threadgroup uint* shared_votes) thread {
     p = params;
     votes = shared_votes;
@@ -105,13 +102,13 @@ struct Walk {
   Range keys(KeyTile tile) const thread { return range_of(tile.first, P::BK, p.kv_len); }
 
   // The entry of candidate base + i.
-  int entry(int i) const thread {
+  INLINE int entry(int i) const thread {
     if (BLOCKS != NO_BLOCKS) return metal::simd_shuffle(entry_in_lane, ushort(i));
     return (base + i) * 4 + (HAS_MASK_MOD ? ASK : NO_MASK);
   }
 
   // Bit 2 (r * KEY_FRAGMENTS + j) + e: whether row r of this lane attends to its element e of key fragment j.
-  uint kept(int first, int state, const thread LaneRows<P>& rows, const thread Captured& mods) const thread {
+  INLINE uint kept(int first, int state, const thread LaneRows<P>& rows, const thread Captured& mods) const thread {
     uint bits = 0;
     UNROLL
     for (int r = 0; r < P::ROW_FRAGMENTS; r++)
@@ -120,7 +117,7 @@ struct Walk {
   }
   static bool is_kept(uint bits, int r, int e, int j) { return (bits >> (2 * (r * P::KEY_FRAGMENTS + j) + e)) & 1; }
 
-  uint kept_of_row(int q_idx, int first, int state, const thread LaneRows<P>& rows, const thread Captured& mods)
+  INLINE uint kept_of_row(int q_idx, int first, int state, const thread LaneRows<P>& rows, const thread Captured& mods)
       const thread {
     if (HAS_MASK_MOD && state == ASK)
       return mods.template mask_row<P::KEY_FRAGMENTS>(rows.b, rows.h, q_idx, first, p.kv_len);
@@ -139,14 +136,14 @@ struct Walk {
   }
 
   // The state that bounds give neighbouring tiles of keys, the first of which exists.
-  int bounded(int tile, int tiles, Range q, const thread LaneRows<P>& rows, const thread Captured& mods)
+  INLINE int bounded(int tile, int tiles, Range q, const thread LaneRows<P>& rows, const thread Captured& mods)
       const thread {
     int first = tile * P::BK, keys = metal::min(p.kv_len - first, tiles * P::BK);
     return mods.tile_state(rows.b, rows.h, rows.h, q.first, q.end - 1, first, first + keys - 1);
   }
 
   // The state that bounds give this lane's candidate, for some rows.
-  int bounded_in_lane(Range q, const thread LaneRows<P>& rows, const thread Captured& mods, uint lane)
+  INLINE int bounded_in_lane(Range q, const thread LaneRows<P>& rows, const thread Captured& mods, uint lane)
       const thread {
     int e = BLOCKS != NO_BLOCKS ? entry_in_lane : (base + int(lane)) * 4 + ASK;
     if ((e & 3) == ASK) return bounded(e >> 2, 1, q, rows, mods);
@@ -154,16 +151,16 @@ struct Walk {
   }
 
   // Decides the next 32 stretches, a stretch per lane.
-  void look_ahead(const thread LaneRows<P>& rows, const thread Captured& mods, uint lane) thread {
+  INLINE void look_ahead(const thread LaneRows<P>& rows, const thread Captured& mods, uint lane) thread {
     int first = ahead + 32 * int(lane);
     int state = first < candidates ? bounded(first, 32, rows.of_group, rows, mods) : EMPTY;
-    stretches = ballot(state != EMPTY, lane);
-    whole_stretches = ballot(state == WHOLE, lane);
+    stretches = ballot(state != EMPTY);
+    whole_stretches = ballot(state == WHOLE);
     ahead += 32 * 32;
   }
 
   // Takes the next 32 candidates in hand, to_visit being those that some row may attend to; false without any.
-  bool take(const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
+  INLINE bool take(const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
     bool sure = !UNSURE;
     if (BOUNDED) {
       while (stretches == 0 && ahead < candidates) look_ahead(rows, mods, at.lane);
@@ -189,7 +186,7 @@ struct Walk {
 
   // Decides candidates by bounds: for the rows of the threadgroup, and what that leaves open for those of each
   // simdgroup. The loop keeps the code of tile_state, which may be long, from being there twice.
-  void decide(uint in_hand, const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
+  INLINE void decide(uint in_hand, const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
     uint asked = in_hand, open = 0;
     whole = live = 0;
     ROLLED
@@ -198,7 +195,7 @@ struct Walk {
       Range q = rows.of_group;
       if (finer == 1) q = rows.of_simdgroup;
       const int state = mine ? bounded_in_lane(q, rows, mods, at.lane) : EMPTY;
-      const uint decided = ballot(state == WHOLE, at.lane), left = ballot(state == OPEN, at.lane);
+      const uint decided = ballot(state == WHOLE), left = ballot(state == OPEN);
       whole |= decided;
       live |= rows.exist ? decided : 0;
       asked = rows.exist ? left : 0;
@@ -211,7 +208,7 @@ struct Walk {
   }
 
   // Decides what is open for this simdgroup by asking the mask about all elements; the simdgroups vote.
-  void survey(uint asked, const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
+  INLINE void survey(uint asked, const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
     constexpr uint EVERY = ~0u >> (32 - 2 * P::ROW_FRAGMENTS * P::KEY_FRAGMENTS);
     for (; asked != 0; asked &= asked - 1) {
       last_asked = int(metal::ctz(asked));
@@ -228,7 +225,7 @@ struct Walk {
   }
 
   // The next tile to visit, the same one in all threads.
-  KeyTile next(const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
+  INLINE KeyTile next(const thread LaneRows<P>& rows, const thread Captured& mods, Thread at) thread {
     while (to_visit == 0 && take(rows, mods, at)) continue;
     KeyTile tile;
     tile.exists = to_visit != 0;

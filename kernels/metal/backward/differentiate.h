@@ -4,7 +4,7 @@
 #include "../attention/walk.h"
 #include "../mod/score_gradient.h"
 
-inline float not_a_number() { return as_type<float>(0x7fc00000u); }
+INLINE float not_a_number() { return as_type<float>(0x7fc00000u); }
 
 // What a query row has of the forward pass and of the gradients of that: its lse; delta = sum(d_out * out) - d_lse;
 // its largest score, and the gradient of each score that equals it. The latter are there with MAX only. As they lie in
@@ -23,7 +23,7 @@ struct TermsOfRows {
   RowTerms rows[P::ROW_FRAGMENTS];
 
   // all_rows: of all batches and heads; first: of this head.
-  void start(const device float* statistics, int64_t all_rows, int64_t first, const thread int* q_idx) thread {
+  INLINE void start(const device float* statistics, int64_t all_rows, int64_t first, const thread int* q_idx) thread {
     UNROLL
     for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
       const device float* at = statistics + (first + q_idx[r]);
@@ -45,11 +45,11 @@ struct TermsOfColumns {
   static constexpr constant int TERMS = TermsOf<MAX>::TERMS;
   static_assert(TERMS * P::BK <= P::THREADS, "each thread reads one");
 
-  void load(const device float* statistics, int64_t all_rows, int64_t first, Range rows, uint index) thread {
+  INLINE void load(const device float* statistics, int64_t all_rows, int64_t first, Range rows, uint index) thread {
     const int term = int(index) / P::BK, row = rows.first + int(index) % P::BK;
     ahead = term < TERMS && row < rows.end ? statistics[term * all_rows + first + row] : 0.0f;
   }
-  void store(uint index) const thread {
+  INLINE void store(uint index) const thread {
     if (int(index) < TERMS * P::BK) staged[index] = ahead;
   }
   RowTerms of(int r, int column) const thread {
@@ -67,7 +67,7 @@ struct TermsOfColumns {
 // KEY_ROWS: rows are keys and columns are query rows. sites: takes the gradients of modified scores, for captures.
 template <typename P, bool KEY_ROWS, bool MAX, int BLOCKS, typename Asked, typename Terms, typename Sites,
           typename Captured>
-inline bool differentiate(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
+INLINE bool differentiate(thread Fragment<float> (&scores)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
                           thread Fragment<float> (&slopes)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], KeyTile tile,
                           const thread Walk<P, BLOCKS, Asked>& walk, const thread Asked& mask,
                           const thread LaneRows<P>& rows, const thread Terms& terms, thread Sites& sites,

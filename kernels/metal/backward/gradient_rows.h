@@ -41,7 +41,7 @@ struct GradientPlan {
 
 // The rows of one head, times `factor`: `columns` of them from first_column on. Of p.q_len rows, those of this launch.
 template <typename P, int N, typename T>
-inline void write_rows(device T* to, thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][N], float factor,
+INLINE void write_rows(device T* to, thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][N], float factor,
                        int first_column, int columns, const thread LaneRows<P>& rows, int64_t head, AttentionParams p) {
   const int first_out = p.first_tile * P::BQ, out_rows = metal::min(p.q_len - first_out, rows.q_tiles * P::BQ);
   UNROLL

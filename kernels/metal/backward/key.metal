@@ -20,7 +20,7 @@
 // takes. site_sums: sums over the query rows, [batch, query_heads, keys of this launch, SITES].
 // at.group: (tile of keys and slice of columns, kv head, batch of keys).
 template <typename P, typename G, int BLOCKS, typename T, typename Captured>
-inline void backward_key(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out, const device float* statistics,
+INLINE void backward_key(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out, const device float* statistics,
                          device T* d_k, device T* d_v, device float* site_sums, const device int* tile_lists,
                          AttentionParams p, const thread Captured& mods, threadgroup T* staged,
                          threadgroup T* own, threadgroup float* staged_terms, threadgroup uint* votes, Thread at) {

@@ -19,7 +19,7 @@ struct OwnRows {
   const threadgroup T* staged;  // the first row of this simdgroup
 
   // The next barrier makes what is in threadgroup memory readable. row: of each fragment, the lane's; of_group: all.
-  void start(Matrix<T> from, const thread int* row, Range of_group, threadgroup T* memory, LanePlace place,
+  INLINE void start(Matrix<T> from, const thread int* row, Range of_group, threadgroup T* memory, LanePlace place,
              Thread at) thread {
     rows = from;
     if (HELD) {
@@ -36,7 +36,7 @@ struct OwnRows {
   }
 
   // Fragment d of a row, from device memory.
-  void read(thread Fragment<F>& f, int row, int d, LanePlace place) const thread {
+  INLINE void read(thread Fragment<F>& f, int row, int d, LanePlace place) const thread {
     const device T* from = rows.at(row, 0);
     int column = d * FRAGMENT + place.column;
     F first = column < COLUMNS ? F(from[column * rows.column_stride]) : F(0);
@@ -44,7 +44,7 @@ struct OwnRows {
     set(f, first, second);
   }
 
-  void get(thread Fragment<F>& f, int r, const thread int* row, int d, LanePlace place) const thread {
+  INLINE void get(thread Fragment<F>& f, int r, const thread int* row, int d, LanePlace place) const thread {
     if (HELD) f = held[r][HELD ? d : 0];
     else if (KEPT == IN_THREADGROUP) load<LD>(f, staged + r * FRAGMENT * LD + d * FRAGMENT, place);
     else read(f, row[r], d, place);

@@ -8,7 +8,7 @@
 
 // sums += own rows, times the rows of a tile transposed, in fragment d of its columns. `tile` counts tiles of columns.
 template <typename P, int B, typename Own, typename T>
-inline void multiply_own_fragment(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
+INLINE void multiply_own_fragment(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
                                   const thread Own& own, const thread int* row, const threadgroup T* others, int tile,
                                   int d, LanePlace place) {
   typedef typename ProductOf<T>::type F;
@@ -28,7 +28,7 @@ inline void multiply_own_fragment(thread Fragment<float> (&sums)[P::ROW_FRAGMENT
 // The same in all fragments of the tile's columns: Q K^T, d_out V^T, and these transposed. A loop keeps few loads under
 // way, so that they do not crowd out sums; where own rows are in registers each needs a number known beforehand.
 template <typename P, int B, typename Own, typename T>
-inline void multiply_own(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], const thread Own& own,
+INLINE void multiply_own(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS], const thread Own& own,
                          const thread int* row, const threadgroup T* others, int tile, LanePlace place) {
   if (Own::HELD) {
     UNROLL
@@ -45,7 +45,7 @@ inline void multiply_own(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::KEY
 // must not reach the former, be it infinite or nan: such values count as 0. Where a weight is not 0 beside one, it is
 // nan already: from a score that is infinite or nan itself, or by differentiate.h.
 template <bool GAPS, typename P, int B, int N, typename T>
-inline void add_weighted(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][N],
+INLINE void add_weighted(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][N],
                          thread Fragment<float> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
                          const threadgroup T* others, int tile, LanePlace place) {
   constexpr int LD = Leading<T, B>::value, COLUMNS = B / FRAGMENT;
@@ -67,7 +67,7 @@ inline void add_weighted(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][N],
 
 // Either; gaps: the same in all lanes.
 template <typename P, int B, int N, typename T>
-inline void add_rows(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][N],
+INLINE void add_rows(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][N],
                      thread Fragment<float> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
                      const threadgroup T* others, int tile, bool gaps, LanePlace place) {
   if (gaps) add_weighted<true, P, B>(sums, weights, others, tile, place);

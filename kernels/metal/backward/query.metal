@@ -18,7 +18,7 @@
 // site_sums: sums over the keys, [batch, query_heads, rows of this launch, SITES].
 // at.group: (tile of query rows and slice of dQ's columns, query head, batch).
 template <typename P, typename G, int BLOCKS, typename T, typename Captured>
-inline void backward_query(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out, const device float* statistics,
+INLINE void backward_query(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out, const device float* statistics,
                            device T* d_q, device float* site_sums, const device int* tile_lists, AttentionParams p,
                            const thread Captured& mods, threadgroup T* staged, threadgroup T* own,
                            threadgroup uint* votes, Thread at) {

@@ -7,7 +7,7 @@ template <typename P>
 struct SiteSums {
   float sums[P::ROW_FRAGMENTS][SITES > 0 ? SITES : 1];
 
-  void start() thread {
+  INLINE void start() thread {
     UNROLL
     for (int r = 0; r < P::ROW_FRAGMENTS; r++) {
       UNROLL

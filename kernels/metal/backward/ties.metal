@@ -7,7 +7,7 @@
 
 // largest, ties: [batch, query_heads, rows of this launch], -inf and 0 for a row that attends to nothing.
 template <typename P, typename G, int BLOCKS, typename T, typename Captured>
-inline void count_ties(Tensor<T> q, Tensor<T> k, device float* largest, device float* ties,
+INLINE void count_ties(Tensor<T> q, Tensor<T> k, device float* largest, device float* ties,
                        const device int* tile_lists, AttentionParams p, const thread Captured& mods,
                        threadgroup T* staged, threadgroup T* own, threadgroup uint* votes, Thread at) {
   typedef Stream<T, T, T, P, StagedTile> Tiles;

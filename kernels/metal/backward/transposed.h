@@ -7,10 +7,10 @@ template <typename Captured>
 struct TransposedMask {
   Captured mods;
 
-  bool mask_mod(int b, int h, int kv_idx, int q_idx) const thread { return mods.mask_mod(b, h, q_idx, kv_idx); }
+  INLINE bool mask_mod(int b, int h, int kv_idx, int q_idx) const thread { return mods.mask_mod(b, h, q_idx, kv_idx); }
 
   template <int FRAGMENTS>
-  uint mask_row(int b, int h, int kv_idx, int q_first, int q_len) const thread {
+  INLINE uint mask_row(int b, int h, int kv_idx, int q_first, int q_len) const thread {
     uint bits = 0;
     ROLLED
     for (int i = 0; i < 2 * FRAGMENTS; i++) {
@@ -20,13 +20,13 @@ struct TransposedMask {
     return bits;
   }
 
-  int tile_state(int batch, int head, int last_head, int kv_first, int kv_last, int q_first, int q_last)
+  INLINE int tile_state(int batch, int head, int last_head, int kv_first, int kv_last, int q_first, int q_last)
       const thread {
     return mods.tile_state(batch, head, last_head, q_first, q_last, kv_first, kv_last);
   }
 };
 template <typename Captured>
-inline TransposedMask<Captured> transposed(const thread Captured& mods) {
+INLINE TransposedMask<Captured> transposed(const thread Captured& mods) {
   TransposedMask<Captured> mask;
   mask.mods = mods;
   return mask;

@@ -7,7 +7,7 @@ enum Positions { ROWS = 0, COLUMNS = 1, DIAGONALS = 2 };
 
 // elements: [at.groups.z batches, at.groups.y heads, count]. lengths: count, kv_len.
 template <int POSITIONS, typename Captured>
-inline void find_elements(device int* elements, const constant int* lengths, const thread Captured& mods, int threads,
+INLINE void find_elements(device int* elements, const constant int* lengths, const thread Captured& mods, int threads,
                           Thread at) {
   const int position = int(at.group.x) * threads + int(at.index()), count = lengths[0];
   if (position >= count) return;

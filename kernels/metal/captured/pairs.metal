@@ -11,7 +11,7 @@
 // groups: at.groups.x. extent: the tiles of query rows that this launch takes, and the batches of q.
 // at.group: (one of those that share the tiles, query head, batch); where there is one of the latter it takes all.
 template <typename P, typename G, int PATTERN, int BLOCKS, typename T, typename Captured>
-inline void sum_pairs(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out, const device float* statistics,
+INLINE void sum_pairs(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out, const device float* statistics,
                       device float* sums, const device int* tile_lists, const constant int* extent, AttentionParams p,
                       const thread Captured& mods, threadgroup T* staged, threadgroup T* own,
                       threadgroup float* pair_values, threadgroup int* pair_elements, threadgroup uint* votes,

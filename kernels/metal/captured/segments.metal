@@ -3,7 +3,7 @@
 
 // values: in any order. order: places in it, sorted by element. starts: where each element's begin in `order`, and
 // where the last one's end. sums: one for each element; lengths: how many.
-inline void sum_segments(const device float* values, const device int* order, const device int* starts,
+INLINE void sum_segments(const device float* values, const device int* order, const device int* starts,
                          const constant int* lengths, device float* sums, int simdgroups, Thread at) {
   const int64_t element = int64_t(at.group.x) * simdgroups + at.simdgroup;
   if (element >= lengths[0]) return;

@@ -24,7 +24,7 @@ struct Partial {
   device float* out;
   device float* statistics;
 };
-inline Partial partial_at(device float* out, device float* statistics) {
+INLINE Partial partial_at(device float* out, device float* statistics) {
   Partial to;
   to.out = out;
   to.statistics = statistics;
@@ -34,7 +34,7 @@ inline Partial partial_at(device float* out, device float* statistics) {
 // S^T, of which each simdgroup has what its columns give, becomes all of it in each; and the scales, which the first
 // one has read. place: 0 and 1 in turn, so that one barrier is enough.
 template <typename P>
-inline void meet(thread Fragment<float> (&scores)[P::KEY_FRAGMENTS][P::ROW_FRAGMENTS], thread float& key_scale,
+INLINE void meet(thread Fragment<float> (&scores)[P::KEY_FRAGMENTS][P::ROW_FRAGMENTS], thread float& key_scale,
                  thread float& value_scale, threadgroup float* shared, int place, Thread at) {
   constexpr int ELEMENTS = 2 * P::KEY_FRAGMENTS * P::ROW_FRAGMENTS;
   threadgroup float* here = shared + place * P::MEETING + at.lane;
@@ -60,21 +60,21 @@ inline void meet(thread Fragment<float> (&scores)[P::KEY_FRAGMENTS][P::ROW_FRAGM
 }
 
 // One row's statistics.
-inline void write_statistics(Partial to, int64_t row, float max, float sum) {
+INLINE void write_statistics(Partial to, int64_t row, float max, float sum) {
   to.statistics[2 * row] = max;
   to.statistics[2 * row + 1] = sum;
 }
 
 // A split that is not in use has no key.
 template <typename P>
-inline void write_nothing(Partial to, DecodeSizes p, const thread PackedRows<P>& rows, Thread at) {
+INLINE void write_nothing(Partial to, DecodeSizes p, const thread PackedRows<P>& rows, Thread at) {
   const int row = rows.of_group.first + int(at.index());
   if (row < rows.of_group.end) write_statistics(to, rows.partial(row, p), LOWEST, 0.0f);
 }
 
 // Results of simdgroups that have columns of their own.
 template <typename P>
-inline void write_columns(Partial to, thread TwoRows (&state)[P::ROW_FRAGMENTS],
+INLINE void write_columns(Partial to, thread TwoRows (&state)[P::ROW_FRAGMENTS],
                           thread Fragment<float> (&sums)[P::VALUE_FRAGMENTS][P::ROW_FRAGMENTS], int first_column,
                           DecodeSizes p, const thread PackedRows<P>& rows, Thread at) {
   UNROLL
@@ -97,7 +97,7 @@ inline void write_columns(Partial to, thread TwoRows (&state)[P::ROW_FRAGMENTS],
 
 // Results of simdgroups that have tiles of their own become one, simdgroup by simdgroup in their order.
 template <typename P>
-inline void write_units(Partial to, thread TwoRows (&state)[P::ROW_FRAGMENTS],
+INLINE void write_units(Partial to, thread TwoRows (&state)[P::ROW_FRAGMENTS],
                         thread Fragment<float> (&sums)[P::VALUE_FRAGMENTS][P::ROW_FRAGMENTS],
                         threadgroup float* shared, DecodeSizes p, const thread PackedRows<P>& rows, Thread at) {
   // Statistics of row n of simdgroup s lie at 2 (s ROWS + n).
@@ -163,7 +163,7 @@ inline void write_units(Partial to, thread TwoRows (&state)[P::ROW_FRAGMENTS],
 // v: [kv_batches, kv_heads, kv_len, VALUE_DIM]; any strides. K: T, or int8_t: q is whole numbers too. V: T, or int8_t.
 // at.group: (split and tile of rows, kv head, batch).
 template <typename P, int BLOCKS, typename T, typename K, typename V, typename Captured>
-inline void attention_decode(Tensor<T> q, Tensor<K> k, Tensor<V> v, Partial to, const device int* tile_lists,
+INLINE void attention_decode(Tensor<T> q, Tensor<K> k, Tensor<V> v, Partial to, const device int* tile_lists,
                              DecodeSizes p, const thread Captured& mods, threadgroup float* shared, Thread at) {
   typedef LiveTiles<P, BLOCKS, Captured> Tiles;
   typedef typename ValuePieces<V, P>::F F;

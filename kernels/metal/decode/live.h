@@ -16,9 +16,8 @@ enum Blocks { NO_BLOCKS = 0, WHOLE_TILES = 1, CUT_TILES = 2 };  // BLOCKS, a tem
 
 constexpr constant int LEAST_KEYS = 384;  // of plan.py
 
-inline uint ballot(bool yes) { return uint(ulong(metal::simd_ballot(yes))); }
 // The bits without the `count` lowest of those that are set.
-inline uint without_lowest(uint bits, int count) {
+INLINE uint without_lowest(uint bits, int count) {
   for (; count > 0 && bits != 0; count--) bits &= bits - 1;
   return bits;
 }

@@ -18,7 +18,7 @@ struct MergeSizes {
   int columns;
   int kv_batches;
 };
-inline MergeSizes merge_sizes(const constant int64_t* words) {
+INLINE MergeSizes merge_sizes(const constant int64_t* words) {
   MergeSizes p;
   p.kv_heads = word(words, 0);
   p.rows = word(words, 1);
@@ -29,7 +29,7 @@ inline MergeSizes merge_sizes(const constant int64_t* words) {
 }
 
 template <bool MEANS, typename T>
-inline void merge_splits(const device float* partial, const device float* statistics, const device float* value_means,
+INLINE void merge_splits(const device float* partial, const device float* statistics, const device float* value_means,
                          device T* out, device float* lse, device float* max_scores, MergeSizes p, metal::uint3 group,
                          uint lane) {
   const int64_t unit = int64_t(group.z);  // batch and head of keys

@@ -15,7 +15,7 @@ struct alignas(sizeof(T)) Piece {
 // From that column on; zero where the row does not exist, and beyond the last column of DIM, where some lanes have
 // pieces if BEYOND says so.
 template <int DIM, bool BEYOND, int N, typename T>
-inline void read_piece(thread Piece<T, N>& piece, const thread Matrix<T>& from, int row, int column, bool exists) {
+INLINE void read_piece(thread Piece<T, N>& piece, const thread Matrix<T>& from, int row, int column, bool exists) {
   const device T* start = from.at(row, column);
   if (DIM % N == 0 && from.column_stride == 1 && exists && (!BEYOND || column < DIM)) {
     piece = *reinterpret_cast<const device Piece<T, N>*>(start);
@@ -28,7 +28,7 @@ inline void read_piece(thread Piece<T, N>& piece, const thread Matrix<T>& from, 
 
 // sums += the marked values whose weight is not 0, as add_marked of fragments.h does: a row of marks is a column of v.
 template <typename F>
-inline void add_marked_columns(thread Fragment<float>& sums, thread Fragment<F>& weights, thread Fragment<F>& marks) {
+INLINE void add_marked_columns(thread Fragment<float>& sums, thread Fragment<F>& weights, thread Fragment<F>& marks) {
   Fragment<F> ones;
   Fragment<float> found;
   set(ones, float(elements(weights)[0] != F(0)), float(elements(weights)[1] != F(0)));

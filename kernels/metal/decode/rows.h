@@ -65,12 +65,12 @@ struct PackedRows {
 };
 
 // Over the keys of a tile that the lanes hold: lanes that differ in bits 1, 2 and 4 have other keys of the same rows.
-inline metal::float2 max_over_keys(metal::float2 x) {
+INLINE metal::float2 max_over_keys(metal::float2 x) {
   x = metal::max(x, metal::simd_shuffle_xor(x, ushort(2)));
   x = metal::max(x, metal::simd_shuffle_xor(x, ushort(4)));
   return metal::max(x, metal::simd_shuffle_xor(x, ushort(16)));
 }
-inline metal::float2 sum_over_keys(metal::float2 x) {
+INLINE metal::float2 sum_over_keys(metal::float2 x) {
   x += metal::simd_shuffle_xor(x, ushort(2));
   x += metal::simd_shuffle_xor(x, ushort(4));
   return x + metal::simd_shuffle_xor(x, ushort(16));

@@ -25,7 +25,7 @@ struct DecodeSizes {
   int rows() const thread { return group * q_len; }
 };
 
-inline DecodeSizes decode_sizes(const constant int64_t* words) {
+INLINE DecodeSizes decode_sizes(const constant int64_t* words) {
   DecodeSizes p;
   p.kv_heads = word(words, 0);
   p.group = word(words, 1);

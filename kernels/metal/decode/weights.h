@@ -39,19 +39,19 @@ struct PackedFactors {
 
 // The scale of key `lane` of a tile; 0 beyond the last one.
 template <typename P, typename Captured>
-inline float key_scale_in_lane(const thread PackedRows<P>& rows, Range keys, const thread Captured& mods, uint lane) {
+INLINE float key_scale_in_lane(const thread PackedRows<P>& rows, Range keys, const thread Captured& mods, uint lane) {
   const int key = keys.first + int(lane);
   return QUANTISED && key < keys.end ? mods.key_scale(rows.kv_batch, rows.kv_head, key) : 0.0f;
 }
 template <typename P, typename Captured>
-inline float value_scale_in_lane(const thread PackedRows<P>& rows, Range keys, const thread Captured& mods, uint lane) {
+INLINE float value_scale_in_lane(const thread PackedRows<P>& rows, Range keys, const thread Captured& mods, uint lane) {
   const int key = keys.first + int(lane);
   return INT8_VALUES && key < keys.end ? mods.value_scale(rows.kv_batch, rows.kv_head, key) : 0.0f;
 }
 
 // S^T = mask(score_mod(scale S^T)). scale_in_lane: of key `lane`. kept: as LiveTiles::kept gives it.
 template <typename P, typename Captured>
-inline void modify(thread Fragment<float> (&scores)[P::KEY_FRAGMENTS][P::ROW_FRAGMENTS], LiveTile tile, uint kept,
+INLINE void modify(thread Fragment<float> (&scores)[P::KEY_FRAGMENTS][P::ROW_FRAGMENTS], LiveTile tile, uint kept,
                    float scale_in_lane, DecodeSizes p, const thread PackedRows<P>& rows,
                    const thread PackedFactors<P>& factors, const thread Captured& mods) {
   UNROLL
@@ -78,7 +78,7 @@ inline void modify(thread Fragment<float> (&scores)[P::KEY_FRAGMENTS][P::ROW_FRA
 // Scores -> weights, in place, and O^T, in `sums`, shrinks by what the maximum of each row has grown. Returns whether
 // this lane has left a key out.
 template <typename P>
-inline bool update(thread TwoRows (&state)[P::ROW_FRAGMENTS],
+INLINE bool update(thread TwoRows (&state)[P::ROW_FRAGMENTS],
                    thread Fragment<float> (&sums)[P::VALUE_FRAGMENTS][P::ROW_FRAGMENTS],
                    thread Fragment<float> (&scores)[P::KEY_FRAGMENTS][P::ROW_FRAGMENTS]) {
   bool gaps = false;
@@ -123,7 +123,7 @@ inline bool update(thread TwoRows (&state)[P::ROW_FRAGMENTS],
 // Weights of values -> weights of the whole numbers that they were rounded to. What a row does not attend to may have
 // scale nan, which is no number to compute with: a weight of 0 stays, told by its bits.
 template <typename P>
-inline void scale_weights(thread Fragment<float> (&weights)[P::KEY_FRAGMENTS][P::ROW_FRAGMENTS], float scale_in_lane,
+INLINE void scale_weights(thread Fragment<float> (&weights)[P::KEY_FRAGMENTS][P::ROW_FRAGMENTS], float scale_in_lane,
                           const thread PackedRows<P>& rows) {
   UNROLL
   for (int j = 0; j < P::KEY_FRAGMENTS; j++) {

@@ -32,7 +32,7 @@ static_assert(sizeof(QuantiseParams) == 4 * 10, "every field is a word");
 struct Unit {
   float unit, inverse;
 };
-inline Unit unit_of(float largest) {
+INLINE Unit unit_of(float largest) {
   Unit u;
   u.unit = largest < SMALLEST ? 0.0f : largest / LEVELS;
   u.inverse = u.unit > 0.0f ? 1.0f / u.unit : 0.0f;
@@ -41,7 +41,7 @@ inline Unit unit_of(float largest) {
 
 // One row; what is not finite gives 0, and the row's scale says so.
 template <int WIDTH>
-inline void round_row(thread float (&x)[WIDTH], Unit u, device float* scale, uint lane) {
+INLINE void round_row(thread float (&x)[WIDTH], Unit u, device float* scale, uint lane) {
   const bool finite = is_finite_row(x);
   if (lane == 0) *scale = finite ? u.unit : as_type<float>(NAN_BITS);
   UNROLL
@@ -59,7 +59,7 @@ inline void round_row(thread float (&x)[WIDTH], Unit u, device float* scale, uin
 // shared: two halves of half_size floats, as Team has them. at.group: (blocks, head, batch).
 template <typename T, typename O, int WIDTH, int COUNT, int TEAM, bool ONCE, int SCALES, int GROUP_MEAN, bool OWN_MEAN,
           bool GROUPED>
-inline void quantise(Tensor<T> x, Tensor<float> means, Tensor<int> groups, Tensor<int> runs, device O* out,
+INLINE void quantise(Tensor<T> x, Tensor<float> means, Tensor<int> groups, Tensor<int> runs, device O* out,
                      device float* scales, device float* terms, device float* own_means,
                      const thread QuantiseParams& p, threadgroup float* shared, int half_size, uint threads,
                      Thread at) {

@@ -9,12 +9,12 @@
 constexpr constant uint EXPONENT_BITS = 0x7f800000u;
 constexpr constant uint NAN_BITS = 0x7fc00000u;
 
-inline bool is_finite(float x) { return (as_type<uint>(x) & EXPONENT_BITS) != EXPONENT_BITS; }
+INLINE bool is_finite(float x) { return (as_type<uint>(x) & EXPONENT_BITS) != EXPONENT_BITS; }
 
 // ---- one row: a simdgroup's, as its lanes hold it ----
 
 template <typename T, int WIDTH>
-inline void load_row(thread float (&x)[WIDTH], const thread Matrix<T>& from, int row, int columns, uint lane) {
+INLINE void load_row(thread float (&x)[WIDTH], const thread Matrix<T>& from, int row, int columns, uint lane) {
   UNROLL
   for (int i = 0; i < WIDTH; i++) {
     int column = i * LANES + int(lane);
@@ -22,7 +22,7 @@ inline void load_row(thread float (&x)[WIDTH], const thread Matrix<T>& from, int
   }
 }
 template <typename O, int WIDTH>
-inline void store_row(const thread float (&x)[WIDTH], device O* to, int columns, uint lane) {
+INLINE void store_row(const thread float (&x)[WIDTH], device O* to, int columns, uint lane) {
   UNROLL
   for (int i = 0; i < WIDTH; i++) {
     int column = i * LANES + int(lane);
@@ -31,20 +31,20 @@ inline void store_row(const thread float (&x)[WIDTH], device O* to, int columns,
 }
 // Whether all elements of the row are finite.
 template <int WIDTH>
-inline bool is_finite_row(const thread float (&x)[WIDTH]) {
+INLINE bool is_finite_row(const thread float (&x)[WIDTH]) {
   bool finite = true;
   UNROLL
   for (int i = 0; i < WIDTH; i++) finite = finite && is_finite(x[i]);
   return metal::simd_all(finite);
 }
 template <int WIDTH>
-inline void finite_or_zero(thread float (&x)[WIDTH]) {
+INLINE void finite_or_zero(thread float (&x)[WIDTH]) {
   UNROLL
   for (int i = 0; i < WIDTH; i++) x[i] = is_finite(x[i]) ? x[i] : 0.0f;
 }
 // The largest finite magnitude of what this lane holds.
 template <int WIDTH>
-inline float largest_of_row(const thread float (&x)[WIDTH]) {
+INLINE float largest_of_row(const thread float (&x)[WIDTH]) {
   float largest = 0.0f;
   UNROLL
   for (int i = 0; i < WIDTH; i++) {
@@ -163,7 +163,7 @@ struct Team {
 };
 
 // The end of the neighbours from `first` on that have the number of `first`. numbers: one for each row.
-inline int end_of_run(const thread Matrix<int>& numbers, int first, int end, uint lane) {
+INLINE int end_of_run(const thread Matrix<int>& numbers, int first, int end, uint lane) {
   const int number = *numbers.at(first, 0);
   for (int row = first; row < end; row += LANES) {
     int own = row + int(lane);

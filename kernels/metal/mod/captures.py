@@ -65,7 +65,7 @@ class Declared:
     def function(self) -> str:
         parameters = ", ".join(["const device int* numbers", *self.parameters])
         kind = f"Mods<{', '.join(self.pointers)}>" if self.pointers else "Mods"
-        head = f"inline {kind} captured_by_mods({parameters}) {{"
+        head = f"INLINE {kind} captured_by_mods({parameters}) {{"
         return "\n".join([*self._template(), head, f"  {kind} mods;", *self.assignments, "  return mods;", "}"])
 
     def _template(self) -> list[str]:

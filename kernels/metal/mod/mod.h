@@ -23,14 +23,14 @@ struct Mods {
 // }}
   // {{ score_mod
   // One score, already scaled; natural units. h is the query head.
-  float score_mod(float score, int b, int h, int q_idx, int kv_idx) const thread {
+  INLINE float score_mod(float score, int b, int h, int q_idx, int kv_idx) const thread {
     return score;
   }
   // }}
 
   // {{ mask_mod
   // Whether row q_idx attends to key kv_idx.
-  bool mask_mod(int b, int h, int q_idx, int kv_idx) const thread {
+  INLINE bool mask_mod(int b, int h, int q_idx, int kv_idx) const thread {
     return true;
   }
   // }}
@@ -38,7 +38,7 @@ struct Mods {
   // {{ mask_row
   // Which keys of a lane it attends to: bit 2 j + e says so of key kv_first + 8 j + e, and is unset from kv_len on.
   template <int FRAGMENTS>
-  uint mask_row(int b, int h, int q_idx, int kv_first, int kv_len) const thread {
+  INLINE uint mask_row(int b, int h, int q_idx, int kv_first, int kv_len) const thread {
     return ~0u;
   }
   // }}
@@ -46,7 +46,7 @@ struct Mods {
   // {{ tile_state
   // What the mask leaves of rows q_first to q_last and keys kv_first to kv_last in query heads head to last_head: 0
   // nothing, 1 to be asked, 2 all.
-  int tile_state(int batch, int head, int last_head, int q_first, int q_last, int kv_first, int kv_last)
+  INLINE int tile_state(int batch, int head, int last_head, int q_first, int q_last, int kv_first, int kv_last)
       const thread {
     return 2;
   }
@@ -65,7 +65,7 @@ struct Mods {
 };
 
 // {{ captured_by_mods
-inline Mods captured_by_mods(const device int* numbers) {
+INLINE Mods captured_by_mods(const device int* numbers) {
   Mods mods;
   return mods;
 }

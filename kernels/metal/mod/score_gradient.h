@@ -12,7 +12,7 @@ struct ScoreGradient {
 
 template <typename Captured>
 // {{ score_gradient
-inline ScoreGradient score_gradient(const thread Captured& mods, float score, int b, int h, int q_idx, int kv_idx) {
+INLINE ScoreGradient score_gradient(const thread Captured& mods, float score, int b, int h, int q_idx, int kv_idx) {
   ScoreGradient made;
   made.score = score;
   made.slope = 1.0f;
@@ -23,13 +23,13 @@ inline ScoreGradient score_gradient(const thread Captured& mods, float score, in
 // Which element of its array the first site reads, counted row after row; and how many the array has.
 template <typename Captured>
 // {{ element
-inline int64_t element(const thread Captured& mods, float score, int b, int h, int q_idx, int kv_idx) {
+INLINE int64_t element(const thread Captured& mods, float score, int b, int h, int q_idx, int kv_idx) {
   return 0;
 }
 // }}
 template <typename Captured>
 // {{ element_count
-inline int64_t element_count(const thread Captured& mods) {
+INLINE int64_t element_count(const thread Captured& mods) {
   return 1;
 }
 // }}

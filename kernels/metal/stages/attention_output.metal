@@ -5,7 +5,7 @@
 // params: ShapeParams; product: [batch, heads, rows, columns]; max_scores, sums: [batch, heads,
 // rows, 1]; any strides. out, lse: contiguous. A row with sum 0 had nothing to attend to: it gives 0, and lse -inf.
 template <typename O>
-inline void attention_output(Tensor<float> product, Tensor<float> max_scores, Tensor<float> sums, device O* out,
+INLINE void attention_output(Tensor<float> product, Tensor<float> max_scores, Tensor<float> sums, device O* out,
                              device float* lse, const device int* params, metal::uint3 group, metal::uint3 in_group,
                              metal::uint3 group_size) {
   const ShapeParams p = read_params<ShapeParams>(params);

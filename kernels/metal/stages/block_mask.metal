@@ -17,7 +17,7 @@ struct BlockState {
 
 // What mask_mod says of the rows and keys of one block; the same in all lanes.
 template <typename Captured>
-inline BlockState look_at(Range rows, Range keys, const thread Captured& mods, int b, int h, uint lane) {
+INLINE BlockState look_at(Range rows, Range keys, const thread Captured& mods, int b, int h, uint lane) {
   constexpr int AT_ONCE = 8;  // elements of a lane between two looks at what is known already
   const int width = keys.end - keys.first;
   BlockState state;
@@ -41,7 +41,7 @@ inline BlockState look_at(Range rows, Range keys, const thread Captured& mods, i
 }
 
 // Writes the entries whose bit is set, behind the `count` that are there; the blocks in hand begin at `base`.
-inline int append(device int* list, int count, uint bits, int base, uint index) {
+INLINE int append(device int* list, int count, uint bits, int base, uint index) {
   if (index < 32 && ((bits >> index) & 1))
     list[count + int(metal::popcount(bits & ((1u << index) - 1)))] = base + int(index);
   return count + int(metal::popcount(bits));
@@ -61,7 +61,7 @@ static_assert(sizeof(BlockMaskParams) == 4 * BLOCK_MASK_WORDS, "every field is a
 // kv_indices, full_kv_indices: the same and kv_blocks. votes: two words for each simdgroup, twice.
 // at.group: (block of query rows, head, batch).
 template <typename Captured>
-inline void block_mask(device int* kv_num_blocks, device int* kv_indices, device int* full_kv_num_blocks,
+INLINE void block_mask(device int* kv_num_blocks, device int* kv_indices, device int* full_kv_num_blocks,
                        device int* full_kv_indices, const device int* params, const thread Captured& mods,
                        threadgroup uint* votes, Thread at) {
   const BlockMaskParams p = read_params<BlockMaskParams>(params);

@@ -24,7 +24,7 @@ struct ListedSteps {
 // is [.., k, n] and k in blocks of kv_block. out: [batch, heads, m, n].
 // at.group: (entry and tile of its columns, or tile of columns; block of rows and tile of its rows; batch and head).
 template <typename A, typename B, typename O, typename P, bool SAMPLED>
-inline void block_sparse_matmul(Tensor<A> a, Tensor<B> b, device O* out, Lists lists, const device int* params,
+INLINE void block_sparse_matmul(Tensor<A> a, Tensor<B> b, device O* out, Lists lists, const device int* params,
                                 threadgroup A* a_staged, threadgroup B* b_staged, Thread at) {
   const ProductParams p = read_params<ProductParams>(params);
   const ListParams of_lists = read_params<ListParams>(params + PRODUCT_WORDS);

@@ -21,7 +21,7 @@ struct Place {
   int column;  // the first item's
   int step;    // columns from one item to the next
 };
-inline Place place_in(metal::uint3 group, metal::uint3 in_group, metal::uint3 group_size, int heads) {
+INLINE Place place_in(metal::uint3 group, metal::uint3 in_group, metal::uint3 group_size, int heads) {
   Place place;
   place.b = int(group.z) / heads;
   place.h = int(group.z) % heads;
@@ -31,6 +31,6 @@ inline Place place_in(metal::uint3 group, metal::uint3 in_group, metal::uint3 gr
   return place;
 }
 // The first element of a row in a contiguous tensor.
-inline int64_t row_start(Place place, int heads, int rows, int columns) {
+INLINE int64_t row_start(Place place, int heads, int rows, int columns) {
   return ((int64_t(place.b) * heads + place.h) * rows + place.row) * columns;
 }

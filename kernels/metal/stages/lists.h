@@ -41,7 +41,7 @@ struct Lists {
   const device int* full_kv_num_blocks;
   const device int* full_kv_indices;
 };
-inline Lists lists(const device int* kv_num_blocks, const device int* kv_indices, const device int* full_kv_num_blocks,
+INLINE Lists lists(const device int* kv_num_blocks, const device int* kv_indices, const device int* full_kv_num_blocks,
                    const device int* full_kv_indices) {
   Lists all;
   all.kv_num_blocks = kv_num_blocks;
@@ -52,7 +52,7 @@ inline Lists lists(const device int* kv_num_blocks, const device int* kv_indices
 }
 
 // The part of the lists for one row of blocks.
-inline ListedBlocks listed_blocks(Lists lists, ListParams p, int b, int h, int q_block) {
+INLINE ListedBlocks listed_blocks(Lists lists, ListParams p, int b, int h, int q_block) {
   int64_t row = (int64_t(metal::min(b, p.mask_batches - 1)) * p.mask_heads + metal::min(h, p.mask_heads - 1)) *
                     p.q_blocks + q_block;
   ListedBlocks blocks;

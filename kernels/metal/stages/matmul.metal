@@ -5,7 +5,7 @@
 // strides, in elements. out: [batch, heads, m, n].
 // at.group: (tile of columns, tile of rows, batch and head).
 template <typename A, typename B, typename O, typename P>
-inline void matmul(Tensor<A> a, Tensor<B> b, device O* out, const device int* params, threadgroup A* a_staged,
+INLINE void matmul(Tensor<A> a, Tensor<B> b, device O* out, const device int* params, threadgroup A* a_staged,
                    threadgroup B* b_staged, Thread at) {
   const ProductParams p = read_params<ProductParams>(params);
   const int batch = int(at.group.z) / p.a_heads, head = int(at.group.z) % p.a_heads;

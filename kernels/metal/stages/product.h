@@ -65,7 +65,7 @@ struct Corner {
   bool live;
 };
 template <typename P>
-inline Corner corner_of(uint simdgroup, Range rows, Range columns) {
+INLINE Corner corner_of(uint simdgroup, Range rows, Range columns) {
   Corner corner;
   corner.row = int(simdgroup) / P::COLUMN_GROUPS * P::ROW_FRAGMENTS * FRAGMENT;
   corner.column = int(simdgroup) % P::COLUMN_GROUPS * P::COLUMN_FRAGMENTS * FRAGMENT;
@@ -75,7 +75,7 @@ inline Corner corner_of(uint simdgroup, Range rows, Range columns) {
 
 // sums += a b over the first `depth` elements of the shared axis in threadgroup memory.
 template <typename A, typename B, typename P>
-inline void multiply_staged(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::COLUMN_FRAGMENTS],
+INLINE void multiply_staged(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::COLUMN_FRAGMENTS],
                             const threadgroup A* a, const threadgroup B* b, int depth, Corner corner,
                             LanePlace place) {
   typedef typename ProductOf<A, B>::type F;
@@ -119,7 +119,7 @@ struct DenseSteps {
 // sums = the product's elements in `rows` and `columns`. steps.next() gives ranges of the shared axis, at most P::BK
 // long, the same ones in all threads; an empty one ends it.
 template <typename A, typename B, typename P, typename Steps>
-inline void multiply_tile(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::COLUMN_FRAGMENTS],
+INLINE void multiply_tile(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::COLUMN_FRAGMENTS],
                           const thread Matrix<A>& a, const thread Matrix<B>& b, Range rows, Range columns,
                           thread Steps& steps, threadgroup A* a_staged, threadgroup B* b_staged, Thread at) {
   typedef StagedTile<A, P::A_ROWS, P::A_COLUMNS, P::THREADS> TileA;
@@ -166,7 +166,7 @@ inline void multiply_tile(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::CO
 
 // The tile's elements, into rows of `columns_of_out` elements.
 template <typename O, typename P>
-inline void write_tile(device O* out, int columns_of_out,
+INLINE void write_tile(device O* out, int columns_of_out,
                        thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::COLUMN_FRAGMENTS], Range rows,
                        Range columns, Thread at) {
   const LanePlace place = place_of(at.lane);

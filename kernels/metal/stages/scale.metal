@@ -11,7 +11,7 @@ static_assert(sizeof(ScaleParams) == 4 * 4, "every field is a word");
 
 // params: ScaleParams; x: [batch, heads, rows, columns], any strides; out: contiguous.
 template <typename T>
-inline void scale(Tensor<T> x, device T* out, const device int* params, metal::uint3 group, metal::uint3 in_group,
+INLINE void scale(Tensor<T> x, device T* out, const device int* params, metal::uint3 group, metal::uint3 in_group,
                   metal::uint3 group_size) {
   const ScaleParams p = read_params<ScaleParams>(params);
   const Place place = place_in(group, in_group, group_size, p.heads);

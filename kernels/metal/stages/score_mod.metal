@@ -8,14 +8,14 @@
 #include "lists.h"
 
 template <typename Captured>
-inline float modified(float score, const thread Captured& mods, bool ask, int b, int h, int q_idx, int kv_idx) {
+INLINE float modified(float score, const thread Captured& mods, bool ask, int b, int h, int q_idx, int kv_idx) {
   if (HAS_MASK_MOD && ask && !mods.mask_mod(b, h, q_idx, kv_idx)) return minus_infinity();
   return HAS_SCORE_MOD ? mods.score_mod(score, b, h, q_idx, kv_idx) : score;
 }
 
 // scores: [batch, heads, q_len, kv_len], which is p; any strides. out: contiguous.
 template <typename Captured>
-inline void modify_all(Tensor<float> scores, device float* out, ShapeParams p, const thread Captured& mods,
+INLINE void modify_all(Tensor<float> scores, device float* out, ShapeParams p, const thread Captured& mods,
                        metal::uint3 group, metal::uint3 in_group, metal::uint3 group_size) {
   const Place place = place_in(group, in_group, group_size, p.heads);
   if (place.row >= p.rows) return;
@@ -33,7 +33,7 @@ constexpr constant int SLAB = 16;  // rows of a block that one threadgroup has
 
 // group: (entry of the lists, block of query rows and slab of it, batch and head).
 template <typename Captured>
-inline void modify_listed(Tensor<float> scores, device float* out, ShapeParams p, Lists lists, ListParams of_lists,
+INLINE void modify_listed(Tensor<float> scores, device float* out, ShapeParams p, Lists lists, ListParams of_lists,
                           const thread Captured& mods, metal::uint3 group, uint index, uint threads) {
   const int slabs = (of_lists.q_block + SLAB - 1) / SLAB, q_block = int(group.y) / slabs;
   const int entry = int(group.x), b = int(group.z) / p.heads, h = int(group.z) % p.heads;

@@ -8,12 +8,12 @@
 constexpr constant int SIMDGROUPS = 4;
 
 // exp(score - largest); 0 where the score is not attended to.
-inline float weight_of(float score, float largest) {
+INLINE float weight_of(float score, float largest) {
   return is_minus_infinity(score) ? 0.0f : metal::fast::exp2((score - largest) * LOG2_E);
 }
 
 // The statistics of two parts of a row together. A part without weights has sum 0, and its maximum means nothing.
-inline void combine(thread RowState& row, float largest, float sum) {
+INLINE void combine(thread RowState& row, float largest, float sum) {
   if (sum == 0.0f) return;
   if (row.sum == 0.0f) {
     row.max = largest;
@@ -29,7 +29,7 @@ inline void combine(thread RowState& row, float largest, float sum) {
 // max_scores, sums: [batch, heads, rows]. NORMALISE: weights are divided by their sum.
 // shared: a maximum and a sum for every simdgroup. at.group: (rows of one threadgroup, head, batch).
 template <typename O, int ROW_GROUPS, bool NORMALISE>
-inline void softmax(Tensor<float> x, device O* weights, device float* max_scores, device float* sums,
+INLINE void softmax(Tensor<float> x, device O* weights, device float* max_scores, device float* sums,
                     const device int* params, threadgroup float* shared, Thread at) {
   constexpr int STEP = ROW_GROUPS * LANES;
   const ShapeParams p = read_params<ShapeParams>(params);

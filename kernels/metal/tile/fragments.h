@@ -23,37 +23,37 @@ struct ProductOf<half, half> {
 struct LanePlace {
   int row, column;
 };
-inline LanePlace place_of(uint lane) {
+INLINE LanePlace place_of(uint lane) {
   LanePlace place;
   place.row = int((lane >> 2) & 4) + int((lane >> 1) & 3);
   place.column = int((lane >> 1) & 4) + int((lane & 1) << 1);
   return place;
 }
-inline float max_of_row(float x) {
+INLINE float max_of_row(float x) {
   x = metal::max(x, metal::simd_shuffle_xor(x, ushort(1)));
   return metal::max(x, metal::simd_shuffle_xor(x, ushort(8)));
 }
-inline float sum_of_row(float x) {
+INLINE float sum_of_row(float x) {
   x += metal::simd_shuffle_xor(x, ushort(1));
   return x + metal::simd_shuffle_xor(x, ushort(8));
 }
 
 template <typename F>
-inline thread metal::vec<F, 2>& elements(thread Fragment<F>& f) {
+INLINE thread metal::vec<F, 2>& elements(thread Fragment<F>& f) {
   return reinterpret_cast<thread metal::vec<F, 2>&>(f.thread_elements());
 }
 
 template <typename F, typename First, typename Second>
-inline void set(thread Fragment<F>& f, First first, Second second) {
+INLINE void set(thread Fragment<F>& f, First first, Second second) {
   elements(f)[0] = F(first);
   elements(f)[1] = F(second);
 }
 template <typename F>
-inline void clear(thread Fragment<F>& f) {
+INLINE void clear(thread Fragment<F>& f) {
   set(f, 0.0f, 0.0f);
 }
 template <typename F, int ROWS, int COLUMNS>
-inline void clear(thread Fragment<F> (&all)[ROWS][COLUMNS]) {
+INLINE void clear(thread Fragment<F> (&all)[ROWS][COLUMNS]) {
   UNROLL
   for (int r = 0; r < ROWS; r++) {
     UNROLL
@@ -62,28 +62,28 @@ inline void clear(thread Fragment<F> (&all)[ROWS][COLUMNS]) {
 }
 
 // The scores' weights as the left operand of P V.
-inline void convert(thread Fragment<float>& to, thread Fragment<float>& from) { to = from; }
-inline void convert(thread Fragment<half>& to, thread Fragment<float>& from) {
+INLINE void convert(thread Fragment<float>& to, thread Fragment<float>& from) { to = from; }
+INLINE void convert(thread Fragment<half>& to, thread Fragment<float>& from) {
   set(to, elements(from)[0], elements(from)[1]);
 }
 
 // f = the fragment whose first element `from` points to, in a tile of threadgroup memory with LD elements a row.
 template <int LD, typename F>
-inline void load(thread Fragment<F>& f, const threadgroup F* from, LanePlace place) {
+INLINE void load(thread Fragment<F>& f, const threadgroup F* from, LanePlace place) {
   metal::simdgroup_load(f, from, LD);
 }
 template <int LD, typename F>
-inline void load_transposed(thread Fragment<F>& f, const threadgroup F* from, LanePlace place) {
+INLINE void load_transposed(thread Fragment<F>& f, const threadgroup F* from, LanePlace place) {
   metal::simdgroup_load(f, from, LD, 0, true);
 }
 // Loads that change the type on the way.
 template <int LD, typename F, typename T>
-inline void load(thread Fragment<F>& f, const threadgroup T* from, LanePlace place) {
+INLINE void load(thread Fragment<F>& f, const threadgroup T* from, LanePlace place) {
   const threadgroup T* at = from + place.row * LD + place.column;
   set(f, at[0], at[1]);
 }
 template <int LD, typename F, typename T>
-inline void load_transposed(thread Fragment<F>& f, const threadgroup T* from, LanePlace place) {
+INLINE void load_transposed(thread Fragment<F>& f, const threadgroup T* from, LanePlace place) {
   const threadgroup T* at = from + place.column * LD + place.row;
   set(f, at[0], at[LD]);
 }
@@ -93,8 +93,8 @@ inline void load_transposed(thread Fragment<F>& f, const threadgroup T* from, La
 constexpr constant uint INFINITY_BITS = 0x7f800000u;
 constexpr constant float PLUS = 1.0f, MINUS = 16.0f;  // marks: inf, -inf; both: nan. A sum of 8 of each is exact
 
-inline bool is_special(float x) { return (as_type<uint>(x) & INFINITY_BITS) == INFINITY_BITS; }
-inline float mark_of(float x) {
+INLINE bool is_special(float x) { return (as_type<uint>(x) & INFINITY_BITS) == INFINITY_BITS; }
+INLINE float mark_of(float x) {
   const uint bits = as_type<uint>(x);
   if (!is_special(x)) return 0.0f;
   return bits == INFINITY_BITS ? PLUS : (bits & ~INFINITY_BITS) == 0x80000000u ? MINUS : PLUS + MINUS;
@@ -102,7 +102,7 @@ inline float mark_of(float x) {
 
 // Takes what is infinite or nan out of the values, and marks it. Returns whether a lane has any.
 template <typename F>
-inline bool split_values(thread Fragment<F>& values, thread Fragment<F>& marks) {
+INLINE bool split_values(thread Fragment<F>& values, thread Fragment<F>& marks) {
   const float first = mark_of(float(elements(values)[0])), second = mark_of(float(elements(values)[1]));
   if (!metal::simd_any(first != 0.0f || second != 0.0f)) return false;
   set(marks, first, second);
@@ -113,7 +113,7 @@ inline bool split_values(thread Fragment<F>& values, thread Fragment<F>& marks) 
 
 // sums += the marked values whose weight is not 0.
 template <typename F>
-inline void add_marked(thread Fragment<float>& sums, thread Fragment<F>& weights, thread Fragment<F>& marks) {
+INLINE void add_marked(thread Fragment<float>& sums, thread Fragment<F>& weights, thread Fragment<F>& marks) {
   Fragment<F> ones;
   Fragment<float> found;
   set(ones, float(elements(weights)[0] != F(0)), float(elements(weights)[1] != F(0)));

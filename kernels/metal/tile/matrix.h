@@ -27,7 +27,7 @@ struct Tensor {
   }
 };
 template <typename T>
-inline Tensor<T> tensor(const device T* data, const constant int64_t* strides) {
+INLINE Tensor<T> tensor(const device T* data, const constant int64_t* strides) {
   Tensor<T> t;
   t.data = data;
   t.strides = strides;
@@ -39,21 +39,21 @@ struct Range {
   int first, end;
 };
 // Block number `block` of those that `length` is cut into; the last one may be shorter.
-inline Range block_of(int block, int size, int length) {
+INLINE Range block_of(int block, int size, int length) {
   Range range;
   range.first = block * size;
   range.end = range.first + metal::min(size, length - range.first);
   return range;
 }
 // What a block has of its piece number `piece` of that size, perhaps nothing.
-inline Range cut(Range block, int piece, int size) {
+INLINE Range cut(Range block, int piece, int size) {
   Range range;
   range.first = metal::min(block.first + piece * size, block.end);
   range.end = metal::min(range.first + size, block.end);
   return range;
 }
 // `count` of them from `first` on, as far as there are so many: none beyond `length`.
-inline Range range_of(int first, int count, int length) {
+INLINE Range range_of(int first, int count, int length) {
   Range range;
   range.first = first;
   range.end = metal::min(first + count, length);

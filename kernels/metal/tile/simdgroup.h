@@ -5,6 +5,8 @@
 constexpr constant int LANES = 32;    // threads of a simdgroup
 constexpr constant int FRAGMENT = 8;  // rows and columns of a simdgroup_matrix
 
+// A function that keeps fragments in registers must not be called: they would go through memory.
+#define INLINE inline __attribute__((always_inline))
 #define UNROLL _Pragma("clang loop unroll(full)")
 #define ROLLED _Pragma("clang loop unroll(disable)")
 
@@ -15,7 +17,7 @@ struct Thread {
 
   uint index() const thread { return simdgroup * LANES + lane; }  // in its threadgroup
 };
-inline Thread thread_at(metal::uint3 group, metal::uint3 groups, uint simdgroup, uint lane) {
+INLINE Thread thread_at(metal::uint3 group, metal::uint3 groups, uint simdgroup, uint lane) {
   Thread t;
   t.group = group;
   t.groups = groups;
@@ -23,3 +25,6 @@ inline Thread thread_at(metal::uint3 group, metal::uint3 groups, uint simdgroup,
   t.lane = lane;
   return t;
 }
+
+// Bit i: what lane i says.
+INLINE uint ballot(bool yes) { return uint(ulong(metal::simd_ballot(yes))); }

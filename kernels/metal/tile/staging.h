@@ -14,7 +14,7 @@ struct Halves {
   threadgroup T* in_use;
   threadgroup T* other;
 
-  void start(threadgroup T* both) thread {
+  INLINE void start(threadgroup T* both) thread {
     in_use = both;
     other = both + SIZE;
   }
@@ -29,7 +29,7 @@ struct Halves {
 
 // A half of threadgroup memory, as where a tile of T lies: its elements may be narrower than those it was declared for.
 template <typename T, typename Staged>
-inline threadgroup T* tile_at(threadgroup Staged* half_of_memory) {
+INLINE threadgroup T* tile_at(threadgroup Staged* half_of_memory) {
   static_assert(sizeof(T) <= sizeof(Staged), "memory is laid out for the wider elements");
   return reinterpret_cast<threadgroup T*>(half_of_memory);
 }
@@ -72,7 +72,7 @@ struct StagedTile {
     return from.at(rows.first + place.row, columns.first + place.column);
   }
   // Piece i, at once where the columns lie side by side; zero beyond the end of either range.
-  static Piece read(const thread Matrix<T>& from, const device T* start, Range rows, Range columns, uint index,
+  INLINE static Piece read(const thread Matrix<T>& from, const device T* start, Range rows, Range columns, uint index,
                     int i) {
     const Place place = place_of_piece(index, i);
     const int more_rows = i * THREADS / PIECES, more_columns = i * THREADS % PIECES * PIECE;
@@ -90,31 +90,31 @@ struct StagedTile {
     }
     return piece;
   }
-  static void put(threadgroup T* to, Piece piece, uint index, int i) {
+  INLINE static void put(threadgroup T* to, Piece piece, uint index, int i) {
     const Place place = place_of_piece(index, i);
     if (is_in_tile(place, i)) *reinterpret_cast<threadgroup Piece*>(to + place.row * LD + place.column) = piece;
   }
 
   // Neither range is longer than the tile.
-  void load(const thread Matrix<T>& from, Range rows, Range columns, uint index) thread {
+  INLINE void load(const thread Matrix<T>& from, Range rows, Range columns, uint index) thread {
     const device T* start = start_of(from, rows, columns, index);
     UNROLL
     for (int i = 0; i < COUNT; i++) pieces[i] = read(from, start, rows, columns, index, i);
   }
-  void store(threadgroup T* to, uint index) const thread {
+  INLINE void store(threadgroup T* to, uint index) const thread {
     UNROLL
     for (int i = 0; i < COUNT; i++) put(to, pieces[i], index, i);
   }
 
   // Both at once, some pieces at a time, for tiles that registers cannot hold.
-  static void copy(const thread Matrix<T>& from, Range rows, Range columns, threadgroup T* to, uint index) {
+  INLINE static void copy(const thread Matrix<T>& from, Range rows, Range columns, threadgroup T* to, uint index) {
     const device T* start = start_of(from, rows, columns, index);
     _Pragma("clang loop unroll_count(2)")
     for (int i = 0; i < COUNT; i++) put(to, read(from, start, rows, columns, index, i), index, i);
   }
 
   // AsyncTile is called so: its copy goes to `to` at once.
-  void load(const thread Matrix<T>& from, Range rows, Range columns, threadgroup T*, uint index) thread {
+  INLINE void load(const thread Matrix<T>& from, Range rows, Range columns, threadgroup T*, uint index) thread {
     load(from, rows, columns, index);
   }
 };
