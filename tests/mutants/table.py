@@ -732,7 +732,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("max > -INFINITE ? max : 0", "max"),
         ("part.sum + i * VL) * t.factor[i];", "part.sum + i * VL);"),
         ("store_vector(row + d, widen(query, 0, d) * p.scale)", "store_vector(row + d, widen(query, 0, d))"),
-        ("all.begin = all.heads == 0 ? live.begin / VL : smaller(all.begin, live.begin / VL);", "all.begin = 0;"),
+        ("smaller(all.begin, live.begin / VL);", "live.begin / VL;"),
         ("all.end = larger(all.end, live.end / VL);", "all.end = live.end / VL;"),
         ("if (t.found_for == unit) return;", "if (t.found_for >= 0) return;"),
         ("live.run < 0 ? a.mask.offsets[line] : live.run", "live.run"),
