@@ -745,7 +745,6 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("row) || !__builtin_isfinite(t.shift[i])", "row)"),
         ("part.lacks[i] = p.add_back ? 0 : t.shift[i];", "part.lacks[i] = 0;"),
         ("scale[i] = from[i * stride];", "scale[i] = from[i];"),
-        ("keys.read(first + smaller(key, count - 1), d)", "keys.read(smaller(key, count - 1), d)"),
         ("splat(p.add_back ? t.shift[i] : 0)", "splat(0.0f)"),
         ("select((weight == 0.0f) | (lanes", "select((lanes"),
         ("if (mean.data && sum != 0) x +=", "if (mean.data) x +="),
