@@ -35,6 +35,7 @@ kernels/template/
 kernels/
 kernels/stages/
 kernels/backend kernels/loading kernels/differentiation
+kernels/gpu/
 kernels/cpu/tile/
 kernels/cpu/mod/
 kernels/cpu/int8/
@@ -46,7 +47,7 @@ kernels/metal/device kernels/metal/scoring
 kernels/metal/tile/
 kernels/metal/mod/
 kernels/metal/attention/
-kernels/metal/arguments kernels/metal/params kernels/metal/text kernels/metal/kernel kernels/metal/generate
+kernels/metal/params kernels/metal/text kernels/metal/kernel kernels/metal/generate
 kernels/metal/async_copy/
 kernels/metal/int8/
 kernels/metal/stages/

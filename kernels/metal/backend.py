@@ -14,6 +14,7 @@ from flextrace.cache import Store, key_of
 
 from ..backend import Built
 from ..call import AttentionCall, BackwardCall, Gradients, Result
+from ..gpu.extremes import slots_by_blocks
 from ..loading import Kernels
 from ..spec import ATTENTION, DECODE, Formulas, KernelSpec
 from ..stages.protocol import Stages
@@ -29,7 +30,7 @@ from .int8.quantise import operands
 from .int8.rounding import KERNEL as QUANTISE
 from .int8.rounding import Rounding, quantise_text
 from .kernel import Factory, Launchable, Variant, capture_kinds, launchable
-from .launch import run, slots_by_blocks
+from .launch import run
 from .scoring import scoring_of
 from .stages.stages import MetalStages
 from .stages.text import stage_text

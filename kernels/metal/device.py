@@ -10,7 +10,6 @@ REGISTERS = 128  # 32-bit ones of a thread, before fewer threads are resident
 REGISTERS_OF_THREADS = {384: 128, 512: 104, 768: 68, 1024: 52}
 THREADGROUP_BYTES = 32 * 1024
 MAX_BUFFERS = 31
-SMALLEST = 8  # MLX passes smaller arrays in the constant address space, where the kernels do not expect theirs
 
 
 def registers_of(threads: int) -> int:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Protocol
 
 from flextrace.tracer import METAL, METAL_FAST, Expr, emit
-from flextrace.tracer.bounds.tiles import bounds_of
 from flextrace.tracer.emit.c_family import is_uniform
 from flextrace.tracer.emit.tile_state import METAL_RANGES, tile_state_body
-from flextrace.tracer.expr.node import leaves
 
+from ..gpu.extremes import looked_up
 from ..spec import Formulas
 from ..template.hole import fill
 from .attention.plan import plan_for
@@ -133,18 +131,6 @@ def with_mods(
         inputs=(*text.inputs, *of_blocks, *scoring.inputs),
         extremes=tuple(slots),
     )
-
-
-def looked_up(mods: Formulas) -> tuple[int, ...]:
-    """The slots of captured arrays that the mask looks up by row or key, in their last index."""
-    first = 0 if mods.score is None else len(mods.score.arrays)
-    return () if mods.mask is None else tuple(first + slot for slot in _looked_up(mods.mask.expr))
-
-
-@functools.lru_cache(maxsize=256)
-def _looked_up(mask: Expr) -> list[int]:
-    loads = leaves(bounds_of(mask).related, ("load",))
-    return sorted({load.value[0] for load in loads if load.args and load.args[-1].varies & {"q_idx", "kv_idx"}})
 
 
 def mod_header(

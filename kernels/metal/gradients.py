@@ -7,7 +7,7 @@ import mlx.core as mx
 from flextrace.tracer import Pattern
 
 from ..call import BackwardCall, Gradients
-from .arguments import flat
+from ..gpu.arguments import flat
 from .backward.launch import Launches, Load
 from .backward.text import KEY, QUERY, TIES
 from .captured.gradients import array_gradients, check_memory, wanted_sites

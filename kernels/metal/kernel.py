@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .device import SMALLEST
+from ..gpu.arguments import SMALLEST
 from .scoring import PLAIN, Scoring
 from .text import KernelText
 

@@ -8,18 +8,16 @@ import mlx.core as mx
 import numpy as np
 
 from ..call import AttentionCall, Result
-from .arguments import captured_arrays, flat, in_device_memory, words_of_captures
+from ..gpu.arguments import captured_arrays, flat, in_device_memory, words_of_captures
+from ..gpu.extremes import extremes_of_blocks
+from ..gpu.tile_lists import tiles_for
 from .attention.plan import plan_for
-from .attention.tile_lists import tiles_for
-from .generate import looked_up
 from .int8.quantise import Operands
 from .kernel import Launch
 from .params import AttentionParams, paired, words
 from .scoring import Scoring
 from .text import KernelText
 
-BLOCK = 32  # of extremes.h
-SHORT = 2 * BLOCK  # an axis up to here is read as it is
 # The work of one launch, at most. macOS ends a command buffer that keeps the GPU for several seconds; M1, with 8 cores,
 # makes 1.3e12 multiplications of float32 a second at most, so this many take it about a second at half of that.
 MOST_MULTIPLIES = 2**39
@@ -120,33 +118,6 @@ def _begin(arrays: Sequence[mx.array]) -> None:
     except ValueError as error:
         if "transformation" not in str(error):
             raise  # inside one, they are begun when its results are
-
-
-def slots_by_blocks(call: AttentionCall) -> tuple[int, ...]:
-    """The captured arrays of which tile_state reads the extremes of blocks: those with a long last axis, but none so
-    large that going through it once would take longer than the attention does."""
-    arrays = call.mods.arrays
-    batch, heads, q_len, _ = call.q.shape
-    most = 4 * batch * heads * q_len * call.k.shape[2]
-    return tuple(
-        slot for slot in looked_up(call.mods.formulas) if arrays[slot].shape[-1] > SHORT and arrays[slot].size <= most
-    )
-
-
-def extremes_of_blocks(array: mx.array) -> mx.array:
-    """int32 or float32, flat [.., blocks of the last axis, 2]: what extremes.h reads. Both are infinite where a block
-    has a number that is not finite."""
-    *others, size = array.shape
-    blocks = -(-size // BLOCK)
-    low = high = array.astype(mx.float32 if mx.issubdtype(array.dtype, mx.floating) else mx.int32)
-    if low.dtype == mx.float32:
-        known = mx.isfinite(low)
-        low, high = mx.where(known, low, -mx.inf), mx.where(known, low, mx.inf)
-    pairs = []
-    for extreme, x in ((mx.min, low), (mx.max, high)):
-        tail = mx.broadcast_to(x[..., -1:], (*others, blocks * BLOCK - size))
-        pairs.append(extreme(mx.concatenate([x, tail], axis=-1).reshape(*others, blocks, BLOCK), axis=-1))
-    return flat(mx.stack(pairs, axis=-1))
 
 
 def finished(

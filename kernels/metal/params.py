@@ -8,7 +8,7 @@ from typing import NamedTuple, get_args, get_type_hints
 import mlx.core as mx
 import numpy as np
 
-from .arguments import bits
+from ..gpu.arguments import bits
 
 
 class AttentionParams(NamedTuple):

@@ -73,7 +73,7 @@ def written_by(kinds: Sequence[Kind], kernel: str) -> list[Excerpt]:
         >>> import flextrace as flex
         >>> (score, *_) = written_by(["score_mod"], flex.mods.softcap(30.0).source("metal"))
         >>> print(score.lines[1].strip())
-        float score_mod(float score, int b, int h, int q_idx, int kv_idx) const thread {
+        INLINE float score_mod(float score, int b, int h, int q_idx, int kv_idx) const thread {
     """
     names = [name for kind in kinds for name in FUNCTIONS[kind]]
     return [excerpt for name, excerpt in _marked(kernel.splitlines()) if name in names]

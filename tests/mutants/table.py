@@ -970,7 +970,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("shape_at += array.ndim", "shape_at += 1"),
     ],
     (
-        "kernels/metal/arguments.py",
+        "kernels/gpu/arguments.py",
         TWENTY_ARRAYS,
     ): [
         ("[mx.contiguous(x) for x in given] if packed else given", "given"),
@@ -1179,7 +1179,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("kernels/metal/decode/plan.py", "tests/kernels/metal/decode/test_metal_decode.py"): [
         ("-(-THREADGROUPS // units)", "THREADGROUPS // 1000"),
     ],
-    ("kernels/metal/attention/tile_lists.py", "tests/kernels/metal/decode/test_metal_decode.py"): [
+    ("kernels/gpu/tile_lists.py", "tests/kernels/metal/decode/test_metal_decode.py"): [
         ("count.reshape(-1, group, len(starts)).sum(axis=1)", "count.reshape(-1, group, len(starts)).max(axis=1)"),
     ],
     ("kernels/metal/backward/transposed.h", "tests/kernels/metal/backward/test_metal_gradients.py"): [

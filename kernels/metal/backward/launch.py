@@ -14,12 +14,13 @@ from flextrace.tracer import Pattern
 
 from ...blocks import Blocks
 from ...call import AttentionCall, BackwardCall
+from ...gpu.arguments import captured_arrays, flat, in_device_memory, words_of_captures
+from ...gpu.extremes import extremes_of_blocks, slots_by_blocks
+from ...gpu.tile_lists import Tiles, tiles_for
 from ...spec import Formulas, KernelSpec
-from ..arguments import captured_arrays, flat, in_device_memory, words_of_captures
-from ..attention.tile_lists import Tiles, tiles_for
 from ..device import LANES
 from ..kernel import Launchable, Variant, capture_kinds
-from ..launch import extremes_of_blocks, in_launches, join_rows, slots_by_blocks
+from ..launch import in_launches, join_rows
 from ..params import AttentionParams, paired, words
 from .plan import GradientPlan, gradient_plan
 from .text import ELEMENTS, KEY, PAIRS, SEGMENTS

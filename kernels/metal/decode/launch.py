@@ -6,12 +6,13 @@ import mlx.core as mx
 import numpy as np
 
 from ...call import AttentionCall, Result
-from ..arguments import bits, captured_arrays, flat, in_device_memory, words_of_captures
-from ..attention.tile_lists import PARAMS, tiles_for
-from ..device import LANES, SMALLEST
+from ...gpu.arguments import SMALLEST, bits, captured_arrays, flat, in_device_memory, words_of_captures
+from ...gpu.extremes import extremes_of_blocks
+from ...gpu.tile_lists import PARAMS, tiles_for
+from ..device import LANES
 from ..int8.quantise import Operands
 from ..kernel import Launch
-from ..launch import extremes_of_blocks, factors, finished, of_batches
+from ..launch import factors, finished, of_batches
 from ..params import paired
 from ..scoring import scoring_of
 from ..text import KernelText

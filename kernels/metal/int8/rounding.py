@@ -11,10 +11,10 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from ...gpu.arguments import SMALLEST, in_device_memory
 from ...int8_types import Smoothing
 from ...spec import KernelSpec
-from ..arguments import in_device_memory
-from ..device import LANES, SMALLEST
+from ..device import LANES
 from ..kernel import Launchable
 from ..params import QuantiseParams, words
 from ..text import KernelText, texts_of

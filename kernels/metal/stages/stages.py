@@ -12,10 +12,10 @@ import numpy as np
 from flextrace.tracer import Bound
 
 from ...call import NO_MODS, Mods
+from ...gpu.arguments import SMALLEST, captured_arrays, in_device_memory, words_of_captures
 from ...spec import KernelSpec
 from ...stages.protocol import BlockLists, OutputParts, SoftmaxParts
-from ..arguments import captured_arrays, in_device_memory, words_of_captures
-from ..device import LANES, SMALLEST
+from ..device import LANES
 from ..kernel import Launchable, Variant, capture_kinds
 from ..params import BlockMaskParams, ListParams, Params, ProductParams, ScaleParams, ShapeParams, words
 from .product_plan import Operands, choose, plan_of

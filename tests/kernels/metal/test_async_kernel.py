@@ -14,9 +14,9 @@ from calls import attention_call, formulas, run_on
 
 import flextrace as flex
 from flextrace.kernels import AttentionCall
+from flextrace.kernels.gpu.tile_lists import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.metal.async_copy.probe import why_no_async_copy
 from flextrace.kernels.metal.attention.plan import plan_for
-from flextrace.kernels.metal.attention.tile_lists import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.metal.generate import kernel_text
 from flextrace.kernels.simulator import SimulationError, SimulatorBackend, metal_kernel
 

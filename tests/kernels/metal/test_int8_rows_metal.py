@@ -21,8 +21,8 @@ from calls import attention_call, formulas, run_on
 
 import flextrace as flex
 from flextrace.kernels import AttentionCall
+from flextrace.kernels.gpu.tile_lists import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.metal.attention.plan import plan_for
-from flextrace.kernels.metal.attention.tile_lists import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.metal.generate import kernel_text
 from flextrace.kernels.metal.scoring import Scoring
 from flextrace.kernels.simulator import SimulationError, recording

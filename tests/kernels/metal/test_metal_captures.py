@@ -16,9 +16,9 @@ from calls import attention_call, formulas, run_on
 
 import flextrace as flex
 from flextrace.kernels import AttentionCall, backend_for
+from flextrace.kernels.gpu.tile_lists import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.metal import generate
 from flextrace.kernels.metal.attention.plan import plan_for
-from flextrace.kernels.metal.attention.tile_lists import CUT_TILES, NO_BLOCKS
 from flextrace.kernels.metal.device import MAX_BUFFERS
 from flextrace.kernels.metal.generate import buffers, kernel_text
 from flextrace.kernels.metal.scoring import Scoring

@@ -13,12 +13,12 @@ from apparatus.simulated import ORDERS, backend, broken, inputs
 from calls import attention_call, formulas, run_on
 
 import flextrace as flex
+from flextrace.kernels.gpu.extremes import BLOCK, extremes_of_blocks
 from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.metal.attention.plan import plan_for
 from flextrace.kernels.metal.device import MAX_BUFFERS
 from flextrace.kernels.metal.generate import buffers, kernel_text
 from flextrace.kernels.metal.kernel import capture_kinds
-from flextrace.kernels.metal.launch import BLOCK, extremes_of_blocks
 from flextrace.kernels.simulator import SimulationError, recording
 
 DIM = 8

@@ -12,8 +12,8 @@ import pytest
 
 import flextrace as flex
 from flextrace.kernels.call import Blocks
+from flextrace.kernels.gpu.tile_lists import ASK, CUT_TILES, LOOK_UP, NO_MASK, WHOLE_TILES, tiles_for
 from flextrace.kernels.metal.attention.plan import FEW, MANY, plan_for
-from flextrace.kernels.metal.attention.tile_lists import ASK, CUT_TILES, LOOK_UP, NO_MASK, WHOLE_TILES, tiles_for
 from flextrace.kernels.metal.device import FRAGMENT, THREADGROUP_BYTES
 from flextrace.kernels.metal.scoring import Scoring
 

@@ -14,10 +14,10 @@ from apparatus import clang_check
 from apparatus.mods import text_of, traces
 from calls import formulas
 
+from flextrace.kernels.gpu.tile_lists import CUT_TILES, NO_BLOCKS, WHOLE_TILES
 from flextrace.kernels.metal import generate
 from flextrace.kernels.metal.async_copy.probe import why_no_async_copy
 from flextrace.kernels.metal.attention.plan import plan_for
-from flextrace.kernels.metal.attention.tile_lists import CUT_TILES, NO_BLOCKS, WHOLE_TILES
 from flextrace.kernels.metal.generate import INPUTS, KERNEL, OUTPUTS, complete, kernel_text, mod_header
 from flextrace.kernels.metal.kernel import launchable
 from flextrace.kernels.metal.text import KernelText

@@ -11,7 +11,7 @@ from apparatus import clang_check
 from apparatus.mods import traces
 from calls import formulas
 
-from flextrace.kernels.metal.attention.tile_lists import CUT_TILES, NO_BLOCKS, WHOLE_TILES
+from flextrace.kernels.gpu.tile_lists import CUT_TILES, NO_BLOCKS, WHOLE_TILES
 from flextrace.kernels.metal.backward.launch import PATTERNS, WORDS_OF_PAIR
 from flextrace.kernels.metal.backward.plan import gradient_plan
 from flextrace.kernels.metal.backward.text import ELEMENTS, KEY, PAIRS, QUERY, SEGMENTS, TIES, file_of, gradient_text

@@ -10,7 +10,7 @@ from apparatus.mods import traces
 from calls import formulas
 
 import flextrace as flex
-from flextrace.kernels.metal.attention.tile_lists import CUT_TILES, NO_BLOCKS, WHOLE_TILES
+from flextrace.kernels.gpu.tile_lists import CUT_TILES, NO_BLOCKS, WHOLE_TILES
 from flextrace.kernels.metal.decode import plan as decode
 from flextrace.kernels.metal.decode.plan import DecodePlan, decode_plan
 from flextrace.kernels.metal.decode.text import decode_text, merge_text

@@ -1,4 +1,4 @@
-"""Arrays and captured values -> what a Metal kernel is given: buffers in the device address space, 32-bit words."""
+"""Arrays and captured values -> what a kernel of a GPU is given: buffers in device memory, 32-bit words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..call import Mods
-from .device import SMALLEST
+
+SMALLEST = 8  # MLX passes smaller arrays in Metal's constant address space, where the kernels do not expect theirs
 
 
 def in_device_memory(x: mx.array) -> mx.array:
@@ -20,7 +21,7 @@ def flat(x: mx.array) -> mx.array:
 
 
 def captured_arrays(mods: Mods, packed: bool) -> list[mx.array]:
-    """Captured arrays as the kernel reads them: Metal has no float64, and packed ones lie row after row."""
+    """Captured arrays as the kernel reads them: no float64, and packed ones lie row after row."""
     given = [x.astype(mx.float32, stream=mx.cpu) if x.dtype == mx.float64 else x for x in mods.readable()]
     return [mx.contiguous(x) for x in given] if packed else given
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import mlx.core as mx
 import numpy as np
 
-from ...blocks import FULL, PARTIAL, Blocks
-from ..device import SMALLEST
+from ..blocks import FULL, PARTIAL, Blocks
+from .arguments import SMALLEST
 
 NO_BLOCKS, WHOLE_TILES, CUT_TILES = 0, 1, 2  # enum Blocks of walk.h
 NO_MASK, ASK, LOOK_UP = 0, 1, 2  # enum TileState of walk.h

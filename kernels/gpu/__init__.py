@@ -1,0 +1,1 @@
+"""What the backends of GPUs share: the tiles that a block mask leaves, captured arrays as buffers, their extremes."""
