@@ -49,6 +49,7 @@ class Case:
     score: Callable[..., Any] | None = None
     mask: Callable[..., Any] | None = None
     head_dim: int = 64
+    q_len: int = Q_LEN
     block_size: int | None = None
     async_copy: bool = False
     staged: bool = False
@@ -60,8 +61,9 @@ MODS = (
     Case("attention without mods"),
     Case("attention, alibi and causal", alibi, causal),
     Case("attention, softcap and documents", softcap, same_document),
-    Case("attention, causal in blocks of 64", None, causal, 64, 64),
-    Case("attention, causal in blocks of 16", None, causal, 64, 16),
+    Case("attention, causal in blocks of 64", None, causal, block_size=64),
+    Case("attention, causal in blocks of 16", None, causal, block_size=16),
+    Case("attention of 3 rows, alibi and causal", alibi, causal, q_len=3),
 )
 ON_METAL = (
     *(Case(f"attention, head dim {dim}", head_dim=dim) for dim in (32, 80, 96, 128, 192, 256)),
@@ -142,13 +144,13 @@ def first_failing_line(error: Exception) -> str:
 
 def _attend(backend: Backend, case: Case, dtype: str) -> str | None:
     """Run and compare; gives the backend's notice of an option that it did not follow."""
-    shapes = [(1, HEADS, length, case.head_dim) for length in (Q_LEN, KV_LEN, KV_LEN)]
+    shapes = [(1, HEADS, length, case.head_dim) for length in (case.q_len, KV_LEN, KV_LEN)]
     q, k, v = tensors(shapes, dtype)
     score = None if case.score is None else ScoreMod(case.score)
     mask = None if case.mask is None else MaskMod(case.mask)
     blocks = None
     if case.block_size is not None and mask is not None:
-        blocks = create_block_mask(mask, None, None, Q_LEN, KV_LEN, BLOCK_SIZE=case.block_size).blocks
+        blocks = create_block_mask(mask, None, None, case.q_len, KV_LEN, BLOCK_SIZE=case.block_size).blocks
     scale = case.head_dim**-0.5
     asked = {"async_copy": case.async_copy, "staged": case.staged, "quant": case.quant}
     asked["smooth_k"] = case.smooth_k or (case.quant is not None and case.quant.smooth_k)

@@ -31,7 +31,7 @@ def recording() -> Iterator[list[Report]]:
 
     Example:
         >>> import mlx.core as mx, flextrace as flex
-        >>> q = mx.ones((1, 1, 8, 32))
+        >>> q = mx.ones((1, 1, 32, 32))
         >>> with recording() as reports:
         ...     out = flex.flex_attention(q, q, q, kernel_options={"BACKEND": "simulator"})
         >>> len(reports), reports[0].findings

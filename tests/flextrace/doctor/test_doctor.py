@@ -153,12 +153,12 @@ def test_a_refused_kernel_shows_the_compiler_s_first_line(monkeypatch: pytest.Mo
 
 
 def test_a_line_of_a_kernel_file_is_named_as_the_file_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = "values[i] = row < rows.end"
+    right = "piece.values[e] = e < left"
 
     def factory(**definition: Any) -> Any:
         assert right in definition["header"]
         return metal_kernel(
-            **definition | {"header": definition["header"].replace(right, "values[i] = raw < rows.end")}
+            **definition | {"header": definition["header"].replace(right, "piece.values[e] = raw && e < left")}
         )
 
     result = run(monkeypatch, {"simulator": lambda: SimulatorBackend(factory)})
@@ -192,7 +192,7 @@ def test_a_kernel_that_the_checks_find_wrong_fails(monkeypatch: pytest.MonkeyPat
 
     result = run(monkeypatch, {"simulator": lambda: SimulatorBackend(factory)})
     assert result.exit_code == 1
-    assert "out of bounds" in line_of(result, "attention without mods")
+    assert "SimulationError" in line_of(result, "attention without mods")
 
 
 def test_a_backend_that_cannot_be_made_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +308,7 @@ def test_a_backend_that_is_not_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXTRACE_BACKEND", "gpu")
     (check,) = [check for check in doctor.environment() if check.name == "backend"]
     assert check.status == selftest.FAILED
-    assert check.detail == "FLEXTRACE_BACKEND is 'gpu'; unset it, or choose one of metal, simulator, cpu, ops"
+    assert check.detail == "FLEXTRACE_BACKEND is 'gpu'; unset it, or choose one of metal, cuda, simulator, cpu, ops"
     monkeypatch.setenv("FLEXTRACE_BACKEND", "ops")
     (check,) = [check for check in doctor.environment() if check.name == "backend"]
     assert (check.status, check.detail) == (selftest.OK, "ops, by FLEXTRACE_BACKEND")
