@@ -178,7 +178,7 @@ def flex_attention(
         enable_gqa: allow query_heads to be a multiple of kv_heads (grouped-query attention).
         return_lse: also return the log-sum-exp.
         kernel_options: a dict, of which a backend ignores what is not its.
-            "BACKEND": "metal", "simulator", "cpu" or "ops".
+            "BACKEND": "metal", "cuda", "simulator", "cpu" or "ops".
             "NUM_THREADS": how many threads the cpu backend takes.
             "ASYNC_COPY": "intrinsic" copies tiles of key and value by simdgroup_async_copy (metal and simulator;
             experimental: the intrinsic is undocumented; macOS 15 and earlier on M1 and M2; elsewhere a notice, and the

@@ -110,7 +110,7 @@ class Mod:
         """The kernel text of this mod for a backend: complete, as it is compiled, or the functions that the mod became.
 
         Args:
-            backend: "cpu", "metal" or "simulator", which need not be able to run here.
+            backend: "cpu", "metal", "cuda" or "simulator", which need not be able to run here.
             kernel: which of its kernels: "attention", "decode" (few query rows), or of gradients "backward" on the cpu,
                 "backward_query", "backward_key" and others on Metal. An unknown name is answered with all of them.
             whole: False leaves out what is the same for every mod.
@@ -122,7 +122,7 @@ class Mod:
         Example:
             >>> import flextrace as flex
             >>> print(flex.mods.causal.source("metal", whole=False).splitlines()[1].strip())
-            bool mask_mod(int b, int h, int q_idx, int kv_idx) const thread {
+            INLINE bool mask_mod(int b, int h, int q_idx, int kv_idx) const thread {
         """
         text = text_of(backend_for(backend, to_run=False), self._formulas(None), kernel)
         if whole:

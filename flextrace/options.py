@@ -29,9 +29,9 @@ class Option(NamedTuple):
     choices: tuple[str, ...] = ()
 
 
-ALL, COMPILED, ON_METAL = ("metal", "simulator", "cpu", "ops"), ("metal", "simulator", "cpu"), ("metal", "simulator")
+ALL, COMPILED, ON_METAL = tuple(BACKENDS), ("metal", "simulator", "cpu"), ("metal", "simulator")
 OPTIONS: dict[str, Option] = {
-    "BACKEND": Option((str,), ALL, '"metal", "simulator", "cpu" or "ops".'),
+    "BACKEND": Option((str,), ALL, '"metal", "cuda", "simulator", "cpu" or "ops".'),
     "NUM_THREADS": Option((int,), ("cpu",), "how many threads the cpu backend takes.", as_int),
     "ASYNC_COPY": Option(
         (str,),

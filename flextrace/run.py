@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from flextrace.kernels import BACKENDS, AttentionCall, Backend, BackendUnavailable, Result, backend_for, registry
 from flextrace.kernels.backend import needs_values
+from flextrace.kernels.call import BackwardCall, Gradients
 from flextrace.kernels.differentiation import differentiated, refused
 from flextrace.kernels.gradients import is_traced
 from flextrace.kernels.stages.pipeline import run_staged
@@ -88,7 +89,16 @@ def _differentiable(backend: Backend, call: AttentionCall) -> Result:
     reason = _no_gradient(call)
     if reason is not None:
         return refused(_attend(backend, call), call, reason)
-    return differentiated(_attend(backend, replace(call, want_lse=True)), call, backend)
+
+    def backward(wanted: BackwardCall) -> Gradients:
+        found = backend.backward(wanted)
+        if found is None:
+            notice("gradients", f"gradients of the {backend.name} backend run on MLX operations, which is slower")
+            found = backend_for("ops").backward(wanted)
+            assert found is not None
+        return found
+
+    return differentiated(_attend(backend, replace(call, want_lse=True)), call, backend.name, backward)
 
 
 def _no_gradient(call: AttentionCall) -> str | None:

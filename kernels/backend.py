@@ -81,8 +81,9 @@ class Backend(Protocol):
         """Have on disk what a call needs, without running it; and what its gradients need, where the backend keeps
         that."""
 
-    def backward(self, call: BackwardCall) -> Gradients:
-        """What MLX's differentiation asks for. A backend that only adds MLX operations leaves that to MLX."""
+    def backward(self, call: BackwardCall) -> Gradients | None:
+        """What MLX's differentiation asks for; None where it has no kernels of gradients. A backend that only adds MLX
+        operations leaves that to MLX."""
 
     def stages(self, threads: int = 0) -> Stages:
         """Its stage kernels. Raises ValueError where there are none."""

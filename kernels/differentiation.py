@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import mlx.core as mx
 
-from .backend import Backend
-from .call import AttentionCall, BackwardCall, Result
+from .call import AttentionCall, BackwardCall, Gradients, Result
 from .gradients import is_traced, refusal, refuse_gradient
 
+Backward = Callable[[BackwardCall], Gradients]
 
-def differentiated(result: Result, call: AttentionCall, backend: Backend) -> Result:
-    """What a call gave, with lse, as one function of q, k, v and the captured arrays, whose gradient `backend` knows.
+
+def differentiated(result: Result, call: AttentionCall, name: str, backward: Backward) -> Result:
+    """What a call gave, with lse, as one function of q, k, v and the captured arrays, whose gradient is `backward`, of
+    the backend of that name.
 
     MLX takes arrays that a custom function reads from outside for constants, so all of them are its arguments.
     Differentiating that gradient raises GradientError.
@@ -28,17 +30,17 @@ def differentiated(result: Result, call: AttentionCall, backend: Backend) -> Res
         d_out, d_lse = cotangents[:2]
         d_max_scores = None if result.max_scores is None else cotangents[2]
         lse, largest = cast("mx.array", result.lse), result.max_scores
-        found = backend.backward(BackwardCall(plain, result.out, lse, d_out, d_lse, largest, d_max_scores, wanted))
+        found = backward(BackwardCall(plain, result.out, lse, d_out, d_lse, largest, d_max_scores, wanted))
         by_slot = dict(zip(wanted, found.arrays, strict=True))
         gradients = [found.q, found.k, found.v]
         for slot, array in enumerate(call.mods.arrays):
             if isinstance(array, mx.array):
                 gradients.append(by_slot[slot] if slot in by_slot else mx.zeros_like(array))
-        return list(refuse_gradient([*primals, *cotangents], gradients, True, _ONCE.format(backend.name)))
+        return list(refuse_gradient([*primals, *cotangents], gradients, True, _ONCE.format(name)))
 
     function = mx.custom_function(lambda *_: list(outputs))
     function.vjp(vjp)
-    function.jvp(refusal(_FORWARD_MODE.format(backend.name)))
+    function.jvp(refusal(_FORWARD_MODE.format(name)))
     return _with_parts(result, cast("Sequence[mx.array]", function(*inputs)))
 
 

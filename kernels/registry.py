@@ -37,7 +37,19 @@ def _simulator() -> Backend:
     return SimulatorBackend()
 
 
-BACKENDS: dict[str, Callable[[], Backend]] = {"metal": _metal, "simulator": _simulator, "cpu": _cpu, "ops": _ops}
+def _cuda() -> Backend:
+    from .cuda.backend import CudaBackend
+
+    return CudaBackend()
+
+
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "metal": _metal,
+    "cuda": _cuda,
+    "simulator": _simulator,
+    "cpu": _cpu,
+    "ops": _ops,
+}
 made: dict[str, Backend] = {}  # those that can run here and were asked for
 VARIABLE = "FLEXTRACE_BACKEND"
 
@@ -85,7 +97,9 @@ def chosen_name(option: str | None) -> str | None:
 @functools.cache
 def owner_of(device: mx.DeviceType) -> str:
     """The backend that owns MLX's devices of a type."""
-    return "metal" if mx.metal.is_available() and device == mx.DeviceType.gpu else "cpu"
+    if device != mx.DeviceType.gpu:
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
 
 
 @functools.cache

@@ -6,16 +6,19 @@ from typing import Any
 
 import mlx.core as mx
 
+from flextrace.kernels import backend_for
+
 METAL = ("metal",) if mx.metal.is_available() else ()
+CUDA = ("cuda",) if backend_for("cuda", to_run=False).unavailable() is None else ()
 COMPILED_OR_OPS = ("cpu", "ops", *METAL)
-EVERY = ("cpu", "ops", "simulator", *METAL)
+EVERY = ("cpu", "ops", "simulator", *METAL, *CUDA)
 STAGED = ("cpu", "simulator", *METAL)
 
 
-def needs_device(parameters: dict[str, Any]) -> bool:
-    """Whether a test with these parameters runs on the Metal device: those that conftest marks `metal`."""
+def device_of(parameters: dict[str, Any]) -> str | None:
+    """The device that a test with these parameters runs on, by the mark that conftest gives it; None for the host."""
     chosen = [parameters[name] for name in ("backend", "way") if isinstance(parameters.get(name), str)]
-    return any(name.partition("-")[0] in METAL for name in chosen)
+    return next((base for name in chosen if (base := name.partition("-")[0]) in (*METAL, *CUDA)), None)
 
 
 def _ways() -> dict[str, dict[str, Any]]:

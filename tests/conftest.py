@@ -25,12 +25,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    from backends import needs_device
+    from backends import device_of
 
     for item in items:
         sampled = item.get_closest_marker("sampled")
-        if needs_device(item.callspec.params if hasattr(item, "callspec") else {}):
-            item.add_marker(pytest.mark.metal)
+        device = device_of(item.callspec.params if hasattr(item, "callspec") else {})
+        if device is not None:
+            item.add_marker(device)
         elif sampled is not None and zlib.crc32(item.nodeid.encode()) % sampled.args[0]:
             item.add_marker(pytest.mark.long)  # by its name, so that no parameter is left out throughout
 

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+SUFFIXES = (".py", ".h", ".cpp", ".metal", ".cu")
 TOPS = ("tracer", "cache", "kernels", "flextrace")
 
 # Every room, the lowest first: a file imports from rooms that stand before its own, and from its own. A room is a
@@ -56,6 +57,12 @@ kernels/metal/decode/
 kernels/metal/backward/
 kernels/metal/captured/
 kernels/metal/
+kernels/cuda/device kernels/cuda/nvrtc
+kernels/cuda/tile/
+kernels/cuda/mod/
+kernels/cuda/attention/
+kernels/cuda/generate kernels/cuda/launch
+kernels/cuda/
 kernels/simulator/runtime/
 kernels/simulator/stdlib/
 kernels/simulator/translate/
@@ -108,7 +115,11 @@ def room(file: str) -> str:
 def files() -> dict[str, Path]:
     """The sources of the library, by their paths in the repository."""
     found = [path for top in TOPS for path in sorted((ROOT / top).rglob("*"))]
-    return {path.relative_to(ROOT).as_posix(): path for path in found if path.suffix in (".py", ".h", ".cpp", ".metal")}
+    return {
+        path.relative_to(ROOT).as_posix(): path
+        for path in found
+        if path.suffix in (".py", ".h", ".cpp", ".metal", ".cu")
+    }
 
 
 @cache

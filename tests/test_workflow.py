@@ -69,10 +69,10 @@ def test_the_probe_multiplies_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tests_on_a_device_are_marked(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.setattr(backends, "METAL", ("metal",))
-    assert backends.needs_device({"backend": "metal"}) and backends.needs_device({"way": "metal-int8"})
-    assert not backends.needs_device({"backend": "simulator", "name": "metal"})
-    assert not backends.needs_device({"backend": object()}) and not backends.needs_device({})
+    assert backends.device_of({"backend": "metal"}) == backends.device_of({"way": "metal-int8"}) == "metal"
+    assert backends.device_of({"backend": "simulator", "name": "metal"}) is None
+    assert backends.device_of({"backend": object()}) is backends.device_of({}) is None
     monkeypatch.setattr(backends, "METAL", ())
-    assert not backends.needs_device({"backend": "metal"})
+    assert backends.device_of({"backend": "metal"}) is None
     marked = [item for item in request.session.items if item.get_closest_marker("metal")]
     assert mx.metal.is_available() or all(item.get_closest_marker("skipif") for item in marked)

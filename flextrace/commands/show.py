@@ -24,6 +24,7 @@ class KernelBackend(str, Enum):
     """The backends that have kernels."""
 
     metal = "metal"
+    cuda = "cuda"
     simulator = "simulator"
     cpu = "cpu"
 

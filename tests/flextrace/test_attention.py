@@ -285,7 +285,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "unknown backend": (
         {"kernel_options": {"BACKEND": "tpu"}},
         ValueError,
-        "unknown backend 'tpu'; known: metal, simulator, cpu, ops",
+        "unknown backend 'tpu'; known: metal, cuda, simulator, cpu, ops",
     ),
     "lse and aux": ({"return_lse": True, "return_aux": flex.AuxRequest()}, ValueError, "exclude each other"),
     "aux type": ({"return_aux": {"lse": True}}, TypeError, "return_aux takes an AuxRequest, not a dict"),
@@ -403,7 +403,7 @@ def test_more_threads_than_a_kernel_counts_are_refused(count: int) -> None:
 def test_backend_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXTRACE_BACKEND", "nonsense")
     with pytest.raises(
-        ValueError, match="FLEXTRACE_BACKEND is 'nonsense'; unset it, or choose one of metal, simulator, cpu, ops"
+        ValueError, match="FLEXTRACE_BACKEND is 'nonsense'; unset it, or choose one of metal, cuda, simulator, cpu, ops"
     ):
         flex.flex_attention(Q, Q, Q)
     monkeypatch.setenv("FLEXTRACE_BACKEND", "ops")

@@ -163,7 +163,7 @@ def test_source_is_the_whole_kernel_text() -> None:
     text = alibi.source("cpu")
     assert "array0" not in text and "fx::load<float>(in, 0, h)" in text
     assert "return splat(" in causal.source("cpu")
-    with pytest.raises(ValueError, match="unknown backend 'abacus'; known: metal, simulator, cpu, ops"):
+    with pytest.raises(ValueError, match="unknown backend 'abacus'; known: metal, cuda, simulator, cpu, ops"):
         alibi.source("abacus")
 
 

@@ -176,7 +176,7 @@ def test_a_missed_target_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None
     ("arguments", "message"),
     [
         (["--backend", "ops"], "the ops backend neither quantises nor smooths"),
-        (["--backend", "gpu"], "unknown backend 'gpu'; known: metal, simulator, cpu, ops, reference"),
+        (["--backend", "gpu"], "unknown backend 'gpu'; known: metal, cuda, simulator, cpu, ops, reference"),
         (["--mods", "nothing"], "unknown mod 'nothing'; known: none, causal"),
         (["--dtypes", "int8"], "unknown dtype 'int8'; known: float32"),
         (["--counts"], "--counts and --accuracy are two reports"),

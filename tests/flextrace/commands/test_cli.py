@@ -275,4 +275,4 @@ def test_a_backend_that_is_not_one(command: list[str], monkeypatch: pytest.Monke
     monkeypatch.setenv("FLEXTRACE_BACKEND", "gpu")
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2
-    assert "FLEXTRACE_BACKEND is 'gpu'; unset it, or choose one of metal, simulator, cpu, ops" in result.output
+    assert "FLEXTRACE_BACKEND is 'gpu'; unset it, or choose one of metal, cuda, simulator, cpu, ops" in result.output

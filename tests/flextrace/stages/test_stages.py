@@ -584,7 +584,11 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "sums has shape (3,); expected (2,), product's without its last axis",
     ),
-    "backend": (lambda: scale(A, 2, backend="tpu"), ValueError, "unknown backend 'tpu'; known: metal, simulator, cpu"),
+    "backend": (
+        lambda: scale(A, 2, backend="tpu"),
+        ValueError,
+        "unknown backend 'tpu'; known: metal, cuda, simulator, cpu",
+    ),
     "ops": (
         lambda: scale(A, 2, backend="ops"),
         ValueError,

@@ -1,0 +1,1 @@
+"""Attention on NVIDIA GPUs: CUDA text -> cubin -> a node of MLX's graph."""

@@ -1,0 +1,294 @@
+// forward.cu: attention forward on NVIDIA GPUs from sm_80 on, a tile at a time, never the full score matrix
+// (FlashAttention-2, arXiv 2307.08691; online softmax, arXiv 1805.02867).
+//
+//   each block takes BQ query rows of one head, each of its warps 16 ROW_TILES of them
+//   for each tile of BK keys that the masks leave                                        Walk
+//     S = Q K^T, in registers, while V is on its way                                     multiply_keys
+//     S = mask(score_mod(scale S))                                                       modify
+//     P = exp(S - max); O = O * exp(old max - max)                                       update_rows
+//     O = O + P V, while the next K is on its way                                        multiply_values
+//   out = O / sum of P; lse = max + log(sum)                                             write_rows
+#include "plan.h"
+#include "../mod/mod.h"
+#include "params.h"
+#include "../tile/products.h"
+#include "../tile/staging.h"
+#include "softmax.h"
+#include "walk.h"
+
+typedef Walk<BQ, BK, BLOCKS> Tiles;
+typedef Staged<T, BQ, HEAD_DIM, HEADS, LD_HEADS, THREADS> StagedQueries;
+typedef Staged<T, BK, HEAD_DIM, HEADS, LD_HEADS, THREADS> StagedKeys;
+typedef Staged<T, BK, VALUE_DIM, VALUES, LD_VALUES, THREADS> StagedValues;
+
+// q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM]; v: [.., VALUE_DIM]; row after row.
+// out: [batch, query_heads, q_len, VALUE_DIM]; lse, max_scores: float32 [batch, query_heads, q_len], natural.
+struct Tensors {
+  const T *q, *k, *v;
+  const int* tile_lists;
+  T* out;
+  float *lse, *max_scores;
+};
+
+// The accumulators of a warp.
+struct Accumulators {
+  RowState state[ROW_TILES];
+  Sums out[ROW_TILES][VALUE_TILES];
+
+  INLINE void start() {
+    UNROLL
+    for (int r = 0; r < ROW_TILES; r++) {
+      state[r].start();
+      UNROLL
+      for (int d = 0; d < VALUE_TILES; d++) out[r][d] = Sums();
+    }
+  }
+};
+
+// S = Q K^T
+INLINE void multiply_keys(Sums (&scores)[ROW_TILES][KEY_TILES], const T* queries, const T* keys, int lane) {
+  UNROLL
+  for (int r = 0; r < ROW_TILES; r++) {
+    UNROLL
+    for (int j = 0; j < KEY_TILES; j++) scores[r][j] = Sums();
+  }
+#pragma unroll(sizeof(T) == 4 ? 1 : HEADS <= 128 ? HEADS / 16 : 2)
+  for (int d = 0; d < HEADS; d += Step<T>::K) {
+    typename Step<T>::Left left[ROW_TILES];
+    UNROLL
+    for (int r = 0; r < ROW_TILES; r++) Step<T>::template load_left<LD_HEADS>(left[r], queries + 16 * r * LD_HEADS + d, lane);
+    UNROLL
+    for (int j = 0; j < KEY_TILES; j += 2) {
+      typename Step<T>::Right right;
+      Step<T>::template load_keys<LD_HEADS>(right, keys + 8 * j * LD_HEADS + d, lane);
+      UNROLL
+      for (int r = 0; r < ROW_TILES; r++) Step<T>::multiply_pair(scores[r][j], scores[r][j + 1], left[r], right);
+    }
+  }
+}
+
+// O += P V
+INLINE void multiply_values(Sums (&out)[ROW_TILES][VALUE_TILES], const Sums (&weights)[ROW_TILES][KEY_TILES],
+                            const T* values, int lane) {
+  UNROLL
+  for (int j = 0; j < KEY_TILES; j += 2) {
+    typename Step<T>::Left left[ROW_TILES];
+    UNROLL
+    for (int r = 0; r < ROW_TILES; r++) Step<T>::left_of(left[r], &weights[r][j]);
+    UNROLL
+    for (int d = 0; d < VALUE_TILES; d += 2) {
+      typename Step<T>::Right right;
+      Step<T>::template load_values<LD_VALUES>(right, values + 8 * j * LD_VALUES + 8 * d, lane);
+      UNROLL
+      for (int r = 0; r < ROW_TILES; r++) Step<T>::multiply_pair(out[r][d], out[r][d + 1], left[r], right);
+    }
+  }
+}
+
+// O += P V of the keys that have infinite or nan values, a bit each: where a weight of 0 leaves such a key out, its
+// product is not to be nan. So they are added one by one. This is rare: a loop keeps it small.
+INLINE void add_special_values(Sums (&out)[ROW_TILES][VALUE_TILES], const Sums (&weights)[ROW_TILES][KEY_TILES],
+                               const T* values, const uint* special_keys, int lane) {
+  ROLLED
+  for (int key = 0; key < BK; key++) {
+    if (!((special_keys[key / 32] >> (key % 32)) & 1)) continue;
+    float weight[ROW_TILES][2];
+    UNROLL
+    for (int r = 0; r < ROW_TILES; r++) {
+      UNROLL
+      for (int half = 0; half < 2; half++) {
+        float mine = 0.0f;  // the weight that this lane has of the key, if it has one
+        UNROLL
+        for (int j = 0; j < KEY_TILES; j++) {
+          UNROLL
+          for (int e = 0; e < 2; e++) {
+            if (key == 8 * j + 2 * (lane & 3) + e) mine = weights[r][j].at[2 * half + e];
+          }
+        }
+        weight[r][half] = __shfl_sync(EVERY_LANE, mine, (lane & ~3) + key % 8 / 2);
+      }
+    }
+    UNROLL
+    for (int d = 0; d < VALUE_TILES; d++) {
+      UNROLL
+      for (int e = 0; e < 2; e++) {
+        const float value = values[key * LD_VALUES + 8 * d + 2 * (lane & 3) + e];
+        UNROLL
+        for (int r = 0; r < ROW_TILES; r++) {
+          UNROLL
+          for (int half = 0; half < 2; half++) {
+            if (weight[r][half] != 0.0f) out[r][d].at[2 * half + e] += weight[r][half] * value;
+          }
+        }
+      }
+    }
+  }
+}
+
+INLINE void scale_scores(Sums (&scores)[ROW_TILES][KEY_TILES], float scale) {
+  UNROLL
+  for (int r = 0; r < ROW_TILES; r++) {
+    UNROLL
+    for (int j = 0; j < KEY_TILES; j++) {
+      UNROLL
+      for (int i = 0; i < 4; i++) scores[r][j].at[i] *= scale;
+    }
+  }
+}
+
+// S = mask(score_mod(S)) on the elements that this lane holds.
+template <bool MASKED>
+INLINE void modify(Sums (&scores)[ROW_TILES][KEY_TILES], const KeyTile& tile, const Tiles& walk, const Place& place,
+                   int first_row) {
+  const AttentionParams& p = walk.p;
+  UNROLL
+  for (int r = 0; r < ROW_TILES; r++) {
+    UNROLL
+    for (int half = 0; half < 2; half++) {
+      const int q_idx = smaller(first_row + 16 * r + 8 * half + place.lane / 4, p.q_len - 1);
+      const auto score_mod = walk.mods.score_mod(place.b, place.h, q_idx);
+      const auto mask_mod = walk.mods.mask_mod(place.b, place.h, q_idx);
+      UNROLL
+      for (int j = 0; j < KEY_TILES; j++) {
+        UNROLL
+        for (int e = 0; e < 2; e++) {
+          float& score = scores[r][j].at[2 * half + e];
+          const int kv_idx = tile.first + 8 * j + 2 * (place.lane & 3) + e;
+          const int key = MASKED ? smaller(kv_idx, p.kv_len - 1) : kv_idx;
+          if constexpr (HAS_SCORE_MOD) score = score_mod(score, key);
+          if constexpr (MASKED) {
+            bool kept = kv_idx < p.kv_len;
+            int asked = tile.state;
+            if constexpr (BLOCKS == CUT_TILES) {
+              if (asked == LOOK_UP) {
+                const int block = walk.states[int64_t(q_idx / p.q_block) * p.kv_blocks + key / p.kv_block];
+                kept = kept && block != 0;
+                asked = block == 1 ? ASK : NO_MASK;
+              }
+            }
+            if constexpr (HAS_MASK_MOD) {
+              if (asked == ASK) kept = kept && mask_mod(key);
+            }
+            if (!kept) score = -INFINITY;
+          }
+        }
+      }
+    }
+  }
+}
+
+// out = O / sum of P. A row with nothing to attend to has sum 0 and gives 0, and -inf as its statistics.
+INLINE void write_rows(const Tensors& to, Accumulators& sums, const AttentionParams& p, const Place& place,
+                       int first_row, int slice, bool scaled) {
+  UNROLL
+  for (int r = 0; r < ROW_TILES; r++) {
+    UNROLL
+    for (int half = 0; half < 2; half++) {
+      const float sum = sum_of_row(sums.state[r].sum[half]), inverse = sum == 0.0f ? 0.0f : __fdiv_rn(1.0f, sum);
+      const int row = first_row + 16 * r + 8 * half + place.lane / 4;
+      if (row >= p.q_len) continue;
+      const int64_t at = (int64_t(place.b) * p.query_heads + place.h) * p.q_len + row;
+      UNROLL
+      for (int d = 0; d < VALUE_TILES; d++) {
+        const int column = slice * VALUES + 8 * d + 2 * (place.lane & 3);
+        const float first = sums.out[r][d].at[2 * half] * inverse, second = sums.out[r][d].at[2 * half + 1] * inverse;
+        T* out = to.out + at * VALUE_DIM + column;
+        if constexpr (sizeof(T) == 2 && VALUE_DIM % 2 == 0) {
+          if (column < VALUE_DIM) *(uint*)out = packed<T>(first, second);
+        } else {
+          if (column < VALUE_DIM) out[0] = narrowed<T>(first);
+          if (column + 1 < VALUE_DIM) out[1] = narrowed<T>(second);
+        }
+      }
+      if (slice == 0 && (place.lane & 3) == 0) {
+        const float max = sums.state[r].max[half] * (scaled ? 1.0f : p.scale);
+        to.lse[at] = sum == 0.0f ? -INFINITY : max + logf(sum);
+        to.max_scores[at] = sum == 0.0f ? -INFINITY : max;
+      }
+    }
+  }
+}
+
+INLINE void attention_forward(const Tensors& tensors, const AttentionParams& p, const Mods& mods) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  T* queries = (T*)memory;
+  T* keys = queries + BQ * LD_HEADS;
+  T* values = keys + BK * LD_HEADS;
+  constexpr int SPECIAL_WORDS = (BK + 31) / 32;
+  __shared__ uint special_keys[SPECIAL_WORDS];  // a bit for each key
+  constexpr bool MAY_LEAVE_OUT = HAS_SCORE_MOD || HAS_MASK_MOD || BLOCKS == CUT_TILES;
+
+  const int thread = threadIdx.x, warp = thread / LANES, lane = thread % LANES;
+  const int slice = blockIdx.x % SLICES, q_tile = (gridDim.x - 1 - blockIdx.x) / SLICES;  // long rows of a causal mask first
+  const int first_row = q_tile * BQ + warp * ROW_TILES * 16;
+  Place place;
+  place.b = blockIdx.z, place.h = blockIdx.y, place.lane = lane;
+  place.of_block = {q_tile * BQ, smaller(p.q_len, (q_tile + 1) * BQ) - 1};
+  place.of_warp = {first_row, smaller(p.q_len, first_row + ROW_TILES * 16) - 1};
+
+  const int64_t head = int64_t(place.b) * p.query_heads + place.h;
+  const int64_t kv_head = int64_t(p.kv_batches == 1 ? 0 : place.b) * p.kv_heads + place.h / (p.query_heads / p.kv_heads);
+  const Rows<T> q = rows_of(tensors.q + head * p.q_len * HEAD_DIM, HEAD_DIM, p.q_len);
+  const Rows<T> k = rows_of(tensors.k + kv_head * p.kv_len * HEAD_DIM, HEAD_DIM, p.kv_len);
+  const Rows<T> v = rows_of(tensors.v + kv_head * p.kv_len * VALUE_DIM, VALUE_DIM, p.kv_len);
+
+  Tiles walk(p, mods, place, tensors.tile_lists, q_tile);
+  Accumulators sums;
+  sums.start();
+  StagedQueries::load(queries, q, q_tile * BQ, 0, thread);
+  KeyTile tile = walk.next();
+  if (tile.exists) StagedKeys::load(keys, k, tile.first, 0, thread);
+  commit_copies();
+  // Without a score_mod, scores stay without their scale, where it is positive: it goes to the exponents.
+  const bool scaled = HAS_SCORE_MOD || !(p.scale > 0.0f);
+  const float exponent_scale = scaled ? LOG2_E : LOG2_E * p.scale;
+  const T* own_queries = queries + warp * ROW_TILES * 16 * LD_HEADS;
+
+  while (tile.exists) {
+    wait_for_copies<0>();
+    __syncthreads();
+    StagedValues::load(values, v, tile.first, slice * VALUES, thread);
+    commit_copies();
+    Sums scores[ROW_TILES][KEY_TILES];
+    if (tile.live) multiply_keys(scores, own_queries, keys, lane);
+    const KeyTile following = walk.next();
+    __syncthreads();
+    if (following.exists) StagedKeys::load(keys, k, following.first, 0, thread);
+    commit_copies();
+
+    if (tile.live) {
+      if (scaled) scale_scores(scores, p.scale);
+      if (tile.masked) modify<true>(scores, tile, walk, place, first_row);
+      else if constexpr (HAS_SCORE_MOD) modify<false>(scores, tile, walk, place, first_row);
+      UNROLL
+      for (int r = 0; r < ROW_TILES; r++) {
+        float shrink[2];
+        update_rows<sizeof(T) == 2>(sums.state[r], scores[r], shrink, exponent_scale);
+        UNROLL
+        for (int d = 0; d < VALUE_TILES; d++) {
+          UNROLL
+          for (int i = 0; i < 4; i++) sums.out[r][d].at[i] *= shrink[i / 2];
+        }
+      }
+    }
+    wait_for_copies<1>();
+    if constexpr (MAY_LEAVE_OUT) {
+      const bool special = __syncthreads_or((HAS_SCORE_MOD || tile.masked_for_some) && StagedValues::holds_special(values, thread));
+      if (special) {
+        if (thread < SPECIAL_WORDS) special_keys[thread] = 0;
+        __syncthreads();
+        StagedValues::mark_special(special_keys, values, thread);
+        __syncthreads();
+        if (tile.live) add_special_values(sums.out, scores, values, special_keys, lane);
+        __syncthreads();
+        StagedValues::clear(special_keys, values, thread);
+        __syncthreads();
+      }
+    } else {
+      __syncthreads();
+    }
+    if (tile.live) multiply_values(sums.out, scores, values, lane);
+    tile = following;
+  }
+  write_rows(tensors, sums, p, place, first_row, slice, scaled);
+}

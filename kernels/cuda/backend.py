@@ -1,0 +1,138 @@
+"""AttentionCall -> kernel on NVIDIA GPUs: its CUDA text, compiled to a cubin that is kept on disk."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flextrace.cache import Store, key_of
+
+from ..backend import BackendUnavailable, Built
+from ..call import AttentionCall, BackwardCall, Result
+from ..gpu.extremes import slots_by_blocks
+from ..gpu.tile_lists import tiles_for
+from ..loading import Kernels
+from ..spec import ATTENTION, Formulas, KernelSpec
+from ..stages.protocol import Stages
+from .attention.plan import Plan, plan_for
+from .device import LEAST, capability
+from .generate import CudaText, attention_text
+from .launch import run
+from .nvrtc import REMEDY, find_nvrtc
+
+CUBIN, SOURCE, REPORT = "kernel.cubin", "kernel.cu", "resources.txt"
+PLAIN_CAPABILITY = 80  # whose text is shown where there is no GPU
+
+
+class Variant(NamedTuple):
+    """plan: how a block cuts its work. blocks: enum Blocks of walk.h. extremes: slots whose blocks tile_state reads."""
+
+    plan: Plan
+    blocks: int = 0
+    extremes: tuple[int, ...] = ()
+
+
+class CudaBackend:
+    """Attention in CUDA through `mx.fast.precompiled_cuda_kernel`: a node of MLX's lazy graph."""
+
+    name = "cuda"
+    lazy = True
+    quantises = False
+    keeps_gradients = False
+    forward: tuple[str, ...] = (ATTENTION,)
+
+    def __init__(self) -> None:
+        self.kernels: Kernels[CudaKernel] = Kernels(self._made)
+        self.load: Callable[[KernelSpec], CudaKernel] = self.kernels.__getitem__
+        self.built = 0  # kernels compiled by this process
+
+    def unavailable(self) -> str | None:
+        found = capability()
+        if found is None:
+            return "no NVIDIA driver answers; choose the cpu or ops backend"
+        if found < LEAST:
+            return f"this GPU is sm_{found}, and the cuda backend needs sm_80 or later; choose the ops backend"
+        if find_nvrtc() is None:
+            return f"NVRTC is missing; {REMEDY}"
+        return None
+
+    def spec(self, call: AttentionCall) -> KernelSpec:
+        dtype = str(call.q.dtype).removeprefix("mlx.core.")
+        plan = plan_for(call.q.shape[3], call.v.shape[3], dtype, capability() or PLAIN_CAPABILITY)
+        tiles = tiles_for(call.blocks, plan, call.q.shape[2], call.k.shape[2])
+        return KernelSpec(ATTENTION, call.mods.formulas, Variant(plan, tiles.mode, slots_by_blocks(call)))
+
+    def named(self, mods: Formulas) -> dict[str, KernelSpec]:
+        return {"attention": KernelSpec(ATTENTION, mods)}
+
+    def text(self, spec: KernelSpec) -> str:
+        return _text(spec).text
+
+    def key(self, spec: KernelSpec) -> str | None:
+        nvrtc = find_nvrtc()
+        return None if nvrtc is None else key_of(self.text(spec), f"{nvrtc.fingerprint} {architecture()}")
+
+    def build(self, call: AttentionCall, gradients: bool = False) -> list[Built]:
+        return [Built("attention", self._made(self.spec(call)).key)]
+
+    def backward(self, call: BackwardCall) -> None:
+        """It has no kernels of gradients yet."""
+
+    def stages(self, threads: int = 0) -> Stages:
+        raise ValueError(
+            "the cuda backend has no stage kernels yet; choose the cpu backend for them, or leave "
+            'kernel_options={"PIPELINE": "staged"} out'
+        )
+
+    def _made(self, spec: KernelSpec) -> CudaKernel:
+        text, nvrtc = _text(spec), find_nvrtc()
+        if nvrtc is None:
+            raise BackendUnavailable(f"NVRTC is missing; {REMEDY}")
+        key = key_of(text.text, f"{nvrtc.fingerprint} {architecture()}")
+
+        def build(folder: Path) -> dict[str, Any]:
+            cubin, report = nvrtc.compile(text.text, architecture())
+            (folder / SOURCE).write_text(text.text, encoding="ascii")
+            (folder / CUBIN).write_bytes(cubin)
+            (folder / REPORT).write_text(report)
+            self.built += 1
+            mlx = importlib.metadata.version("mlx")
+            return {"backend": self.name, "kernel": spec.title, **spec.mods.described(), "mlx": mlx}
+
+        _, cubin = Store().load_or_build(key, build, CUBIN, Path.read_bytes, [SOURCE, REPORT])
+        return CudaKernel(cubin, text.name, _variant(spec), key)
+
+
+@dataclass(frozen=True)
+class CudaKernel:
+    """A cubin, and what a launch of it needs."""
+
+    cubin: bytes
+    name: str
+    variant: Variant
+    key: str
+
+    def run(self, call: AttentionCall) -> Result:
+        plan = self.variant.plan
+        tiles = tiles_for(call.blocks, plan, call.q.shape[2], call.k.shape[2])
+        return run(self.cubin, self.name, plan, tiles, self.variant.extremes, call)
+
+
+def architecture() -> str:
+    """As NVRTC calls it: that of this GPU, with the instructions of that chip alone."""
+    found = capability() or PLAIN_CAPABILITY
+    return f"sm_{found}a" if found >= 90 else f"sm_{found}"
+
+
+def _variant(spec: KernelSpec) -> Variant:
+    if isinstance(spec.variant, Variant):
+        return spec.variant
+    return Variant(plan_for(64, 64, "float16", capability() or PLAIN_CAPABILITY))
+
+
+def _text(spec: KernelSpec) -> CudaText:
+    variant = _variant(spec)
+    return attention_text(spec.mods, variant.plan, variant.blocks, variant.extremes)

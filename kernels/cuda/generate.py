@@ -1,0 +1,180 @@
+"""Formulas, plan -> the text of a CUDA kernel: the hole filled, and the entry with the arguments that MLX passes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from flextrace.tracer import ArrayCapture, Expr, NumberCapture, emit
+from flextrace.tracer.emit.c_family import is_uniform
+from flextrace.tracer.emit.cuda import CUDA
+from flextrace.tracer.emit.tile_state import CUDA_RANGES, tile_state_body
+from flextrace.tracer.expr.node import apply, const, rebuild
+
+from ..spec import Formulas
+from ..template.assemble import assemble
+from ..template.hole import fill
+from .attention.plan import Plan
+
+FOLDER = Path(__file__).parent
+HOLE, PLAN = "mod/mod.h", "attention/plan.h"
+ELEMENTS = {"float16": "float16_t", "bfloat16": "bfloat16_t", "float32": "float", "bool": "bool"}
+ELEMENTS["float64"] = "float"  # arrives so, as on Metal
+# Characters of a mod's text for one element, some functions counted for what they become; a longer one is called, as
+# each lane has tens of elements.
+LONG, OF_A_FUNCTION = 1000, 400
+LARGE = re.compile(r"\b(sin|cos|tan|pow|log1p|asin|acos|atan|atan2|sinh|cosh|asinh|acosh|atanh|floor_div|mod)f?\(")
+_READ = {"float": "__int_as_float({})", "int": "{}", "bool": "{} != 0"}
+PARAMS = (
+    *("query_heads", "kv_heads", "kv_batches", "q_len", "kv_len", "scale"),
+    *("mask_batches", "mask_heads", "q_blocks", "kv_blocks", "q_block", "kv_block"),
+)
+
+
+@dataclass(frozen=True)
+class CudaText:
+    """A kernel, for one pair of mods: its text, and the name that MLX calls."""
+
+    name: str
+    text: str
+
+
+def element_type(dtype: str) -> str:
+    """How CUDA writes an element type."""
+    return ELEMENTS.get(dtype, f"{dtype}_t")
+
+
+def attention_text(mods: Formulas, plan: Plan, blocks: int, extremes: Collection[int] = ()) -> CudaText:
+    """The attention kernel. blocks: enum Blocks of walk.h. extremes: slots of arrays whose blocks tile_state reads."""
+    approximate = plan.dtype != "float32"
+    headers = {
+        HOLE: mod_header(mods, approximate, extremes),
+        PLAN: fill(
+            FOLDER / PLAN,
+            {"element": f"typedef {element_type(plan.dtype)} T;"},
+            {**plan.constants(), "BLOCKS": str(blocks)},
+        ),
+    }
+    text = assemble(FOLDER, "attention/forward.cu", headers)
+    entry = _entry(mods, extremes)
+    name = f"flextrace_attention_{hashlib.sha256((text + entry).encode()).hexdigest()[:16]}"
+    return CudaText(name, text + entry.replace("NAME", name))
+
+
+class Assignments(NamedTuple):
+    """What fills the members of Mods, a statement each. arrays: by slot; in numbers and sizes {} is for the word."""
+
+    arrays: list[tuple[int, str]]
+    extremes: list[str]
+    numbers: list[str]
+    sizes: list[str]
+
+
+def assignments(mods: Formulas, extremes: Collection[int]) -> Assignments:
+    """In the order of a kernel's arguments, which are of the members' names."""
+    arrays = [(slot, f"mods.array{slot} = array{slot};") for slot in range(len(mods.arrays))]
+    numbers = [f"mods.number{slot} = {_READ[number.dtype]};" for slot, number in enumerate(mods.numbers)]
+    sizes = [
+        f"mods.array{slot}_shape.sizes[{axis}] = mods.array{slot}_strides.shape.sizes[{axis}] = {{}};"
+        for slot, array in enumerate(mods.arrays)
+        for axis in range(array.ndim)
+    ]
+    return Assignments(arrays, [f"mods.extremes{slot} = extremes{slot};" for slot in extremes], numbers, sizes)
+
+
+def _entry(mods: Formulas, extremes: Collection[int]) -> str:
+    filled = assignments(mods, extremes)
+    words = [f"word{i}" for i in range(len(filled.numbers) + len(filled.sizes))]
+    parameters = [
+        *("const T* q", "const T* k", "const T* v", "const int* tile_lists"),
+        *(f"const {element_type(array.element)}* array{slot}" for slot, array in enumerate(mods.arrays)),
+        *(f"const {_extremes_type(mods.arrays[slot])}* extremes{slot}" for slot in extremes),
+        *("T* out", "float* lse", "float* max_scores"),
+        *(f"int {name}" for name in (*PARAMS, *words)),
+    ]
+    read = [line.format(word) for line, word in zip([*filled.numbers, *filled.sizes], words, strict=True)]
+    values = ", ".join("__int_as_float(scale)" if name == "scale" else name for name in PARAMS)
+    lines = [
+        'extern "C" __global__ void __launch_bounds__(THREADS) NAME(',
+        "    " + ",\n    ".join(parameters) + ") {",
+        "  Mods mods;",
+        *(f"  {line}" for line in (*(line for _, line in filled.arrays), *filled.extremes, *read)),
+        "  attention_forward({q, k, v, tile_lists, out, lse, max_scores}, {" + values + "}, mods);",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def mod_header(mods: Formulas, approximate: bool, extremes: Collection[int] = ()) -> str:
+    """The text that fills the hole."""
+    values, texts = (
+        {"APPROXIMATE": str(approximate).lower()},
+        {"captures": _captures(mods.arrays, mods.numbers, extremes)},
+    )
+    score, mask = mods.score_expr, mods.mask_expr
+    if score is not None:
+        values["HAS_SCORE_MOD"] = "true"
+        formula = _reciprocals(score) if approximate else score
+        texts["score_mod"], called = _body(formula, "score_mod", ("float score", "int kv_idx"), "float")
+        texts["captures"] += "\n" + called
+    if mask is not None:
+        values["HAS_MASK_MOD"] = "true"
+        texts["library"] = f'#include "{"extremes.h" if extremes else "bounds.h"}"'
+        texts["mask_mod"], called = _body(mask, "mask_mod", ("int kv_idx",), "bool")
+        texts["captures"] += "\n" + called
+        texts["tile_state"] = _tile_body(mask, extremes)
+    return fill(FOLDER / HOLE, texts, values)
+
+
+def _captures(arrays: Sequence[ArrayCapture], numbers: Sequence[NumberCapture], extremes: Collection[int]) -> str:
+    lines = []
+    for slot, array in enumerate(arrays):
+        lines.append(f"const {element_type(array.element)}* __restrict__ array{slot};")
+        lines.append(f"Shape<{array.ndim}> array{slot}_shape;")
+        lines.append(f"RowMajor<{array.ndim}> array{slot}_strides;")
+    lines += [f"const {_extremes_type(arrays[slot])}* __restrict__ extremes{slot};" for slot in extremes]
+    lines += [f"{number.dtype} number{slot};" for slot, number in enumerate(numbers)]
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def _extremes_type(array: ArrayCapture) -> str:
+    return "float" if array.element in ("float16", "bfloat16", "float32", "float64") else "int"
+
+
+def _tile_body(mask: Expr, extremes: Collection[int]) -> str:
+    def load(node: Expr, indices: list[str]) -> str:
+        text, slot = CUDA_RANGES.load(node, indices), node.value[0]
+        if slot not in extremes:
+            return text
+        function, _, arguments = text.partition("(")
+        return f"{function}_by_blocks(extremes{slot}, {arguments}"
+
+    return tile_state_body(mask, replace(CUDA_RANGES, load=load))
+
+
+def _reciprocals(expr: Expr) -> Expr:
+    """Quotients by a constant as products: approximate, as other quotients then are."""
+
+    def changed(node: Expr, args: Sequence[Expr]) -> Expr:
+        if node.op == "div" and args[1].op == "const" and args[1].value:
+            return apply("mul", args[0], const(1.0 / args[1].value))
+        return Expr(node.op, node.dtype, tuple(args), node.value)
+
+    return rebuild(expr, changed)
+
+
+def _body(expr: Expr, kind: str, varying: Sequence[str], result: str) -> tuple[str, str]:
+    """The body of a mod: what is the same for a whole row of scores, then a function of the rest; and a member that it
+    calls, where the text is so long that a lane is not to have it once for each of its elements."""
+    emitted = emit(expr, CUDA, is_uniform)
+    inner = [*emitted.statements, f"return {emitted.result};"]
+    head, given = f"return [=]({', '.join(varying)}) {{", ", ".join(name.split()[1] for name in varying)
+    if sum(len(line) + OF_A_FUNCTION * len(LARGE.findall(line)) for line in inner) <= LONG:
+        return "\n".join([*emitted.outer, head, *(f"  {line}" for line in inner), "};"]), ""
+    parameters = ", ".join(["int b", "int h", "int q_idx", *varying])
+    lines = [f"CALLED {result} {kind}_of({parameters}) const {{", *(f"  {x}" for x in (*emitted.outer, *inner)), "}"]
+    return "\n".join([head, f"  return {kind}_of(b, h, q_idx, {given});", "};"]), "\n".join(f"  {x}" for x in lines)

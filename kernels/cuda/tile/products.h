@@ -1,0 +1,170 @@
+// products.h: products of 16-row tiles on tensor cores (mma.sync, sm_80 and later), for each type of element.
+//
+// A lane holds of a 16 x 8 tile of sums C the rows lane / 4 and lane / 4 + 8, two neighbouring columns of each. Of the
+// factors it holds what PTX says of mma.m16n8k16 (16 bits) and mma.m16n8k8 (32 bits, tf32). float32 is three products
+// of tf32, whose errors are those of float32.
+#pragma once
+#include "types.h"
+
+struct Sums {
+  float at[4];  // row, column; row, column + 1; row + 8, column; row + 8, column + 1
+};
+
+INLINE uint shared_address(const void* p) { return uint(__cvta_generic_to_shared(p)); }
+INLINE void load_matrices(uint (&to)[4], uint address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address)
+               : "memory");
+}
+INLINE void load_matrices_transposed(uint (&to)[4], uint address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address)
+               : "memory");
+}
+
+// -- 16 bits -----------------------------------------------------------------------------------------------------
+
+template <typename T>
+INLINE void multiply(Sums& c, const uint (&a)[4], uint b0, uint b1);
+template <>
+INLINE void multiply<float16_t>(Sums& c, const uint (&a)[4], uint b0, uint b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c.at[0]), "+f"(c.at[1]), "+f"(c.at[2]), "+f"(c.at[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+INLINE void multiply<bfloat16_t>(Sums& c, const uint (&a)[4], uint b0, uint b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c.at[0]), "+f"(c.at[1]), "+f"(c.at[2]), "+f"(c.at[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// What a product takes at once: K columns of the left factor, and one register for PAIR of them.
+template <typename T>
+struct Step {
+  static constexpr int K = 16;
+  struct Left {
+    uint at[4];
+  };
+  struct Right {  // 8 columns each of two neighbouring tiles
+    uint at[4];
+  };
+  // 16 rows from `rows` on, LD elements apart.
+  template <int LD>
+  static INLINE void load_left(Left& a, const T* rows, int lane) {
+    load_matrices(a.at, shared_address(rows + (lane & 15) * LD + (lane >> 4) * 8));
+  }
+  // B = (16 rows)^T: rows of keys, so that columns of B are keys.
+  template <int LD>
+  static INLINE void load_keys(Right& b, const T* rows, int lane) {
+    load_matrices(b.at, shared_address(rows + ((lane >> 4) * 8 + (lane & 7)) * LD + ((lane >> 3) & 1) * 8));
+  }
+  // B = 16 rows by 16 columns, as they lie.
+  template <int LD>
+  static INLINE void load_values(Right& b, const T* rows, int lane) {
+    load_matrices_transposed(b.at, shared_address(rows + (lane & 15) * LD + (lane >> 4) * 8));
+  }
+  static INLINE void multiply_pair(Sums& c0, Sums& c1, const Left& a, const Right& b) {
+    multiply<T>(c0, a.at, b.at[0], b.at[1]);
+    multiply<T>(c1, a.at, b.at[2], b.at[3]);
+  }
+  // Two tiles of sums side by side are the left factor of 16 columns.
+  static INLINE void left_of(Left& a, const Sums* sums) {
+    a.at[0] = packed<T>(sums[0].at[0], sums[0].at[1]);
+    a.at[1] = packed<T>(sums[0].at[2], sums[0].at[3]);
+    a.at[2] = packed<T>(sums[1].at[0], sums[1].at[1]);
+    a.at[3] = packed<T>(sums[1].at[2], sums[1].at[3]);
+  }
+};
+
+// -- 32 bits -----------------------------------------------------------------------------------------------------
+
+INLINE uint tf32(float x) {
+  uint y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+}
+struct Split {
+  uint high, low;
+};
+// x as the sum of two tf32. What is not finite is in the low part alone: of the three products one has it then, beside
+// the high part of the other factor, which is 0 only where that factor is.
+INLINE Split split(float x) {
+  Split s;
+  const bool finite = !is_special<float>(__float_as_uint(x));
+  s.high = finite ? tf32(x) : 0u;
+  s.low = tf32(x - __uint_as_float(s.high));
+  return s;
+}
+INLINE void multiply_tf32(Sums& c, const uint (&a)[4], uint b0, uint b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c.at[0]), "+f"(c.at[1]), "+f"(c.at[2]), "+f"(c.at[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The order of the K columns is free where both factors have the same one: column t of a quad's lane t is 2 t, column
+// t + 4 is 2 t + 1. So neighbours in memory, and in sums, are a lane's.
+template <>
+struct Step<float> {
+  static constexpr int K = 16;  // two products of 8
+  struct Left {
+    uint high[2][4], low[2][4];
+  };
+  struct Right {
+    uint high[2][4], low[2][4];  // [product of 8][tile of columns, half]
+  };
+  static INLINE void put(uint& high, uint& low, float x) {
+    Split s = split(x);
+    high = s.high;
+    low = s.low;
+  }
+  template <int LD>
+  static INLINE void load_left(Left& a, const float* rows, int lane) {
+    const float* at = rows + (lane >> 2) * LD + 2 * (lane & 3);
+    UNROLL
+    for (int k = 0; k < 2; k++) {
+      UNROLL
+      for (int i = 0; i < 4; i++) put(a.high[k][i], a.low[k][i], at[(i & 1) * 8 * LD + (i >> 1) + 8 * k]);
+    }
+  }
+  template <int LD>
+  static INLINE void load_keys(Right& b, const float* rows, int lane) {
+    const float* at = rows + (lane >> 2) * LD + 2 * (lane & 3);
+    UNROLL
+    for (int k = 0; k < 2; k++) {
+      UNROLL
+      for (int i = 0; i < 4; i++) put(b.high[k][i], b.low[k][i], at[(i >> 1) * 8 * LD + (i & 1) + 8 * k]);
+    }
+  }
+  template <int LD>
+  static INLINE void load_values(Right& b, const float* rows, int lane) {
+    const float* at = rows + 2 * (lane & 3) * LD + (lane >> 2);
+    UNROLL
+    for (int k = 0; k < 2; k++) {
+      UNROLL
+      for (int i = 0; i < 4; i++) put(b.high[k][i], b.low[k][i], at[(8 * k + (i & 1)) * LD + (i >> 1) * 8]);
+    }
+  }
+  static INLINE void multiply_pair(Sums& c0, Sums& c1, const Left& a, const Right& b) {
+    UNROLL
+    for (int k = 0; k < 2; k++) {
+      multiply_tf32(c0, a.low[k], b.high[k][0], b.high[k][1]);
+      multiply_tf32(c0, a.high[k], b.low[k][0], b.low[k][1]);
+      multiply_tf32(c0, a.high[k], b.high[k][0], b.high[k][1]);
+      multiply_tf32(c1, a.low[k], b.high[k][2], b.high[k][3]);
+      multiply_tf32(c1, a.high[k], b.low[k][2], b.low[k][3]);
+      multiply_tf32(c1, a.high[k], b.high[k][2], b.high[k][3]);
+    }
+  }
+  static INLINE void left_of(Left& a, const Sums* sums) {
+    UNROLL
+    for (int k = 0; k < 2; k++) {
+      put(a.high[k][0], a.low[k][0], sums[k].at[0]);
+      put(a.high[k][1], a.low[k][1], sums[k].at[2]);
+      put(a.high[k][2], a.low[k][2], sums[k].at[1]);
+      put(a.high[k][3], a.low[k][3], sums[k].at[3]);
+    }
+  }
+};
