@@ -117,11 +117,11 @@ class Cache:
     def __init__(self, keys: int, kept: str) -> None:
         dtype = getattr(mx, "float16" if kept == INT8 else kept)
         k, v = (mx.random.normal((1, KV_HEADS, keys, HEAD_DIM)).astype(dtype) for _ in range(2))
-        self.q = mx.random.normal((1, HEADS, 1, HEAD_DIM)).astype(dtype)
+        self.q: mx.array = mx.random.normal((1, HEADS, 1, HEAD_DIM)).astype(dtype)
         mx.eval(self.q, k, v)
         self.key: Any = k
         self.value: Any = v
-        self.arrays = [k, v]
+        self.arrays: list[mx.array] = [k, v]
         if kept == INT8:
             cache = flex.Int8KV(quantise_value=True, step=keys)
             cache.update(k, v)

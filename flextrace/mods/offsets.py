@@ -56,7 +56,7 @@ def causal_at(mask: MaskMod, offset: Any) -> MaskMod:
 class Causal(MaskMod):
     """The mask_mod `flex.mods.causal`; called with nothing but an offset, the one for queries that start there."""
 
-    top_left = "causal(offset=kv_len - q_len)"
+    top_left: str | None = "causal(offset=kv_len - q_len)"
 
     @overload
     def __call__(self, *, offset: int | mx.array | None) -> MaskMod: ...

@@ -63,7 +63,7 @@ INLINE void modify(thread Fragment<float> (&scores)[P::KEY_FRAGMENTS][P::ROW_FRA
       UNROLL
       for (int e = 0; e < 2; e++) {
         float score = elements(scores[j][r])[e];
-        if (QUANTISED) score *= unit * factors.scale[r][e];
+        if (QUANTISED) score = score * unit * factors.scale[r][e];  // the scales' product may overflow
         if (SMOOTHED_Q) score += mods.mean_score(factors.mean_scores[r][e] + kv_idx);
         score *= p.scale;
         if (ADD_BACK) score += factors.term[r][e];

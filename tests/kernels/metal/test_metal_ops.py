@@ -15,6 +15,7 @@ import pytest
 from flextrace import tracer
 from flextrace.kernels.metal.text import FOLDER
 from flextrace.kernels.simulator import build, metal_kernel
+from flextrace.kernels.template.assemble import assemble
 from flextrace.tracer.emit.c_family import c_const
 from flextrace.tracer.expr.node import OPS, Q_IDX, Expr, apply, const
 
@@ -79,7 +80,7 @@ def test_every_op(gives: str) -> None:
         )
         text += f"if (q_idx < {size}) {{  // {op}\n{declared}" + "\n".join(lines) + "\n}\n"
         slot += len(names)
-    header = (FOLDER / "mod" / "ops.h").read_text().replace("#pragma once", "")
+    header = assemble(FOLDER, "mod/ops.h", {})
     kernel = metal_kernel("ops_" + gives, [f"all_{kind}" for kind in ELEMENTS], ["out"], text, header)
     longest, total = max(size for _, size, _, _ in blocks), sum(w.size for w in wanted)
     (out,) = kernel(

@@ -64,7 +64,7 @@ def test_the_plain_text_does_not_pay() -> None:
     """A text that quantises differs in the hole and in what is passed to it."""
     plain, whole = kernel_text(), kernel_text(scoring=Scoring(True, True, True, True, True))
     before, after = plain.header.split("struct Mods")[1], whole.header.split("struct Mods")[1]
-    end = "inline Mods captured_by_mods("
+    end = "INLINE Mods captured_by_mods("
     assert before.split(end)[1].split("return mods;")[1] == after.split(end)[1].split("return mods;")[1]
     added = ("row_scales", "key_scales", "row_terms", "mean_rows", "mean_scores", "value_scales", "value_means")
     assert whole.inputs == (*plain.inputs, *added)

@@ -98,8 +98,8 @@ def test_both_halves_of_threadgroup_memory_are_needed() -> None:
 
 
 BOUNDS: list[tuple[Run, str, str]] = [
-    (multiply, "values[i] = row < rows.end && column", "values[i] = column"),
-    (multiply, "&& column < columns.end ? *at", "? *at"),
+    (multiply, "rows.first + place.row < rows.end && is_in_tile(place, i)", "is_in_tile(place, i)"),
+    (multiply, "const bool whole = columns.end - columns.first >= COLUMNS;", "const bool whole = true;"),
     (multiply, "if (row < rows.end && column < columns.end)\n", "if (column < columns.end)\n"),
     (multiply, "if (row < rows.end && column < columns.end)\n", "if (row < rows.end)\n"),
     (multiply_listed, "blocks.partial = metal::clamp(lists.kv_num_blocks[row], 0, p.columns);", "blocks.partial = 99;"),
