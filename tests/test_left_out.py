@@ -157,7 +157,7 @@ QUICK = [
 ]
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("way", "how"), QUICK)
 def test_what_a_row_does_not_attend_to_never_reaches_it(way: str, how: str) -> None:
     for spoiled in ("v", "k"):
@@ -182,6 +182,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", SHAPES, ids=["one row", "odd", "wide"])
 @pytest.mark.parametrize("way", EVERY)
 def test_in_other_shapes(way: str, case: Case) -> None:

@@ -57,7 +57,7 @@ QUICK = [
     pytest.param(entry, ROTATION[i % len(ROTATION)], id=f"{entry}-{ROTATION[i % len(ROTATION)]}")
     for i, entry in enumerate(zoo.ZOO.values())
 ]
-SIMULATED_AT_TIMES = [pytest.param(b, marks=pytest.mark.sampled(2)) if b == "simulator" else b for b in BACKENDS]
+SIMULATED_AT_TIMES = [pytest.param(b, marks=pytest.mark.sampled(3)) if b == "simulator" else b for b in BACKENDS]
 EVERY = pytest.mark.parametrize("entry", zoo.ZOO.values(), ids=str)
 
 
@@ -163,7 +163,7 @@ def test_without_mods(backend: str, dtype: str, name: str) -> None:
     compare(got, expected("", "", name, dtype), dtype, f"no mod, {name}, {dtype}, {backend}")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", SIMULATED_AT_TIMES)
 @pytest.mark.parametrize("name", QUICK_SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_causal_on_every_shape(backend: str, dtype: str, name: str) -> None:

@@ -63,6 +63,7 @@ def test_every_number_type_is_read_exactly(backend: str, library: str, element: 
         np.testing.assert_array_equal(largest_scores(plain, backend), np.asarray(expected).astype(np.float32))
 
 
+@pytest.mark.sampled(2)
 @each_backend
 @pytest.mark.parametrize("element", ["float32", "int64", "bool"])
 def test_strides_are_read_in_place(backend: str, element: str) -> None:
@@ -85,6 +86,7 @@ def packed_record() -> np.ndarray:
     return record
 
 
+@pytest.mark.sampled(2)
 @each_backend
 @pytest.mark.parametrize("step", [1, -1, 2])
 @pytest.mark.parametrize("field", ["flag", "id", "weight"])
@@ -164,6 +166,7 @@ def test_neighbours_are_read_inside_their_array(backend: str, shift: int) -> Non
     np.testing.assert_allclose(np.array(out)[0, 0], expected, atol=2e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("element", "value", "axis"),
     [

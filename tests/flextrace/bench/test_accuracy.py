@@ -59,6 +59,7 @@ SOME = (
 )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("inputs", accuracy.INPUTS)
 @pytest.mark.parametrize("name", SOME)
 def test_kernels_meet_the_targets(name: str, inputs: str) -> None:
@@ -110,6 +111,7 @@ def test_scales_by_blocks(inputs: str) -> None:
     assert 1.2 < by_block.relative_l1 / by_row.relative_l1 < 1.7
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("quant", [QKQuant("block", q_block=8, k_block=16), QKQuant("row", smooth_q=True, q_block=8)])
 @pytest.mark.parametrize("mask", [None, "documents"])
 @pytest.mark.parametrize("score", [None, "softcap"])

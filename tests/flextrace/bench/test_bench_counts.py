@@ -63,6 +63,7 @@ def test_one_row_beside_k_and_v_read_once() -> None:
     assert "=1.00x" in result.output and "targets: 3 of 3 met" in result.output
 
 
+@pytest.mark.long
 def test_json_in_a_real_process() -> None:
     command = [Path(sys.executable).with_name("flextrace"), "bench", "--counts", "--json", "--jobs", "2"]
     options = ["--lengths", "128", "--dtypes", "float16", "--mods", "none,document"]
@@ -138,6 +139,7 @@ def test_steel_runs_as_mlx_would_run_it() -> None:
     assert causal["mask_read"] == 0 and causal["kv_read"] < found["kv_read"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kernel", ["mask_mod", "BlockMask"])
 @pytest.mark.parametrize("mask", ["causal", "window", "document"])
 def test_keys_and_values_are_read_for_the_tiles_left_only(mask: str, kernel: str) -> None:

@@ -40,6 +40,7 @@ def documents(n: int) -> flex.MaskMod:
 ROWS = [0, -1, slice(1, 3), slice(2, None), slice(None, None, 2), [2, 0], slice(3, 3)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("rows", ROWS, ids=str)
 @pytest.mark.parametrize("mask", [banded, documents(90)], ids=["banded", "documents"])
 def test_rows_of_blocks(mask: Mask, rows: Any) -> None:
@@ -500,6 +501,7 @@ def test_equality() -> None:
     assert window(20) != "a mask"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mask", [banded, by_head, documents(75), ~banded & causal], ids=str)
 def test_pickling(mask: flex.MaskMod) -> None:
     made = flex.create_block_mask(mask, 2, 3, 70, 75, BLOCK_SIZE=16)

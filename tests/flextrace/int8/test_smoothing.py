@@ -145,6 +145,7 @@ def one_full_block(mask: Any) -> flex.BlockMask:
 FIRST_OF_EACH = (np.where(np.arange(L) < 20, 0, 1), np.zeros(L, int))  # ids whose first is 0; 24 of them are not
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("rows", "keys"), [FIRST_OF_EACH, FIRST_OF_EACH[::-1]], ids=["rows", "keys"])
 def test_a_full_block_that_starts_in_one_document_and_ends_in_another(rows: np.ndarray, keys: np.ndarray) -> None:
     """Its first row and first key are of the same document, so only a look at all of it finds the other one."""

@@ -44,6 +44,7 @@ def test_plain_python_gives_the_hash() -> None:
         assert mods.uniform(seed, b, h, q_idx, kv_idx) == want / 2**24
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("backend", EVERY)
 @pytest.mark.parametrize("seed", [0, 12345, -(2**31)])
 def test_every_backend_draws_the_same_bits(backend: str, seed: int) -> None:
@@ -134,6 +135,7 @@ def test_swapped_indices_are_independent() -> None:
 # ---- dropout ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("backend", EVERY)
 @pytest.mark.parametrize("rate", [0.0, 0.4])
 def test_dropout_of_weights(backend: str, rate: float) -> None:

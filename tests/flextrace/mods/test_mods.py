@@ -625,6 +625,7 @@ SCORES = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("backend", ["ops", "cpu"])
 @pytest.mark.parametrize("case", SCORES, ids=str)
 def test_score_mod_equals_its_definition(case: Score, backend: str) -> None:

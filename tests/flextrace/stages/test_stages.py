@@ -63,6 +63,7 @@ def product_error(a: mx.array, b: mx.array, dtype: str, steps: int) -> float:
     return ROUNDING[dtype] * max(1, steps) ** 0.5 * 4 + (2e-3 * max(1, steps) ** 0.5 if both_half else 0)
 
 
+@pytest.mark.sampled(2)
 @EVERY
 @pytest.mark.parametrize("transposes", [(False, False), (True, False), (False, True), (True, True)], ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -83,6 +84,7 @@ def test_matmul_in_tiles_of_2_and_3_dimensions(backend: str, tiles: tuple[int, .
     close(matmul(a, b, tiles=tiles, backend=backend), exact(a) @ exact(b), 3e-5)
 
 
+@pytest.mark.sampled(2)
 @EVERY
 @pytest.mark.parametrize("b_dtype", DTYPES)
 @pytest.mark.parametrize("a_dtype", DTYPES)
@@ -172,6 +174,7 @@ def mods_of(names: tuple[str, ...], shape: tuple[int, ...], array: Callable[...,
     return {e.kind: e.make(*shape, np.random.default_rng(0), array) for e in made}
 
 
+@pytest.mark.sampled(2)
 @EVERY
 @pytest.mark.parametrize(
     "names",
@@ -331,6 +334,7 @@ def dense_states(dense: np.ndarray, q_block: int, kv_block: int) -> np.ndarray:
     return states
 
 
+@pytest.mark.sampled(2)
 @EVERY
 @pytest.mark.parametrize("block_size", [128, 16, 7, (5, 11), (32, 8), (1, 53)], ids=str)
 @pytest.mark.parametrize("name", ["causal", "document_ids", "checkerboard_heads", "empty_rows", "empty", "noop"])

@@ -91,6 +91,7 @@ def test_block_lists_that_differ_need_no_mask_mod(shape: tuple[int, int]) -> Non
     assert_attention(attend(q, k, v, listed(lists)), q, k, v, keep)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["b", "h"])
 def test_a_mask_of_the_batch_or_the_head_is_looked_at_for_each(name: str) -> None:
     mask = {
@@ -104,6 +105,7 @@ def test_a_mask_of_the_batch_or_the_head_is_looked_at_for_each(name: str) -> Non
     assert_attention(attend(q, k, v, mask), q, k, v, keep)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("width", [4, 16, 32, 64])
 def test_a_gap_of_whole_registers_is_masked(width: int, first: int) -> None:

@@ -275,6 +275,7 @@ QUANTS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("quant", ["block", "row_smooth_q"])
 @pytest.mark.parametrize("documents", [None, "shared", "per batch"])
@@ -320,6 +321,7 @@ def test_the_kernel_s_averages_leave_out_what_is_not_finite() -> None:
 # ---- attention -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("quant", QUANTS)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -359,6 +361,7 @@ def test_every_kind_of_mod_sees_the_whole_score(name: str, quant: str) -> None:
         assert_attention(result, rounded_attention(inputs, chosen, smooth, **{kind: plain}), mx.float32)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("add_back", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_smoothing_alone_changes_nothing(shape: str, add_back: bool) -> None:
@@ -386,6 +389,7 @@ def documents(lengths: list[int]) -> Array:
     return np.repeat(np.arange(len(lengths)), lengths)[None]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("quant", [None, "block", "odd_blocks", "row_smooth_q"])
 def test_documents_have_means_of_their_own(quant: str | None) -> None:
     shape = Shape(2, 2, 150, 24, 2, 1, 150, 16)
@@ -451,6 +455,7 @@ def test_a_row_of_no_document_gives_nothing() -> None:
     assert (np.array(result.out)[0, 0, 1::2] == 0).all()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("quant", [None, "block", "smooth_q", "row"])
 def test_infinities_give_what_plain_attention_gives(quant: str | None) -> None:
     shape = Shape(1, 1, 40, 16, 1, 1, 200, 16)

@@ -133,6 +133,7 @@ def assert_same(one: Got, two: Got) -> None:
 # ---- numbers -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("int8_value", [False, True])
 @pytest.mark.parametrize("means", [False, True])
@@ -217,6 +218,7 @@ def with_scale(rows: Int8Rows, row: int, scale: float) -> Int8Rows:
     return rows._replace(scales=mx.array(scales))
 
 
+@pytest.mark.sampled(2)
 @MANY_OR_FEW
 @pytest.mark.parametrize("softcap", [False, True])
 def test_a_key_without_a_number_is_nan_for_those_who_see_it(softcap: bool, rows: int) -> None:
@@ -309,6 +311,7 @@ def test_zeros_give_the_mean_of_v(zeros: str, rows: int) -> None:
     assert (got.max_scores == 0).all()
 
 
+@pytest.mark.sampled(2)
 @MANY_OR_FEW
 @pytest.mark.parametrize("int8_value", [False, True])
 def test_rows_that_attend_to_nothing_give_0(int8_value: bool, rows: int) -> None:
@@ -456,6 +459,7 @@ def native() -> list[tuple[Inputs, Got]]:
     return [(one, run(one)) for one in inputs]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["portable", *OTHERS])
 def test_other_instructions_give_the_same_numbers(
     name: str, native: list[tuple[Inputs, Got]], fresh_cache: Path, monkeypatch: pytest.MonkeyPatch

@@ -36,6 +36,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("names", "shape"), CASES, ids=lambda x: "-".join(x) if isinstance(x, tuple) else x)
 def test_numbers(names: tuple[str, ...], shape: str) -> None:
     """Each case in one dtype and lane order, turning."""
@@ -224,6 +225,7 @@ def test_rows_apart_in_memory_are_copied() -> None:
 # ---- clang --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @clang_check.needs_clang
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_address_spaces(dtype: str, tmp_path: Any) -> None:

@@ -66,6 +66,7 @@ def made(name: str, shape: Shape) -> list[Any]:
     return [zoo.ZOO[name].make(*sizes, rng(3), array) for array in (zoo.mx_array, reference.array)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [*MODS, *MASKS])
 def test_every_kind_of_mod(name: str) -> None:
     turn, add_back = [*MODS, *MASKS].index(name), MODS.get(name, False)
@@ -125,6 +126,7 @@ def test_no_head_dim_or_no_key_is_no_error() -> None:
     assert mx.all(run_on(backend(), call).out == 0)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("shape", "int8_values"), [("ragged", True), ("dim_128", False), ("dim_192", True)])
 def test_asynchronous_copies_are_the_same(shape: str, int8_values: bool) -> None:
     given = tensors(SHAPES[shape], "float16", int8_values)
@@ -170,6 +172,7 @@ HIDERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("how", HIDERS)
 @pytest.mark.parametrize("where", ["key", "value"])
@@ -211,6 +214,7 @@ CAUGHT = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("right", "wrong", "finding"), CAUGHT, ids=["beyond the last key", "no store", "threads", "mean columns"]
 )
@@ -227,6 +231,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("right", "wrong"), WRONG, ids=["nan times 0", "keys' scales", "empty rows", "neighbours"])
 def test_numbers_show(right: str, wrong: str) -> None:
     given = spoiled("value")
@@ -281,6 +286,7 @@ def test_a_decode_step_reads_half_the_bytes(dim: int) -> None:
 SCORINGS = {"all": Scoring(True, True, True, True, True), "values": Scoring(int8_values=True)}
 
 
+@pytest.mark.sampled(3)
 @clang_check.needs_clang
 @pytest.mark.parametrize("async_copy", [False, True])
 @pytest.mark.parametrize("kind", SCORINGS)

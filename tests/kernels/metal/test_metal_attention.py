@@ -18,6 +18,7 @@ from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.simulator import SimulatorBackend
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes(name: str, dtype: str) -> None:
@@ -38,6 +39,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("names", "shape"), PAIRS, ids=lambda x: "-".join(x) if isinstance(x, tuple) else x)
 def test_mods(names: tuple[str, ...], shape: str) -> None:
     """Each pair in one dtype and lane order, turning."""
@@ -51,6 +53,7 @@ def test_lane_orders(names: tuple[str, ...], order: str) -> None:
     check((1, 2, 100, 24, 1, 1, 140, 24), "float32", names, order)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("entry", list(zoo.ZOO)[::6])
 def test_lane_orders_of_the_zoo(entry: str) -> None:
     """test_zoo.py runs all of it with the lanes in their own order."""
@@ -68,6 +71,7 @@ def test_lane_orders_of_the_whole_zoo(entry: str, order: str) -> None:
         check(SHAPES["gqa"], dtype, (entry,), order)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("block_size", [128, (64, 32), 16, (5, 11), (1, 75)], ids=str)
 @pytest.mark.parametrize("names", [("causal",), ("softcap", "document_ids"), ("empty_rows",)], ids="-".join)
 def test_block_masks(names: tuple[str, ...], block_size: Any) -> None:

@@ -77,12 +77,14 @@ def check_matmul(
     close(got, left @ np.repeat(right, heads // b_heads, axis=1), kind[2], k)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("tiles", TILES, ids=str)
 def test_matmul_of_ragged_sizes(tiles: tuple[int, ...] | None) -> None:
     for shape in SHAPES:
         check_matmul(shape, tiles=tiles)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("flips", [(True, False), (False, True), (True, True)], ids=str)
 @pytest.mark.parametrize("tiles", [None, (16, 24), (16, 32, 8)], ids=str)
 def test_matmul_of_transposed_operands(flips: tuple[bool, bool], tiles: tuple[int, ...] | None) -> None:
@@ -90,6 +92,7 @@ def test_matmul_of_transposed_operands(flips: tuple[bool, bool], tiles: tuple[in
         check_matmul(shape, KINDS[0], flips, tiles)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", KINDS[1:], ids=lambda kind: "-".join(str(d)[9:] for d in kind))
 def test_matmul_of_other_dtypes(kind: tuple[mx.Dtype, ...]) -> None:
     check_matmul(SHAPES[1], kind, (False, True), (16, 8))
@@ -186,6 +189,7 @@ def dense(name: str) -> Array:
 MASKS = ["causal", "sliding_window", "document_ids", "padding_lengths", "empty_rows", "noop", "natten_2d", "prefix_lm"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("block_size", [(5, 11), (16, 16), (128, 128), (1, 1)], ids=str)
 @pytest.mark.parametrize("name", MASKS)
 def test_block_mask_is_what_the_dense_mask_says(name: str, block_size: tuple[int, int]) -> None:
@@ -210,6 +214,7 @@ def test_block_mask_is_what_the_dense_mask_says(name: str, block_size: tuple[int
 SCORES = [("alibi",), ("softcap", "causal"), ("relative_bias", "sliding_window"), ("document_ids",), ()]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("names", SCORES, ids="-".join)
 def test_score_mod(names: tuple[str, ...]) -> None:
     ours, plain = mods(*names, shape=SIZE)
@@ -227,6 +232,7 @@ def test_score_mod(names: tuple[str, ...]) -> None:
         close(stages().score_mod(x, Mods(score, none), blocks), np.where(full, changed, -np.inf), mx.float32)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("block", [(5, 11), (16, 8), (64, 70)], ids=str)
 @pytest.mark.parametrize("mask_shape", [(1, 1), (2, 4)], ids=str)
 def test_block_sparse_matmul(block: tuple[int, int], mask_shape: tuple[int, int]) -> None:
@@ -243,6 +249,7 @@ def test_block_sparse_matmul(block: tuple[int, int], mask_shape: tuple[int, int]
         close(out, np.where(live, np.abs(product), 0) @ np.repeat(exact(v), 4, axis=1), mx.float32, 20 * n)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", [KINDS[1], KINDS[2], (mx.float32, mx.bfloat16, mx.float32)], ids=str)
 def test_block_sparse_matmul_of_other_dtypes(kind: tuple[mx.Dtype, ...]) -> None:
     blocks = lists_of(1, 1, 3, 3, (16, 16))

@@ -68,6 +68,7 @@ def test_tiles_visited_are_those_of_the_dense_mask(entry: zoo.Entry, block_mask:
     assert report.matrix_multiplies == alive(dense, rows, plan.bk).sum() * fragments * 2 * DIM // 8
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_band_of_a_long_sequence_is_found_at_once(order: str) -> None:
     """32,768 keys are decided per step of 32 stretches; the band lies in the third."""

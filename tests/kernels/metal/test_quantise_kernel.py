@@ -68,6 +68,7 @@ def means_of(ids: Array | None, columns: int, heads: int = 3) -> Smoothing:
 # ---- numbers ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("ids", [None, IDS[:1], IDS], ids=["one", "shared", "per batch"])
 @pytest.mark.parametrize("block", [None, 4, 33, 1000])
 def test_whole_numbers_and_scales_are_numpy_s(block: int | None, ids: Array | None) -> None:
@@ -85,6 +86,7 @@ def test_whole_numbers_and_scales_are_numpy_s(block: int | None, ids: Array | No
         np.testing.assert_array_equal(np.array(whole)[b, h], want.integers)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("ids", [None, IDS], ids=["one", "per batch"])
 @pytest.mark.parametrize("columns", [17, 300])
 @pytest.mark.parametrize("block", [None, 33, 1000])
@@ -110,6 +112,7 @@ def test_queries_with_means_of_their_own(block: int | None, columns: int, ids: A
         np.testing.assert_allclose(np.array(got.terms)[b, h], np.where(np.isfinite(terms), terms, 0), 1e-5, 1e-4)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_smoothing_alone(dtype: str) -> None:
     """Keys keep their dtype, and what is not finite; a mean that is not finite counts as zero."""
@@ -128,6 +131,7 @@ def test_smoothing_alone(dtype: str) -> None:
     np.testing.assert_allclose(np.array(terms), np.where(np.isfinite(want), want, 0), 1e-5, 1e-4)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 3, 2), (1, 2, 5, 64), (2, 1, 9, 130)], ids=str)
 def test_any_size_strides_and_broadcast(shape: tuple[int, ...]) -> None:
     """Few elements, any layout, and one batch of keys for two of groups and means."""
@@ -153,6 +157,7 @@ def made(call: AttentionCall, kernel: Callable[..., Any] = metal_kernel) -> Oper
     return operands(call, Rounding(MetalBackend(kernel).load), MetalBackend(kernel).stages())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("quant", [QKQuant("row"), QKQuant("block", smooth_q=True, q_block=33, k_block=10)], ids=str)
 @pytest.mark.parametrize("documents", [False, True])
 def test_the_scores_of_operands_are_numpy_s(documents: bool, quant: QKQuant) -> None:
@@ -209,6 +214,7 @@ def moved(run: Callable[[Rounding], Any]) -> Moved:
     return Moved(read, written)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("block", [None, 64])
 def test_a_key_is_read_once_and_written_once(block: int | None) -> None:
     k = tensor(1, 2, 128, 64, dtype="float16")
@@ -220,6 +226,7 @@ def test_a_key_is_read_once_and_written_once(block: int | None) -> None:
     assert read == {"x": k.nbytes, "means": 2 * 128 // 4 * 64 * 4}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("block", [None, 128])
 def test_a_query_is_read_once_and_written_once(block: int | None) -> None:
     q = tensor(1, 2, 128, 64, dtype="float16")
@@ -275,6 +282,7 @@ def by_means_of_documents(kernel: Rounding) -> Any:
     return kernel.queries(tensor(1, 1, 100, 17), None, smooth, SCALE, Runs.of(100, 40, smooth.row_groups))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("run", "which"), [(by_blocks, 1), (by_means, 2)])
 def test_every_barrier_is_needed(run: Callable[[Rounding], Any], which: int) -> None:
     assert assemble(FOLDER, "int8/quantise.metal", {}).count(BARRIER) == 2
@@ -283,6 +291,7 @@ def test_every_barrier_is_needed(run: Callable[[Rounding], Any], which: int) -> 
         run(broken(BARRIER, ";", which))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("run", [by_blocks, by_means_of_documents])
 def test_both_halves_of_threadgroup_memory_are_needed(run: Callable[[Rounding], Any]) -> None:
     with pytest.raises(SimulationError, match="race"):
@@ -297,6 +306,7 @@ BOUNDS = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("right", "wrong"), BOUNDS)
 def test_every_bound_is_needed(right: str, wrong: str) -> None:
     with pytest.raises(SimulationError, match="out of bounds|overlapping"):

@@ -159,6 +159,7 @@ def test_empty_axes(backend: str, empty: str) -> None:
 # ---- intermediates -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @EVERY
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("mask", [None, "mask_mod", "BlockMask"])
