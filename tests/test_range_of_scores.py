@@ -143,6 +143,7 @@ def test_scores_of_any_size_long(way: str, mask: str) -> None:
 # --- scores without a table -------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_mask_added_as_a_number(way: str) -> None:
     """Rows in which all keys are masked so average all values; the others are as with a mask."""
@@ -184,6 +185,7 @@ def test_products_of_any_size(backend: str, scale: float) -> None:
     assert_right(attend(q, k, v, backend, scale=scale), expected(scores, v), f"{backend}, scale {scale}")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_score_that_is_infinite_or_nan_spoils_its_own_row_only(way: str) -> None:
     global table

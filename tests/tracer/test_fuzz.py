@@ -280,7 +280,7 @@ def check_mask_kernel(group: Sequence[Program], backend: str) -> None:
 
 # A kernel costs a compile: no shrinking, the failing program is in the message.
 KERNEL_RUN = settings(
-    max_examples=4,
+    max_examples=3,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[*QUIET, HealthCheck.large_base_example],
@@ -371,6 +371,7 @@ def operators() -> dict[str, list[Program]]:
 OPERATORS = operators()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("group", OPERATORS)
 def test_operators_in_numpy(group: str) -> None:
     points = grid(1, 1, len(SCORES), len(SCORES))

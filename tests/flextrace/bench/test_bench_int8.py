@@ -10,6 +10,7 @@ from flextrace.bench import int8
 from flextrace.bench.report import main
 
 
+@pytest.mark.long
 def test_the_section_compares_in_turns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(int8, "PASS", (1, 2, 64, 32))
     monkeypatch.setattr(int8, "DECODE", (1, 2, 512, 32))

@@ -10,6 +10,7 @@ from flextrace.bench import masks
 from flextrace.bench.report import main
 
 
+@pytest.mark.long
 def test_the_section_measures_in_new_processes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

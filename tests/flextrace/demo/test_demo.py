@@ -37,6 +37,7 @@ def library() -> list[corpus.Document]:
     return corpus.documents()
 
 
+@pytest.mark.long
 def test_corpus_holds_the_names_users_write(library: list[corpus.Document]) -> None:
     names = {document.name for document in library}
     written_in_python = {"json.JSONDecoder", "shutil.rmtree", "pathlib.Path.read_text", "os.path.exists"}

@@ -671,6 +671,7 @@ FUNCTIONS: dict[str, Callable[[Dense], Dense]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_activation_is_undone_to_a_weighted_sum(name: str, causal: bool) -> None:
