@@ -21,7 +21,7 @@ from .attention.plan import Plan, plan_for
 from .device import LEAST, capability
 from .generate import CudaText, attention_text
 from .launch import run
-from .nvrtc import REMEDY, find_nvrtc
+from .nvrtc import REMEDY, Nvrtc, find_nvrtc
 
 CUBIN, SOURCE, REPORT = "kernel.cubin", "kernel.cu", "resources.txt"
 PLAIN_CAPABILITY = 80  # whose text is shown where there is no GPU
@@ -73,7 +73,7 @@ class CudaBackend:
 
     def key(self, spec: KernelSpec) -> str | None:
         nvrtc = find_nvrtc()
-        return None if nvrtc is None else key_of(self.text(spec), f"{nvrtc.fingerprint} {architecture()}")
+        return None if nvrtc is None else _key(self.text(spec), nvrtc)
 
     def build(self, call: AttentionCall, gradients: bool = False) -> list[Built]:
         return [Built("attention", self._made(self.spec(call)).key)]
@@ -91,7 +91,7 @@ class CudaBackend:
         text, nvrtc = _text(spec), find_nvrtc()
         if nvrtc is None:
             raise BackendUnavailable(f"NVRTC is missing; {REMEDY}")
-        key = key_of(text.text, f"{nvrtc.fingerprint} {architecture()}")
+        key = _key(text.text, nvrtc)
 
         def build(folder: Path) -> dict[str, Any]:
             cubin, report = nvrtc.compile(text.text, architecture())
@@ -125,6 +125,10 @@ def architecture() -> str:
     """As NVRTC calls it: that of this GPU, with the instructions of that chip alone."""
     found = capability() or PLAIN_CAPABILITY
     return f"sm_{found}a" if found >= 90 else f"sm_{found}"
+
+
+def _key(text: str, nvrtc: Nvrtc) -> str:
+    return key_of(text, f"{nvrtc.fingerprint} {architecture()}")
 
 
 def _variant(spec: KernelSpec) -> Variant:

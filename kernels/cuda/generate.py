@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from flextrace.tracer import ArrayCapture, Expr, NumberCapture, emit
 from flextrace.tracer.emit.c_family import is_uniform
 from flextrace.tracer.emit.cuda import CUDA
-from flextrace.tracer.emit.tile_state import CUDA_RANGES, tile_state_body
 from flextrace.tracer.expr.node import apply, const, rebuild
 
+from ..gpu.extremes import extremes_type, tile_body
+from ..gpu.tile_lists import PARAMS as MASK_PARAMS
 from ..spec import Formulas
 from ..template.assemble import assemble
 from ..template.hole import fill
@@ -30,9 +31,14 @@ LONG, OF_A_FUNCTION = 1000, 400
 LARGE = re.compile(r"\b(sin|cos|tan|pow|log1p|asin|acos|atan|atan2|sinh|cosh|asinh|acosh|atanh|floor_div|mod)f?\(")
 _READ = {"float": "__int_as_float({})", "int": "{}", "bool": "{} != 0"}
 PARAMS = (
-    *("query_heads", "kv_heads", "kv_batches", "q_len", "kv_len", "scale"),
-    *("mask_batches", "mask_heads", "q_blocks", "kv_blocks", "q_block", "kv_block"),
-)
+    "query_heads",
+    "kv_heads",
+    "kv_batches",
+    "q_len",
+    "kv_len",
+    "scale",
+    *MASK_PARAMS,
+)  # AttentionParams, in order
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ def _entry(mods: Formulas, extremes: Collection[int]) -> str:
     parameters = [
         *("const T* q", "const T* k", "const T* v", "const int* tile_lists"),
         *(f"const {element_type(array.element)}* array{slot}" for slot, array in enumerate(mods.arrays)),
-        *(f"const {_extremes_type(mods.arrays[slot])}* extremes{slot}" for slot in extremes),
+        *(f"const {extremes_type(mods.arrays[slot].element)}* extremes{slot}" for slot in extremes),
         *("T* out", "float* lse", "float* max_scores"),
         *(f"int {name}" for name in (*PARAMS, *words)),
     ]
@@ -126,7 +132,7 @@ def mod_header(mods: Formulas, approximate: bool, extremes: Collection[int] = ()
         texts["library"] = f'#include "{"extremes.h" if extremes else "bounds.h"}"'
         texts["mask_mod"], called = _body(mask, "mask_mod", ("int kv_idx",), "bool")
         texts["captures"] += "\n" + called
-        texts["tile_state"] = _tile_body(mask, extremes)
+        texts["tile_state"] = tile_body(mask, extremes)
     return fill(FOLDER / HOLE, texts, values)
 
 
@@ -136,24 +142,9 @@ def _captures(arrays: Sequence[ArrayCapture], numbers: Sequence[NumberCapture], 
         lines.append(f"const {element_type(array.element)}* __restrict__ array{slot};")
         lines.append(f"Shape<{array.ndim}> array{slot}_shape;")
         lines.append(f"RowMajor<{array.ndim}> array{slot}_strides;")
-    lines += [f"const {_extremes_type(arrays[slot])}* __restrict__ extremes{slot};" for slot in extremes]
+    lines += [f"const {extremes_type(arrays[slot].element)}* __restrict__ extremes{slot};" for slot in extremes]
     lines += [f"{number.dtype} number{slot};" for slot, number in enumerate(numbers)]
     return "\n".join(f"  {line}" for line in lines)
-
-
-def _extremes_type(array: ArrayCapture) -> str:
-    return "float" if array.element in ("float16", "bfloat16", "float32", "float64") else "int"
-
-
-def _tile_body(mask: Expr, extremes: Collection[int]) -> str:
-    def load(node: Expr, indices: list[str]) -> str:
-        text, slot = CUDA_RANGES.load(node, indices), node.value[0]
-        if slot not in extremes:
-            return text
-        function, _, arguments = text.partition("(")
-        return f"{function}_by_blocks(extremes{slot}, {arguments}"
-
-    return tile_state_body(mask, replace(CUDA_RANGES, load=load))
 
 
 def _reciprocals(expr: Expr) -> Expr:

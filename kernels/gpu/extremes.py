@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
+from dataclasses import replace
 
 import mlx.core as mx
 
 from flextrace.tracer import Expr
 from flextrace.tracer.bounds.tiles import bounds_of
+from flextrace.tracer.emit.tile_state import METAL_RANGES, tile_state_body
 from flextrace.tracer.expr.node import leaves
 
 from ..call import AttentionCall
@@ -28,6 +31,24 @@ def looked_up(mods: Formulas) -> tuple[int, ...]:
 def _looked_up(mask: Expr) -> list[int]:
     loads = leaves(bounds_of(mask).related, ("load",))
     return sorted({load.value[0] for load in loads if load.args and load.args[-1].varies & {"q_idx", "kv_idx"}})
+
+
+def extremes_type(element: str) -> str:
+    """How the kernels' text writes the type of the extremes of an array's blocks."""
+    return "float" if element in ("float16", "bfloat16", "float32", "float64") else "int"
+
+
+def tile_body(mask: Expr, slots: Collection[int]) -> str:
+    """The body of tile_state; `slots` are those of arrays whose blocks it reads. CUDA writes it as Metal does."""
+
+    def load(node: Expr, indices: list[str]) -> str:
+        text, slot = METAL_RANGES.load(node, indices), node.value[0]
+        if slot not in slots:
+            return text
+        function, _, arguments = text.partition("(")
+        return f"{function}_by_blocks(extremes{slot}, {arguments}"
+
+    return tile_state_body(mask, replace(METAL_RANGES, load=load))
 
 
 def slots_by_blocks(call: AttentionCall) -> tuple[int, ...]:

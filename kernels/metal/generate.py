@@ -8,14 +8,13 @@ from typing import Protocol
 
 from flextrace.tracer import METAL, METAL_FAST, Expr, emit
 from flextrace.tracer.emit.c_family import is_uniform
-from flextrace.tracer.emit.tile_state import METAL_RANGES, tile_state_body
 
-from ..gpu.extremes import looked_up
+from ..gpu.extremes import extremes_type, looked_up, tile_body
 from ..spec import Formulas
 from ..template.hole import fill
 from .attention.plan import plan_for
 from .device import MAX_BUFFERS
-from .mod.captures import are_packed, ascii_text, declared, extremes_type, msl_type, passed_on
+from .mod.captures import are_packed, ascii_text, declared, msl_type, passed_on
 from .scoring import PLAIN, Scoring
 from .text import FOLDER, HOLE, NOTHING_ELSE, KernelText, texts_of
 
@@ -154,19 +153,8 @@ def mod_header(
         values["HAS_MASK_MOD"] = "true"
         texts["library"] = f'#include "{"extremes.h" if extremes else "bounds.h"}"'
         texts["mask_mod"] = f"// mask_mod {ascii_text(mods.mask.name)}\n{_body(mask)}"
-        texts |= {"mask_row": _row_body(mask), "tile_state": _tile_body(mask, extremes)}
+        texts |= {"mask_row": _row_body(mask), "tile_state": tile_body(mask, extremes)}
     return fill(FOLDER / HOLE, texts, values)
-
-
-def _tile_body(mask: Expr, extremes: Collection[int]) -> str:
-    def load(node: Expr, indices: list[str]) -> str:
-        text, slot = METAL_RANGES.load(node, indices), node.value[0]
-        if slot not in extremes:
-            return text
-        function, _, arguments = text.partition("(")
-        return f"{function}_by_blocks(extremes{slot}, {arguments}"
-
-    return tile_state_body(mask, replace(METAL_RANGES, load=load))
 
 
 _ROW = """\

@@ -29,6 +29,20 @@ INFIX = {
     "eq": "({0} == {1})",
     "ne": "({0} != {1})",
 }
+# Languages of GPUs write scalars: operators of C, and functions of namespace fx, which are those of the kernels' ops.h.
+SCALARS = {
+    **{f"{name}.int": f"fx::{name}({{0}}, {{1}})" for name in ("add", "sub", "mul")},
+    **{f"{name}.int": f"fx::{name}({{0}})" for name in ("neg", "abs")},
+    **{name: f"fx::{name}({{0}}, {{1}})" for name in ("floor_div", "mod", "shl", "shr", "min", "max")},
+    "to_int": "fx::to_int({0})",
+    "to_float": "float({0})",
+    "and": "({0} && {1})",
+    "or": "({0} || {1})",
+    "xor": "({0} != {1})",
+    "not": "(!{0})",
+    "stop_gradient": "{0}",
+    "where": "({0} ? {1} : {2})",
+}
 
 
 def spelt_call(function: str, arity: int) -> str:

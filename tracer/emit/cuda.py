@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..expr.node import Expr
-from .c_family import FUNCTIONS, INFIX, c_const, spelt_call
+from .c_family import FUNCTIONS, INFIX, SCALARS, c_const
 from .emit import Language
 
 SPECIAL = ("exp", "exp2", "tanh", "sigmoid")  # those with an approximate form
@@ -24,17 +24,8 @@ CUDA = Language(
         "pow": "powf({0}, {1})",
         **{name: f"special::{name}({{0}})" for name in SPECIAL},
         "div": "special::div({0}, {1})",
-        **{f"{name}.int": f"fx::{name}({{0}}, {{1}})" for name in ("add", "sub", "mul")},
-        "neg.int": "fx::neg({0})",
-        **{name: "fx::" + spelt_call(name, 2) for name in ("floor_div", "mod", "shl", "shr", "min", "max")},
-        **{name: f"fx::{name}({{0}})" for name in ("abs", "to_int")},
-        "and": "({0} && {1})",
-        "or": "({0} || {1})",
-        "xor": "({0} != {1})",
-        "not": "(!{0})",
-        "stop_gradient": "{0}",
-        "to_float": "float({0})",
-        "where": "({0} ? {1} : {2})",
+        **SCALARS,
+        "abs": "fx::abs({0})",
     },
     const=c_const,
     param=lambda node: f"number{node.value}",

@@ -10,7 +10,7 @@ import functools
 from dataclasses import replace
 
 from ..expr.node import Expr
-from .c_family import FUNCTIONS, INFIX, c_const, spelt_call
+from .c_family import FUNCTIONS, INFIX, SCALARS, c_const
 from .emit import Language
 
 
@@ -26,26 +26,14 @@ METAL = Language(
         **INFIX,
         **{name: f"metal::precise::{name}({{0}})" for name in FUNCTIONS},
         **{name: f"fx::{name}({{0}})" for name in ("expm1", "log1p", "erf", "sigmoid")},
-        **{name: "fx::" + spelt_call(name, 2) for name in ("floor_div", "mod", "pow")},
+        **SCALARS,
+        "pow": "fx::pow({0}, {1})",
         **{name: f"metal::{name}({{0}})" for name in ("floor", "ceil", "trunc")},  # exact in fast mathematics too
         "round": "metal::rint({0})",
         "atan2": "metal::precise::atan2({0}, {1})",
-        **{f"{name}.int": f"fx::{name}({{0}}, {{1}})" for name in ("add", "sub", "mul")},
-        **{f"{name}.int": f"fx::{name}({{0}})" for name in ("neg", "abs")},
-        **{name: "fx::" + spelt_call(name, 2) for name in ("shl", "shr")},
         "min.int": "metal::min({0}, {1})",
         "max.int": "metal::max({0}, {1})",
-        "min": "fx::min({0}, {1})",
-        "max": "fx::max({0}, {1})",
         "abs": "metal::abs({0})",
-        "and": "({0} && {1})",
-        "or": "({0} || {1})",
-        "xor": "({0} != {1})",
-        "not": "(!{0})",
-        "stop_gradient": "{0}",
-        "to_float": "float({0})",
-        "to_int": "fx::to_int({0})",
-        "where": "({0} ? {1} : {2})",
     },
     const=c_const,
     param=lambda node: f"number{node.value}",

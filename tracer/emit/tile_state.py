@@ -74,7 +74,6 @@ METAL_RANGES = Language(
     score=UNKNOWN,
     heads="bounds::range(head, last_head)",
 )
-CUDA_RANGES = METAL_RANGES  # the same functions of namespace bounds, of members with the same names
 
 
 def range_lines(expr: Expr, language: Language) -> tuple[list[str], str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from flextrace.tracer import ArrayCapture, NumberCapture
 
+from ...gpu.extremes import extremes_type
 from ..device import MAX_BUFFERS
 
 MSL = {"float16": "half", "bfloat16": "bfloat16_t", "float32": "float", "float64": "float"}
@@ -103,11 +104,6 @@ def declared(
         made.fields.append(f"  {number.dtype} number{slot};  // {ascii_text(number.name)}")
         made.assignments.append(f"  mods.number{slot} = {_READ_NUMBER[number.dtype].format(slot)};")
     return made
-
-
-def extremes_type(element: str) -> str:
-    """How MSL writes the type of the extremes of an array's blocks."""
-    return "float" if element in MSL else "int"
 
 
 def msl_type(element: str) -> str:

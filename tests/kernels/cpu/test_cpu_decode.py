@@ -15,6 +15,7 @@ import pytest
 import reference
 import zoo
 from calls import attention_call
+from decode_masks import MASKED
 
 import flextrace as flex
 from flextrace.kernels.cpu.launch import FEW_ROWS, FEW_SHARED
@@ -79,15 +80,6 @@ def test_shapes(name: str, dtype: str) -> None:
     check(attend(*exact, None, None, dtype), reference.attention(*exact), dtype)
 
 
-MASKED = {
-    "window": lambda b, h, i, j: j > 800,
-    "by_head": lambda b, h, i, j: (j > 200 * h) & (j < 200 * h + 500),
-    "gaps": lambda b, h, i, j: j // 130 % 3 == i % 3,
-    "interleaved": lambda b, h, i, j: (j + h) % 7 > i,
-    "by_batch": lambda b, h, i, j: j < 100 + 700 * b,
-    "empty_rows": lambda b, h, i, j: (j > 500) & (i > 0) & (h != 1),
-    "nothing": lambda b, h, i, j: j < 0,
-}
 EXACT = [normal(2, 4, 3, 16), normal(2, 2, 1000, 16), normal(2, 2, 1000, 24)]
 
 

@@ -18,6 +18,7 @@ from apparatus.quantised import compare as compare_rounded
 from apparatus.quantised import run as run_rounded
 from apparatus.simulated import DTYPES, ORDERS, backend
 from calls import attention_call, run_on
+from decode_masks import MASKED
 
 import flextrace as flex
 from flextrace.kernels import QKQuant
@@ -126,15 +127,6 @@ def test_views_of_a_larger_cache() -> None:
 
 # ---- masks --------------------------------------------------------------------------------------------------------
 
-MASKED = {
-    "window": lambda b, h, i, j: j > 800,
-    "by_head": lambda b, h, i, j: (j > 200 * h) & (j < 200 * h + 500),
-    "gaps": lambda b, h, i, j: j // 130 % 3 == i % 3,
-    "interleaved": lambda b, h, i, j: (j + h) % 7 > i,
-    "by_batch": lambda b, h, i, j: j < 100 + 700 * b,
-    "empty_rows": lambda b, h, i, j: (j > 500) & (i > 0) & (h != 1),
-    "nothing": lambda b, h, i, j: j < 0,
-}
 EXACT = [normal(2, 4, 3, 16), normal(2, 2, 1000, 16), normal(2, 2, 1000, 24)]
 WIDE = [normal(2, 4, 3, 160), normal(2, 2, 1000, 160), normal(2, 2, 1000, 136)]  # simdgroups share columns
 
