@@ -238,23 +238,23 @@ INLINE void attention_forward(const Tensors& tensors, const AttentionParams& p, 
   StagedQueries::load(queries, q, q_tile * BQ, 0, thread);
   KeyTile tile = walk.next();
   if (tile.exists) StagedKeys::load(keys, k, tile.first, 0, thread);
-  commit_copies();
+  ptx::cp_async_commit_group();
   // Without a score_mod, scores stay without their scale, where it is positive: it goes to the exponents.
   const bool scaled = HAS_SCORE_MOD || !(p.scale > 0.0f);
   const float exponent_scale = scaled ? LOG2_E : LOG2_E * p.scale;
   const T* own_queries = queries + warp * ROW_TILES * 16 * LD_HEADS;
 
   while (tile.exists) {
-    wait_for_copies<0>();
+    ptx::cp_async_wait_group<0>();
     __syncthreads();
     StagedValues::load(values, v, tile.first, slice * VALUES, thread);
-    commit_copies();
+    ptx::cp_async_commit_group();
     Sums scores[ROW_TILES][KEY_TILES];
     if (tile.live) multiply_keys(scores, own_queries, keys, lane);
     const KeyTile following = walk.next();
     __syncthreads();
     if (following.exists) StagedKeys::load(keys, k, following.first, 0, thread);
-    commit_copies();
+    ptx::cp_async_commit_group();
 
     if (tile.live) {
       if (scaled) scale_scores(scores, p.scale);
@@ -271,7 +271,7 @@ INLINE void attention_forward(const Tensors& tensors, const AttentionParams& p, 
         }
       }
     }
-    wait_for_copies<1>();
+    ptx::cp_async_wait_group<1>();
     if constexpr (MAY_LEAVE_OUT) {
       const bool special = __syncthreads_or((HAS_SCORE_MOD || tile.masked_for_some) && StagedValues::holds_special(values, thread));
       if (special) {

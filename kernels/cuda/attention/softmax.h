@@ -22,11 +22,6 @@ INLINE float sum_of_row(float x) {
   x += __shfl_xor_sync(EVERY_LANE, x, 1);
   return x + __shfl_xor_sync(EVERY_LANE, x, 2);
 }
-INLINE float exp2_of(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // Scores -> weights, in place: 2^((score - max) scale), -inf gives 0; the row's output so far shrinks by `shrink`.
 // scale: what is still to be multiplied to the scores, times log2(e). A product less the maximum's, in one instruction,
@@ -43,7 +38,7 @@ INLINE void update_rows(RowState& state, Sums (&scores)[TILES], float (&shrink)[
       for (int e = 0; e < 2; e++) largest = fmaxf(largest, scores[j].at[2 * half + e]);
     }
     largest = max_of_row(largest);
-    shrink[half] = exp2_of((state.max[half] - largest) * scale);
+    shrink[half] = ptx::ex2_approx_ftz((state.max[half] - largest) * scale);
     float sum = 0.0f;
     const float shift = largest * scale;
     if (FUSED && fabsf(shift) < SMALL) {
@@ -52,7 +47,7 @@ INLINE void update_rows(RowState& state, Sums (&scores)[TILES], float (&shrink)[
         UNROLL
         for (int e = 0; e < 2; e++) {
           float& score = scores[j].at[2 * half + e];
-          score = exp2_of(fmaf(score, scale, -shift));
+          score = ptx::ex2_approx_ftz(fmaf(score, scale, -shift));
           sum += score;
         }
       }
@@ -62,7 +57,7 @@ INLINE void update_rows(RowState& state, Sums (&scores)[TILES], float (&shrink)[
         UNROLL
         for (int e = 0; e < 2; e++) {
           float& score = scores[j].at[2 * half + e];
-          score = exp2_of((score - largest) * scale);
+          score = ptx::ex2_approx_ftz((score - largest) * scale);
           sum += score;
         }
       }

@@ -126,22 +126,10 @@ struct Special {
 };
 template <>
 struct Special<true> {
-  static INLINE float div(float a, float b) {
-    float quotient;
-    asm("div.full.f32 %0, %1, %2;" : "=f"(quotient) : "f"(a), "f"(b));
-    return quotient;
-  }
-  static INLINE float exp2(float x) {
-    float y;
-    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-  }
+  static INLINE float div(float a, float b) { return ptx::div_full(a, b); }
+  static INLINE float exp2(float x) { return ptx::ex2_approx(x); }
   static INLINE float exp(float x) { return exp2(x * 1.44269504f); }
-  static INLINE float tanh(float x) {
-    float y;
-    asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-  }
+  static INLINE float tanh(float x) { return ptx::tanh_approx(x); }
   static INLINE float sigmoid(float x) { return 0.5f * tanh(0.5f * x) + 0.5f; }
 };
 

@@ -10,35 +10,17 @@ struct Sums {
   float at[4];  // row, column; row, column + 1; row + 8, column; row + 8, column + 1
 };
 
-INLINE uint shared_address(const void* p) { return uint(__cvta_generic_to_shared(p)); }
-INLINE void load_matrices(uint (&to)[4], uint address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(address)
-               : "memory");
-}
-INLINE void load_matrices_transposed(uint (&to)[4], uint address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(address)
-               : "memory");
-}
-
 // -- 16 bits -----------------------------------------------------------------------------------------------------
 
 template <typename T>
 INLINE void multiply(Sums& c, const uint (&a)[4], uint b0, uint b1);
 template <>
 INLINE void multiply<float16_t>(Sums& c, const uint (&a)[4], uint b0, uint b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c.at[0]), "+f"(c.at[1]), "+f"(c.at[2]), "+f"(c.at[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  ptx::mma_m16n8k16_f16(c.at, a, b0, b1);
 }
 template <>
 INLINE void multiply<bfloat16_t>(Sums& c, const uint (&a)[4], uint b0, uint b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c.at[0]), "+f"(c.at[1]), "+f"(c.at[2]), "+f"(c.at[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  ptx::mma_m16n8k16_bf16(c.at, a, b0, b1);
 }
 
 // What a product takes at once: K columns of the left factor, and one register for PAIR of them.
@@ -54,17 +36,17 @@ struct Step {
   // 16 rows from `rows` on, LD elements apart.
   template <int LD>
   static INLINE void load_left(Left& a, const T* rows, int lane) {
-    load_matrices(a.at, shared_address(rows + (lane & 15) * LD + (lane >> 4) * 8));
+    ptx::ldmatrix_x4(a.at, ptx::shared_address(rows + (lane & 15) * LD + (lane >> 4) * 8));
   }
   // B = (16 rows)^T: rows of keys, so that columns of B are keys.
   template <int LD>
   static INLINE void load_keys(Right& b, const T* rows, int lane) {
-    load_matrices(b.at, shared_address(rows + ((lane >> 4) * 8 + (lane & 7)) * LD + ((lane >> 3) & 1) * 8));
+    ptx::ldmatrix_x4(b.at, ptx::shared_address(rows + ((lane >> 4) * 8 + (lane & 7)) * LD + ((lane >> 3) & 1) * 8));
   }
   // B = 16 rows by 16 columns, as they lie.
   template <int LD>
   static INLINE void load_values(Right& b, const T* rows, int lane) {
-    load_matrices_transposed(b.at, shared_address(rows + (lane & 15) * LD + (lane >> 4) * 8));
+    ptx::ldmatrix_x4_trans(b.at, ptx::shared_address(rows + (lane & 15) * LD + (lane >> 4) * 8));
   }
   static INLINE void multiply_pair(Sums& c0, Sums& c1, const Left& a, const Right& b) {
     multiply<T>(c0, a.at, b.at[0], b.at[1]);
@@ -81,11 +63,6 @@ struct Step {
 
 // -- 32 bits -----------------------------------------------------------------------------------------------------
 
-INLINE uint tf32(float x) {
-  uint y;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
-  return y;
-}
 struct Split {
   uint high, low;
 };
@@ -94,14 +71,9 @@ struct Split {
 INLINE Split split(float x) {
   Split s;
   const bool finite = !is_special<float>(__float_as_uint(x));
-  s.high = finite ? tf32(x) : 0u;
-  s.low = tf32(x - __uint_as_float(s.high));
+  s.high = finite ? ptx::tf32_of_f32(x) : 0u;
+  s.low = ptx::tf32_of_f32(x - __uint_as_float(s.high));
   return s;
-}
-INLINE void multiply_tf32(Sums& c, const uint (&a)[4], uint b0, uint b1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c.at[0]), "+f"(c.at[1]), "+f"(c.at[2]), "+f"(c.at[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // The order of the K columns is free where both factors have the same one: column t of a quad's lane t is 2 t, column
@@ -150,12 +122,12 @@ struct Step<float> {
   static INLINE void multiply_pair(Sums& c0, Sums& c1, const Left& a, const Right& b) {
     UNROLL
     for (int k = 0; k < 2; k++) {
-      multiply_tf32(c0, a.low[k], b.high[k][0], b.high[k][1]);
-      multiply_tf32(c0, a.high[k], b.low[k][0], b.low[k][1]);
-      multiply_tf32(c0, a.high[k], b.high[k][0], b.high[k][1]);
-      multiply_tf32(c1, a.low[k], b.high[k][2], b.high[k][3]);
-      multiply_tf32(c1, a.high[k], b.low[k][2], b.low[k][3]);
-      multiply_tf32(c1, a.high[k], b.high[k][2], b.high[k][3]);
+      ptx::mma_m16n8k8_tf32(c0.at, a.low[k], b.high[k][0], b.high[k][1]);
+      ptx::mma_m16n8k8_tf32(c0.at, a.high[k], b.low[k][0], b.low[k][1]);
+      ptx::mma_m16n8k8_tf32(c0.at, a.high[k], b.high[k][0], b.high[k][1]);
+      ptx::mma_m16n8k8_tf32(c1.at, a.low[k], b.high[k][2], b.high[k][3]);
+      ptx::mma_m16n8k8_tf32(c1.at, a.high[k], b.low[k][2], b.low[k][3]);
+      ptx::mma_m16n8k8_tf32(c1.at, a.high[k], b.high[k][2], b.high[k][3]);
     }
   }
   static INLINE void left_of(Left& a, const Sums* sums) {

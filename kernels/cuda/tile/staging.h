@@ -18,17 +18,6 @@ INLINE Rows<T> rows_of(const T* data, int64_t stride, int count) {
   return rows;
 }
 
-INLINE void copy_16(void* to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(uint(__cvta_generic_to_shared(to))), "l"(from),
-               "r"(bytes)
-               : "memory");
-}
-INLINE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int GROUPS>
-INLINE void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
-}
-
 // ROWS rows of COLUMNS elements, of which the first `WIDTH` exist, to rows of LD elements of shared memory.
 // A thread's share of them: it may look at those before others may.
 template <typename T, int ROWS, int WIDTH, int COLUMNS, int LD, int THREADS>
@@ -47,7 +36,7 @@ struct Staged {
       const int left = exists ? larger(0, smaller(VECTOR, WIDTH - begin - column)) : 0;
       const T* from = rows.data + (exists ? first + row : 0) * rows.stride + (left > 0 ? begin + column : 0);
       if (aligned) {
-        copy_16(to + row * LD + column, from, left * sizeof(T));
+        ptx::cp_async_16(ptx::shared_address(to + row * LD + column), from, left * sizeof(T));
       } else {
         UNROLL
         for (int e = 0; e < VECTOR; e++) to[row * LD + column + e] = e < left ? from[e] : narrowed<T>(0.0f);

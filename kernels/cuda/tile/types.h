@@ -1,35 +1,10 @@
-// types.h: number types and what a thread knows of its place. The text includes no header of CUDA's: NVRTC needs a
-// second longer for those.
+// types.h: 16-bit numbers, and their ways from and to float32.
 #pragma once
-typedef signed char int8_t;
-typedef unsigned char uint8_t;
-typedef short int16_t;
-typedef unsigned short uint16_t;
-typedef int int32_t;
-typedef unsigned int uint32_t;
-typedef unsigned int uint;
-typedef long int64_t;
-typedef unsigned long uint64_t;
-
-#define INLINE __device__ __forceinline__
-#define CALLED __device__ __noinline__  // rare, and long
-#define UNROLL _Pragma("unroll")
-#define ROLLED _Pragma("unroll 1")
-#undef INFINITY
-#undef NAN
-#define INFINITY __int_as_float(0x7f800000)
-#define NAN __int_as_float(0x7fffffff)
-
-constexpr int LANES = 32;
-constexpr uint EVERY_LANE = ~0u;
+#include "ptx.h"
 
 struct float16_t {
   uint16_t bits;
-  INLINE operator float() const {
-    float x;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
-    return x;
-  }
+  INLINE operator float() const { return ptx::f32_of_f16(bits); }
 };
 struct bfloat16_t {
   uint16_t bits;
@@ -43,13 +18,13 @@ INLINE T narrowed(float x) {
 template <>
 INLINE float16_t narrowed<float16_t>(float x) {
   float16_t y;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  y.bits = ptx::f16_of_f32(x);
   return y;
 }
 template <>
 INLINE bfloat16_t narrowed<bfloat16_t>(float x) {
   bfloat16_t y;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  y.bits = ptx::bf16_of_f32(x);
   return y;
 }
 
@@ -60,15 +35,11 @@ INLINE uint packed(float first, float second) {
 }
 template <>
 INLINE uint packed<float16_t>(float first, float second) {
-  uint pair;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-  return pair;
+  return ptx::f16x2_of_f32(second, first);
 }
 template <>
 INLINE uint packed<bfloat16_t>(float first, float second) {
-  uint pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-  return pair;
+  return ptx::bf16x2_of_f32(second, first);
 }
 
 // Whether some number in the register is infinite or nan.
