@@ -109,7 +109,7 @@ def _entry(mods: Formulas, extremes: Collection[int]) -> str:
         "    " + ",\n    ".join(parameters) + ") {",
         "  Mods mods;",
         *(f"  {line}" for line in (*(line for _, line in filled.arrays), *filled.extremes, *read)),
-        "  attention_forward({q, k, v, tile_lists, out, lse, max_scores}, {" + values + "}, mods);",
+        "  attention_forward({q, k, v, tile_lists, {out, lse, max_scores}}, {" + values + "}, mods);",
         "}",
     ]
     return "\n".join(lines) + "\n"

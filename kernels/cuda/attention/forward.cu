@@ -13,6 +13,8 @@
 #include "params.h"
 #include "../tile/products.h"
 #include "../tile/staging.h"
+#include "rows.h"
+#include "scoring.h"
 #include "softmax.h"
 #include "walk.h"
 
@@ -22,12 +24,10 @@ typedef Staged<T, BK, HEAD_DIM, HEADS, LD_HEADS, THREADS> StagedKeys;
 typedef Staged<T, BK, VALUE_DIM, VALUES, LD_VALUES, THREADS> StagedValues;
 
 // q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM]; v: [.., VALUE_DIM]; row after row.
-// out: [batch, query_heads, q_len, VALUE_DIM]; lse, max_scores: float32 [batch, query_heads, q_len], natural.
 struct Tensors {
   const T *q, *k, *v;
   const int* tile_lists;
-  T* out;
-  float *lse, *max_scores;
+  Results<T> results;
 };
 
 // The accumulators of a warp.
@@ -125,90 +125,6 @@ INLINE void add_special_values(Sums (&out)[ROW_TILES][VALUE_TILES], const Sums (
   }
 }
 
-INLINE void scale_scores(Sums (&scores)[ROW_TILES][KEY_TILES], float scale) {
-  UNROLL
-  for (int r = 0; r < ROW_TILES; r++) {
-    UNROLL
-    for (int j = 0; j < KEY_TILES; j++) {
-      UNROLL
-      for (int i = 0; i < 4; i++) scores[r][j].at[i] *= scale;
-    }
-  }
-}
-
-// S = mask(score_mod(S)) on the elements that this lane holds.
-template <bool MASKED>
-INLINE void modify(Sums (&scores)[ROW_TILES][KEY_TILES], const KeyTile& tile, const Tiles& walk, const Place& place,
-                   int first_row) {
-  const AttentionParams& p = walk.p;
-  UNROLL
-  for (int r = 0; r < ROW_TILES; r++) {
-    UNROLL
-    for (int half = 0; half < 2; half++) {
-      const int q_idx = smaller(first_row + 16 * r + 8 * half + place.lane / 4, p.q_len - 1);
-      const auto score_mod = walk.mods.score_mod(place.b, place.h, q_idx);
-      const auto mask_mod = walk.mods.mask_mod(place.b, place.h, q_idx);
-      UNROLL
-      for (int j = 0; j < KEY_TILES; j++) {
-        UNROLL
-        for (int e = 0; e < 2; e++) {
-          float& score = scores[r][j].at[2 * half + e];
-          const int kv_idx = tile.first + 8 * j + 2 * (place.lane & 3) + e;
-          const int key = MASKED ? smaller(kv_idx, p.kv_len - 1) : kv_idx;
-          if constexpr (HAS_SCORE_MOD) score = score_mod(score, key);
-          if constexpr (MASKED) {
-            bool kept = kv_idx < p.kv_len;
-            int asked = tile.state;
-            if constexpr (BLOCKS == CUT_TILES) {
-              if (asked == LOOK_UP) {
-                const int block = walk.states[int64_t(q_idx / p.q_block) * p.kv_blocks + key / p.kv_block];
-                kept = kept && block != 0;
-                asked = block == 1 ? ASK : NO_MASK;
-              }
-            }
-            if constexpr (HAS_MASK_MOD) {
-              if (asked == ASK) kept = kept && mask_mod(key);
-            }
-            if (!kept) score = -INFINITY;
-          }
-        }
-      }
-    }
-  }
-}
-
-// out = O / sum of P. A row with nothing to attend to has sum 0 and gives 0, and -inf as its statistics.
-INLINE void write_rows(const Tensors& to, Accumulators& sums, const AttentionParams& p, const Place& place,
-                       int first_row, int slice, bool scaled) {
-  UNROLL
-  for (int r = 0; r < ROW_TILES; r++) {
-    UNROLL
-    for (int half = 0; half < 2; half++) {
-      const float sum = sum_of_row(sums.state[r].sum[half]), inverse = sum == 0.0f ? 0.0f : __fdiv_rn(1.0f, sum);
-      const int row = first_row + 16 * r + 8 * half + place.lane / 4;
-      if (row >= p.q_len) continue;
-      const int64_t at = (int64_t(place.b) * p.query_heads + place.h) * p.q_len + row;
-      UNROLL
-      for (int d = 0; d < VALUE_TILES; d++) {
-        const int column = slice * VALUES + 8 * d + 2 * (place.lane & 3);
-        const float first = sums.out[r][d].at[2 * half] * inverse, second = sums.out[r][d].at[2 * half + 1] * inverse;
-        T* out = to.out + at * VALUE_DIM + column;
-        if constexpr (sizeof(T) == 2 && VALUE_DIM % 2 == 0) {
-          if (column < VALUE_DIM) *(uint*)out = packed<T>(first, second);
-        } else {
-          if (column < VALUE_DIM) out[0] = narrowed<T>(first);
-          if (column + 1 < VALUE_DIM) out[1] = narrowed<T>(second);
-        }
-      }
-      if (slice == 0 && (place.lane & 3) == 0) {
-        const float max = sums.state[r].max[half] * (scaled ? 1.0f : p.scale);
-        to.lse[at] = sum == 0.0f ? -INFINITY : max + logf(sum);
-        to.max_scores[at] = sum == 0.0f ? -INFINITY : max;
-      }
-    }
-  }
-}
-
 INLINE void attention_forward(const Tensors& tensors, const AttentionParams& p, const Mods& mods) {
   extern __shared__ __align__(16) unsigned char memory[];
   T* queries = (T*)memory;
@@ -257,11 +173,15 @@ INLINE void attention_forward(const Tensors& tensors, const AttentionParams& p, 
     ptx::cp_async_commit_group();
 
     if (tile.live) {
-      if (scaled) scale_scores(scores, p.scale);
-      if (tile.masked) modify<true>(scores, tile, walk, place, first_row);
-      else if constexpr (HAS_SCORE_MOD) modify<false>(scores, tile, walk, place, first_row);
       UNROLL
       for (int r = 0; r < ROW_TILES; r++) {
+        if (scaled) scale_scores(scores[r], p.scale);
+        const int row = first_row + 16 * r;
+        if (tile.masked) {
+          modify<true, true, BLOCKS>(scores[r], tile.first, tile.state, walk.states, p, mods, place.b, place.h, row, lane);
+        } else if constexpr (HAS_SCORE_MOD) {
+          modify<false, false, BLOCKS>(scores[r], tile.first, NO_MASK, walk.states, p, mods, place.b, place.h, row, lane);
+        }
         float shrink[2];
         update_rows<sizeof(T) == 2>(sums.state[r], scores[r], shrink, exponent_scale);
         UNROLL
@@ -290,5 +210,9 @@ INLINE void attention_forward(const Tensors& tensors, const AttentionParams& p, 
     if (tile.live) multiply_values(sums.out, scores, values, lane);
     tile = following;
   }
-  write_rows(tensors, sums, p, place, first_row, slice, scaled);
+  UNROLL
+  for (int r = 0; r < ROW_TILES; r++) {
+    write_rows<VALUE_DIM>(tensors.results, sums.out[r], sums.state[r], p, head, first_row + 16 * r, slice * VALUES,
+                          scaled ? 1.0f : p.scale, lane);
+  }
 }
