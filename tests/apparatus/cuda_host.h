@@ -21,6 +21,7 @@ inline unsigned __float_as_uint(float x) {
   std::memcpy(&bits, &x, 4);
   return bits;
 }
+inline unsigned __cvta_generic_to_shared(const void*) { return 0; }  // for PTX alone
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline int __float2int_rz(float x) { return x >= 2147483648.0f ? 2147483647 : x < -2147483648.0f ? -2147483647 - 1 : int(x); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
