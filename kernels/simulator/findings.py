@@ -21,6 +21,7 @@ KINDS = {
     9: "wild access",
     10: "stack overflow",
     11: "asynchronous copy",
+    12: "misaligned",
 }
 OPERATIONS = (
     "nothing",
@@ -40,7 +41,7 @@ COPY_FAULTS = (  # enum CopyFault of async.h; a GPU may hang
     "whose tile nobody reads before the next copy to it, or the end of the kernel; read it, or do not copy",
     "with no threadgroup_barrier between its wait and the end of the kernel",
 )
-_OWN = {file.name for file in headers()}
+_OWN = {file.name for file in headers()} | {"ptx.h"}  # an instruction of CUDA; its caller says more
 NO_SPACE = 1000
 
 
@@ -80,6 +81,8 @@ def explain(
         message = f"{me} reads {where}, which nobody wrote {hint}"
     elif kind == "out of bounds":
         message = f"{me} {verb} {f'{raw.size} bytes at ' if raw.size else ''}{where}"
+    elif kind == "misaligned":
+        message = f"{me} {verb} {raw.size} bytes at {where}, an address that is no multiple of {raw.size}"
     elif kind == "write to input":
         message = f"{me} writes {where}, an input"
     elif kind == "divergent":

@@ -27,7 +27,7 @@ class Finding:
     """One thing that the checks found wrong.
 
     kind: race, overlapping write, uninitialised read, out of bounds, write to input, divergent, bad lane,
-    threadgroup memory limit, wild access, stack overflow, asynchronous copy.
+    threadgroup memory limit, wild access, stack overflow, asynchronous copy, misaligned.
     """
 
     kind: str

@@ -64,8 +64,9 @@ def check(
     order: str = "forward",
     block_size: Any = None,
     async_copy: bool = False,
+    on: Any = None,
 ) -> list[Any]:
-    """Run on the simulator and compare out, lse and max_scores; the report of the run."""
+    """Run on the simulator, or the backend `on`, and compare out, lse and max_scores; the reports of the run."""
     q, k, v = inputs(shape, dtype)
     ours, plain = mods(shape, names, zoo.mx_array), mods(shape, names, reference.array)
     score = flex.score_mod(ours["score"]) if "score" in ours else None
@@ -75,7 +76,7 @@ def check(
     bound = (None if mod is None else mod.bind() for mod in (score, mask))
     call = attention_call(q, k, v, 0.3, *bound, blocks, want_lse=True, want_max=True, async_copy=async_copy)
     with recording() as reports:
-        result = run_on(backend(order), call)
+        result = run_on(backend(order) if on is None else on, call)
     exact = (np.array(x.astype(mx.float32)).astype(np.float64) for x in (q, k, v))
     want = reference.attention(*exact, plain.get("score"), plain.get("mask"), 0.3)
     tolerance = reference.tolerance(dtype)

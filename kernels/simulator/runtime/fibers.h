@@ -12,7 +12,10 @@
 
 namespace simulator {
 
-constexpr size_t STACK_BYTES = 256 * 1024;  // unoptimised kernels keep every fragment on the stack
+#ifndef SIM_STACK_BYTES
+#define SIM_STACK_BYTES (256 * 1024)  // unoptimised kernels keep every fragment on the stack
+#endif
+constexpr size_t STACK_BYTES = SIM_STACK_BYTES;
 
 #if defined(__x86_64__) && !defined(SIM_UCONTEXT)
 

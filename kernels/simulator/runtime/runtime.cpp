@@ -13,10 +13,13 @@
 
 namespace simulator {
 
-constexpr unsigned THREADGROUP_LIMIT = 32768;
+#ifndef SIM_THREADGROUP_BYTES
+#define SIM_THREADGROUP_BYTES 32768
+#endif
+constexpr unsigned THREADGROUP_LIMIT = SIM_THREADGROUP_BYTES;
 constexpr unsigned ROW = 32;  // bytes of one lane's entry in an exchange
 
-enum State { READY, AT_SIMDGROUP, AT_THREADGROUP, DONE };
+enum State { READY, AT_SIMDGROUP, AT_THREADGROUP, AT_OTHERS, DONE };  // AT_OTHERS: until another lane makes it READY
 
 struct Lane {
   Context context;
@@ -134,6 +137,16 @@ static void access(const void* address, size_t size, bool write, bool atomic, co
       finding->other_write = conflict.write;
       unpack_group(conflict.group, finding->other_group);
     }
+  }
+}
+
+static void misaligned(const void* address, size_t size, bool write, const void* pc) {
+  int space = 0;
+  Region* region = run->arena.region_of(address, space);
+  if (sim_finding* finding = add(SIM_MISALIGNED, space, relative(pc), 0)) {
+    finding->offset = region ? static_cast<const char*>(address) - region->begin : 0;
+    finding->size = size;
+    finding->write = write;
   }
 }
 

@@ -125,14 +125,20 @@ static void run_group() {
       }
       continue;
     }
-    if (run->arrived == 0) {
+    const Lane *waiting = nullptr, *absent = nullptr;
+    bool some_ready = false;
+    for (unsigned i = 0; i < run->lane_count; i++) {
+      const Lane& lane = run->lanes[i];
+      some_ready |= lane.state == READY;
+      (lane.state == AT_THREADGROUP || lane.state == AT_OTHERS ? waiting : absent) = &lane;
+    }
+    if (some_ready) {
+      continue;
+    }
+    if (waiting == nullptr) {
       return report_kept_copies();
     }
-    const Lane *waiting = nullptr, *absent = nullptr;
-    for (unsigned i = 0; i < run->lane_count; i++) {
-      (run->lanes[i].state == AT_THREADGROUP ? waiting : absent) = &run->lanes[i];
-    }
-    diverged(*waiting, *absent, waiting->pc, SIM_THREADGROUP_BARRIER);
+    diverged(*waiting, absent == nullptr ? *waiting : *absent, waiting->pc, waiting->operation);
   }
 }
 

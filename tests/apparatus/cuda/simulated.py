@@ -1,0 +1,203 @@
+"""The cuda backend without a GPU: its plan, its text and its launches as they are, the kernels on the host.
+
+A kernel's text, as NVRTC gets it, is compiled by g++ and run thread by thread in the runtime of the Metal simulator,
+under its checks: races, memory that nobody wrote, accesses that miss their buffer, barriers that not all threads reach.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import mlx.core as mx
+import numpy as np
+
+from flextrace.cache import Store, key_of
+from flextrace.kernels import registry
+from flextrace.kernels.buffers import locate
+from flextrace.kernels.cuda import device, nvrtc
+from flextrace.kernels.simulator.build import (
+    CHECKED,
+    LANGUAGE,
+    PLAIN,
+    RUNTIME_FLAGS,
+    RUNTIME_FOLDER,
+    Library,
+    compiler,
+)
+from flextrace.kernels.simulator.kernel import record
+from flextrace.kernels.simulator.launch import Argument, launch
+from flextrace.kernels.simulator.report import Report
+
+from .translate import FOLDER, parameters_of, to_host
+
+HEADERS = ("device.h", "intrinsics.h", "instructions.h", "floats.h", "runtime.cpp")
+FLAGS = ("-std=c++17", *(flag for flag in LANGUAGE[1:] if flag != "-fsingle-precision-constant"))
+_libraries: dict[str, Library] = {}
+
+
+@dataclass
+class Simulated:
+    """A stand-in for NVRTC and for MLX's launches. reports: of each launch, in order; texts: of each compilation.
+
+    order: in which warps and lanes run. checks: whether the runtime watches every access; without it is faster.
+    """
+
+    order: str = "forward"
+    checks: bool = True
+    reports: list[Report] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    change: Any = None  # (text) -> text, a mistake that a test plants
+    fingerprint: str = "simulated"
+
+    def compile(self, text: str, architecture: str) -> tuple[bytes, str]:
+        """In place of Nvrtc.compile: the text itself is the cubin."""
+        return text.encode("ascii"), f"simulated for {architecture}"
+
+    def precompiled_cuda_kernel(
+        self,
+        *,
+        name: str,
+        compiled_source: bytes,
+        inputs: Sequence[mx.array],
+        output_shapes: Sequence[Sequence[int]],
+        output_dtypes: Sequence[mx.Dtype],
+        scalars: Sequence[int],
+        grid: tuple[int, int, int],
+        threadgroup: tuple[int, int, int],
+        shared_memory: int = 0,
+        init_value: float | None = None,
+        ensure_row_contiguous: bool = False,
+        stream: Any = None,
+    ) -> list[mx.array]:
+        """In place of mx.fast.precompiled_cuda_kernel. Runs at once. Raises SimulationError."""
+        text = compiled_source.decode("ascii")
+        self.texts.append(text)
+        library = built(text if self.change is None else self.change(text), self.checks)
+        assert not any(isinstance(scalar, float) for scalar in scalars), "MLX refuses Python floats"
+        assert all(block <= whole for block, whole in zip(threadgroup, grid, strict=True)), "a block beyond the grid"
+        words = np.array([shared_memory, *scalars], np.int64).astype(np.int32)
+        arrays = [mx.contiguous(array) if ensure_row_contiguous else array for array in inputs]
+        mx.eval(arrays)
+        names = [name for kind, name in parameters_of(text) if "*" in kind]
+        assert len(names) == len(inputs) + len(output_shapes), "as many arrays as the entry has pointers"
+        arguments = [_input(name, array) for name, array in zip(names, arrays, strict=False)]
+        outputs = [
+            _filled(tuple(shape), dtype, init_value) for shape, dtype in zip(output_shapes, output_dtypes, strict=True)
+        ]
+        for name, output in zip(names[len(arrays) :], outputs, strict=True):
+            place = (output.ctypes.data, output.nbytes, output.itemsize)
+            arguments.append(Argument(name, *place, 0, True, init_value is not None))
+        arguments.append(Argument("scalars", words.ctypes.data, words.nbytes, 4))
+        report = launch(library, name, arguments, grid, threadgroup, self.order, self.checks)
+        self.reports.append(report)
+        record(report)
+        return [
+            mx.array(content).view(dtype) if dtype == mx.bfloat16 else mx.array(content)
+            for content, dtype in zip(outputs, output_dtypes, strict=True)
+        ]
+
+
+@contextmanager
+def simulated_cuda(architecture: int = 80, **options: Any) -> Iterator[Simulated]:
+    """kernel_options={"BACKEND": "cuda"} works inside, on arrays of the CPU, as on a GPU of that compute capability.
+
+    options: of `Simulated`.
+    """
+    found = Simulated(**options)
+    replaced = {device.capability: lambda: architecture, nvrtc.find_nvrtc: lambda: found}
+    with (
+        mock.patch.dict(registry.made),
+        mock.patch.object(mx.fast, "precompiled_cuda_kernel", found.precompiled_cuda_kernel),
+    ):
+        registry.made.pop("cuda", None)
+        import flextrace.kernels.cuda.backend  # noqa: F401  (its modules are patched below)
+
+        patches = [
+            mock.patch.object(module, name, replaced[value])
+            for title, module in list(sys.modules.items())
+            if title.startswith("flextrace.kernels.cuda")
+            for name, value in list(vars(module).items())
+            if callable(value) and getattr(value, "__hash__", None) and value in replaced
+        ]
+        for patch in patches:
+            patch.start()
+        try:
+            yield found
+        finally:
+            for patch in reversed(patches):
+                patch.stop()
+
+
+def built(text: str, checks: bool) -> Library:
+    """The shared object of a CUDA text, from the cache or compiled now. Raises CompileError, SimulatorUnavailable."""
+    gcc = compiler()
+    source = to_host(text)
+    flags = (*FLAGS, *(CHECKED if checks else PLAIN))
+    key = key_of("simulated cuda", source, _texts(), gcc.fingerprint, " ".join(flags))
+
+    def make(folder: Path) -> dict[str, Any]:
+        (folder / "kernel.cpp").write_text(source, encoding="ascii")
+        compile_ = replace(gcc, flags=(*flags, f"-I{FOLDER}", f"-I{RUNTIME_FOLDER}", "-c"))
+        compile_.build(folder / "kernel.cpp", folder / "kernel.o")
+        (folder / "runtime.o").write_bytes(_runtime())
+        replace(gcc, flags=("-shared", "-Wl,-Bsymbolic", str(folder / "runtime.o"))).build(
+            folder / "kernel.o", folder / "kernel.so"
+        )
+        for name in ("kernel.o", "runtime.o"):
+            (folder / name).unlink()
+        return {"backend": "simulated cuda", "kernel": "a kernel"}
+
+    if key not in _libraries:
+        entry, loaded = Store().load_or_build(key, make, "kernel.so", _load, ["kernel.cpp"])
+        _libraries[key] = Library(loaded, entry.folder / "kernel.so")
+    return _libraries[key]
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(path))
+    loaded.flextrace_simulate.restype = ctypes.c_int
+    return loaded
+
+
+def _runtime() -> bytes:
+    gcc = compiler()
+
+    def make(folder: Path) -> dict[str, Any]:
+        for file in RUNTIME_FOLDER.iterdir():
+            shutil.copyfile(file, folder / file.name.replace("runtime.cpp", "simulator_runtime.cpp"))
+        for name in HEADERS:
+            shutil.copyfile(FOLDER / name, folder / name)
+        compile_ = replace(gcc, flags=(*RUNTIME_FLAGS, f"-I{folder}", "-c"))
+        compile_.build(folder / "runtime.cpp", folder / "runtime.o")
+        return {"backend": "simulated cuda", "kernel": "the runtime"}
+
+    key = key_of("simulated cuda runtime", _texts(), gcc.fingerprint)
+    return Store().get_or_build(key, make, ["runtime.o"]).contents["runtime.o"]
+
+
+def _texts() -> str:
+    files = [*(FOLDER / name for name in HEADERS), *sorted(RUNTIME_FOLDER.iterdir())]
+    return "".join(f"{file.name}\n{file.read_text(encoding='ascii')}" for file in files)
+
+
+def _input(name: str, array: mx.array) -> Argument:
+    item = array.dtype.size
+    if not array.size:
+        return Argument(name, 0, 0, item)
+    address, strides = locate(array)
+    steps = [(size - 1) * stride for size, stride in zip(array.shape, strides, strict=True)]
+    low, high = sum(min(0, step) for step in steps), sum(max(0, step) for step in steps) + 1
+    return Argument(name, address + low * item, (high - low) * item, item, -low * item)
+
+
+def _filled(shape: tuple[int, ...], dtype: mx.Dtype, value: float | None) -> np.ndarray[Any, Any]:
+    start = mx.full(shape, 0 if value is None else value).astype(dtype)
+    return np.array(start.view(mx.uint16) if dtype == mx.bfloat16 else start)
