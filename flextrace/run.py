@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 import mlx.core as mx
 
@@ -98,7 +97,7 @@ def _differentiable(backend: Backend, call: AttentionCall) -> Result:
             assert found is not None
         return found
 
-    return differentiated(_attend(backend, replace(call, want_lse=True)), call, backend.name, backward)
+    return differentiated(_attend(backend, call._replace(want_lse=True)), call, backend.name, backward)
 
 
 def _no_gradient(call: AttentionCall) -> str | None:

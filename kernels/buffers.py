@@ -76,15 +76,20 @@ def copied(array: mx.array) -> mx.array:
     return copy
 
 
-def new_array(shape: tuple[int, ...], dtype: mx.Dtype) -> tuple[mx.array, int]:
-    """An evaluated mlx array of any content and its address.
+def empty_array(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    """An evaluated mlx array of any content.
 
     Making one of a numpy array is immediate, which `mx.zeros` (a task for the stream's thread, which a forked
     process lacks) is not. numpy has no bfloat16: that one is made as unpickling makes it, of its bits.
     """
     content = np.empty(shape, _NUMPY[dtype])
-    made = _unpickled(content, _bfloat16()) if dtype == mx.bfloat16 else mx.array(content)
-    return made, locate(made)[0] if content.size else 0
+    return _unpickled(content, _bfloat16()) if dtype == mx.bfloat16 else mx.array(content)
+
+
+def new_array(shape: tuple[int, ...], dtype: mx.Dtype) -> tuple[mx.array, int]:
+    """An empty_array and its address."""
+    made = empty_array(shape, dtype)
+    return made, locate(made)[0] if made.size else 0
 
 
 def _unpickled(content: np.ndarray[Any, Any], dtype: int) -> mx.array:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from flextrace.tracer import Bound
+from flextrace.tracer import Bound, Formula
 from flextrace.tracer.expr.invariance import shifts_with_score
 
 from .blocks import Blocks
@@ -19,7 +19,24 @@ from .spec import Formulas
 Sizes = tuple[int, int, int, int]  # batch, query heads, q_len, kv_len
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+MOST_FORMULAS = 256  # that are kept
+_formulas: dict[tuple[int, int], Formulas] = {}
+
+
+def _formulas_of(score: Formula | None, mask: Formula | None) -> Formulas:
+    """The Formulas of these two: the object of the last call with them, with what it has found out since.
+
+    Equal ones that are other objects have other names, so that they are told apart by identity.
+    """
+    key = (id(score), id(mask))
+    found = _formulas.get(key)
+    if found is None:  # those that are kept hold on to both, so that no other object has this identity
+        if len(_formulas) >= MOST_FORMULAS:
+            _formulas.clear()
+        found = _formulas[key] = Formulas(score, mask)
+    return found
+
+
 class Mods:
     """The score_mod and the mask_mod of a call, with what they capture now.
 
@@ -29,33 +46,27 @@ class Mods:
     mlx_arrays: the arrays that MLX knows: it may hide their values, and differentiate by them.
     """
 
-    score: Bound | None = None
-    mask: Bound | None = None
-    formulas: Formulas = field(init=False)
-    present: tuple[Bound, ...] = field(init=False)
-    arrays: list[Any] = field(init=False)
-    numbers: list[bool | int | float] = field(init=False)
-    mlx_arrays: list[mx.array] = field(init=False)
+    __slots__ = ("arrays", "formulas", "mask", "mlx_arrays", "numbers", "present", "score")
 
-    def __post_init__(self) -> None:
-        score, mask, set_once = self.score, self.mask, object.__setattr__
-        present = tuple([mod for mod in (score, mask) if mod is not None])
+    def __init__(self, score: Bound | None = None, mask: Bound | None = None) -> None:
         arrays: list[Any] = []
         numbers: list[bool | int | float] = []
+        present = [mod for mod in (score, mask) if mod is not None]
         for mod in present:
             arrays += mod.arrays
             numbers += mod.numbers
-        set_once(self, "formulas", Formulas(score and score.trace.formula, mask and mask.trace.formula))
-        set_once(self, "present", present)
-        set_once(self, "arrays", arrays)
-        set_once(self, "numbers", numbers)
-        set_once(self, "mlx_arrays", [array for array in arrays if isinstance(array, mx.array)])
+        self.score: Final = score
+        self.mask: Final = mask
+        self.present: Final = present
+        self.formulas: Final = _formulas_of(score and score.trace.formula, mask and mask.trace.formula)
+        self.arrays: Final = arrays
+        self.numbers: Final = numbers
+        self.mlx_arrays: Final = [array for array in arrays if isinstance(array, mx.array)]
 
     def typed_numbers(self) -> Iterator[tuple[str, bool | int | float]]:
         """The captured numbers by slot, each behind its dtype: "bool", "int" or "float"."""
-        for mod in self.present:
-            for capture, number in zip(mod.trace.numbers, mod.numbers, strict=True):
-                yield capture.dtype, number
+        for capture, number in zip(self.formulas.numbers, self.numbers, strict=True):
+            yield capture.dtype, number
 
     def readable(self) -> list[mx.array]:
         """The captured arrays by slot, for gathers.
@@ -109,9 +120,8 @@ NO_MODS = Mods()
 INT8_KEYS = QKQuant("row", smooth_k=False)  # how q is rounded beside keys that are in int8 already
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AttentionCall:
-    """One checked call.
+class AttentionCall(NamedTuple):
+    """One checked call. (A tuple, as frozen as a dataclass and made in a fifth of the time, at every call.)
 
     q: [batch, query_heads, q_len, head_dim]; k: [1 or batch, kv_heads, kv_len, head_dim];
     v: [1 or batch, kv_heads, kv_len, value_dim], all of one dtype (float32, float16, bfloat16); or k, or k and v,

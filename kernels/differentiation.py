@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import mlx.core as mx
@@ -24,7 +23,7 @@ def differentiated(result: Result, call: AttentionCall, name: str, backward: Bac
     inputs = [call.q, call.k, call.v, *call.mods.mlx_arrays]
     outputs = [part for part in (result.out, result.lse, result.max_scores) if part is not None]
     wanted = tuple(slot for slot in call.mods.formulas.differentiable if _may_vary(call.mods.arrays[slot]))
-    plain = replace(call, want_lse=True, smooth_k=False)
+    plain = call._replace(want_lse=True, smooth_k=False)
 
     def vjp(primals: Sequence[mx.array], cotangents: Sequence[mx.array], _: Any) -> list[mx.array]:
         d_out, d_lse = cotangents[:2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import struct
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -40,6 +41,11 @@ class Formulas:
     def numbers(self) -> tuple[NumberCapture, ...]:
         """The captured numbers, by slot."""
         return tuple(number for formula in self.present for number in formula.numbers)
+
+    @functools.cached_property
+    def packed_numbers(self) -> struct.Struct:
+        """What packs the captured numbers, by slot, as a kernel reads them: 4 bytes each."""
+        return struct.Struct("=" + "".join("f" if number.dtype == "float" else "i" for number in self.numbers))
 
     @property
     def score_expr(self) -> Expr | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -125,7 +125,7 @@ def measure(inputs: str, mod: str, shape: Sequence[int], dtype: str, backend: st
     rows = []
     for name, quant in QUANTS.items():
         if backend == "reference":
-            out = quantised_attention(smoothed(replace(call, quant=quant, smooth_k=quant.smooth_k))).out
+            out = quantised_attention(smoothed(call._replace(quant=quant, smooth_k=quant.smooth_k))).out
         else:
             options = {"BACKEND": backend, "QK_QUANT": quant}
             got = flex.flex_attention(q, k, v, score, mask, kernel_options=options)

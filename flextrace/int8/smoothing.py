@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -43,7 +42,7 @@ def smoothing(call: AttentionCall) -> Smoothing:
 
 def smoothed(call: AttentionCall) -> AttentionCall:
     """The call, its smoothing added where it asks for it."""
-    return replace(call, smoothing=smoothing(call)) if call.smooth_k else call
+    return call._replace(smoothing=smoothing(call)) if call.smooth_k else call
 
 
 # -- documents ---------------------------------------------------------------------------------------------------

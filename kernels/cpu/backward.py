@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -13,16 +12,15 @@ from flextrace.tracer import Pattern
 
 from ..buffers import locate, locate_aligned, new_array
 from ..call import BackwardCall, Gradients
-from .launch import PARAMS, address_of, check, packed_call, thread_count
+from .launch import address_of, run_kernel, thread_count
 from .params import Backward, packed
 
-BACKWARD = packed(Backward)
 Q_TILE, KV_TILE = 96, 128  # rows of a query tile, at most, and keys of a tile
 MOST_BYTES = 2**30  # of memory for the gradients of captured arrays, beside those themselves
-REST = struct.Struct(BACKWARD.format.removeprefix(PARAMS.format))  # what follows the forward's
+REST = packed(Backward, "d_out")
 
 
-def differentiate(entry: Callable[[bytes], int], call: BackwardCall) -> Gradients:
+def differentiate(entry: Callable[..., int], call: BackwardCall) -> Gradients:
     """Run the backward kernel; what is not evaluated yet is.
 
     Raises:
@@ -31,7 +29,7 @@ def differentiate(entry: Callable[[bytes], int], call: BackwardCall) -> Gradient
         OverflowError: a captured integer array holds a value outside int32.
         KeyboardInterrupt: Ctrl-C, or what else the handler of a signal raises; seen between two jobs.
     """
-    forward, d_out = replace(call.call, threads=_threads(call)), call.d_out
+    forward, d_out = call.call._replace(threads=_threads(call)), call.d_out
     q, k, v = forward.q, forward.k, forward.v
     d_max_scores = call.d_max_scores
     if d_max_scores is not None and not d_max_scores.any():  # it would cost a second look at all scores
@@ -44,15 +42,14 @@ def differentiate(entry: Callable[[bytes], int], call: BackwardCall) -> Gradient
     if q.size == 0 or k.size == 0 or v.size == 0:
         return Gradients(mx.zeros_like(q), mx.zeros_like(k), mx.zeros_like(v), tuple(map(mx.zeros_like, arrays)))
     (dq, dq_at), (dk, dk_at), (dv, dv_at) = (new_array(x.shape, x.dtype) for x in (q, k, v))
-    lse_at, max_at, d_lse_at, d_max_at = (0 if x is None else locate(x)[0] for x in rows)
+    lse, max_scores, d_lse, d_max = rows
+    d_lse_at, d_max_at = (0 if x is None else locate(x)[0] for x in (d_lse, d_max))
     d_out, d_out_at, d_out_strides = locate_aligned(d_out)
     gradients = struct.pack(f"={len(sums)}Q", *(at for _, at in sums))
-    params, kept = packed_call(forward, (locate(out)[0], lse_at, max_at))
     rest = REST.pack(
         *(d_out_at, *d_out_strides, d_lse_at, d_max_at, dq_at, dk_at, dv_at, k.shape[0], address_of(gradients))
     )
-    check(entry(params + rest), forward)
-    del kept
+    run_kernel(entry, forward, (out, lse, max_scores), rest)
     return Gradients(dq, dk, dv, tuple(sum.astype(array.dtype) for (sum, _), array in zip(sums, arrays, strict=True)))
 
 

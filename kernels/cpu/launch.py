@@ -18,20 +18,29 @@ import numpy as np
 from flextrace.cache import LoadError
 
 from ..blocks import Blocks
-from ..buffers import copied, locate, locate_aligned, new_array
+from ..buffers import empty_array, locate, locate_aligned
 from ..call import AttentionCall, Mods, Result
 from ..int8_types import QKQuant, Smoothing
-from ..spec import ATTENTION, DECODE, KernelSpec
+from ..spec import ATTENTION, BACKWARD, DECODE, KernelSpec
 from .params import MAX_NDIM, Array, Host, Params, check_size, packed
 
 DTYPES = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2}
 FEW_ROWS, FEW_SHARED = 8, 96  # of a head, and of all heads that share keys: quicker with keys read in place than packed
 MOST_THREADS = 2**31 - 1  # that may be asked for; far fewer ever start
-PARAMS, ARRAY = packed(Params), packed(Array)
-NUMBER = {"float": struct.Struct("=f"), "int": struct.Struct("=i"), "bool": struct.Struct("=i")}
-NO_BLOCKS = (0,) * 10
-NO_SMOOTHING = (0, 0, 0, 1, 1, 1, 1, 0, 0)
-NO_INT8 = (0,) * 13
+ARRAY = packed(Array)
+FLOAT = struct.Struct("=f")
+OUT_OF_MEMORY, INTEGER_OVERFLOW, UNALIGNED = 1, 2, 4  # a kernel's status, beside 0: Result of params.h
+
+# Params in parts, one after the other.
+LOCATED = bytes(packed(Params, last="max_scores").size)
+SIZES = packed(Params, "batch", "dtype")
+BLOCKS = packed(Params, "has_block_mask", "kv_block")
+CALLER = packed(Params, "arrays", "tile_counts")
+SMOOTHING = packed(Params, "means", "add_back")
+ROUNDING = packed(Params, "q_mean_rows", "k_scale_rows")
+LOCATED_INT8 = bytes(packed(Params, "k_scales").size)
+NO_BLOCKS, NO_SMOOTHING = bytes(BLOCKS.size), SMOOTHING.pack(0, 0, 0, 1, 1, 1, 1, 0, 0)
+NO_ROUNDING = ROUNDING.pack(0, 1, 1)
 
 
 def thread_count() -> int:
@@ -53,9 +62,9 @@ def thread_count() -> int:
     return os.cpu_count() or 1
 
 
-def load(library: Path, name: str, kernel: str = ATTENTION) -> Callable[[bytes], int]:
-    """The function of that name: takes the packed struct of that kernel, gives a status; or raises what a signal raises
-    meanwhile.
+def load(library: Path, name: str, kernel: str = ATTENTION) -> Callable[..., int]:
+    """The function of that name: takes the packed struct of that kernel, and the tuple of located.h where it is no
+    stage; gives a status, or raises what a signal raises meanwhile.
 
     It is called with Python's lock and releases it (threads.h). The library stays for good, as a thread of an earlier
     call may still have its last instructions before it.
@@ -72,15 +81,17 @@ def load(library: Path, name: str, kernel: str = ATTENTION) -> Callable[[bytes],
             f"the compiled kernel cannot be loaded: {error}; if its folder is mounted noexec, point TMPDIR or "
             "FLEXTRACE_CACHE_DIR at another one, else name another C++ compiler in CXX"
         ) from error
-    entry.argtypes, entry.restype = [ctypes.c_char_p], ctypes.c_int
+    takes_arrays = kernel in (ATTENTION, DECODE, BACKWARD)
+    entry.argtypes = [ctypes.c_char_p, ctypes.py_object] if takes_arrays else [ctypes.c_char_p]
+    entry.restype = ctypes.c_int
     return entry  # type: ignore[no-any-return]
 
 
 class Kernel:
     """A loaded kernel for one pair of mods; any shapes, strides and dtypes."""
 
-    def __init__(self, entry: Callable[[bytes], int], key: str = "") -> None:
-        self.entry = entry  # takes a packed struct (Params, or that of a stage), gives a status
+    def __init__(self, entry: Callable[..., int], key: str = "") -> None:
+        self.entry = entry  # takes a packed struct (Params, or that of a stage) and arrays, gives a status
         self.key = key  # of its entry in the cache
 
     def run(self, call: AttentionCall, tile_counts: np.ndarray[Any, Any] | None = None) -> Result:
@@ -95,54 +106,69 @@ class Kernel:
             KeyboardInterrupt: Ctrl-C, or what else the handler of a signal raises; seen between two jobs.
         """
         rows = call.q.shape[:3]
-        out, out_at = new_array((*rows, call.v.shape[3]), call.q.dtype)
-        lse, lse_at = new_array(rows, mx.float32) if call.want_lse else (None, 0)
-        max_scores, max_at = new_array(rows, mx.float32) if call.want_max else (None, 0)
-        params, kept = packed_call(call, (out_at, lse_at, max_at), tile_counts)
-        check(self.entry(params), call)
-        del kept
+        out = empty_array((*rows, call.v.shape[3]), call.q.dtype)
+        lse = empty_array(rows, mx.float32) if call.want_lse else None
+        max_scores = empty_array(rows, mx.float32) if call.want_max else None
+        run_kernel(self.entry, call, (out, lse, max_scores), tile_counts=tile_counts)
         return Result(out, lse, max_scores)
 
 
-def check(status: int, call: AttentionCall) -> None:
-    """Raises MemoryError, OverflowError: what a kernel's status says."""
-    if status == 1:
+def run_kernel(
+    entry: Callable[..., int],
+    call: AttentionCall,
+    results: tuple[mx.array | None, ...],
+    rest: bytes = b"",
+    tile_counts: np.ndarray[Any, Any] | None = None,
+) -> None:
+    """Call a kernel whose struct is Params, or begins with it, on evaluated arrays.
+
+    results: out, lse and max_scores, contiguous; rest: what follows Params.
+
+    Raises:
+        MemoryError, OverflowError, KeyboardInterrupt: as Kernel.run.
+    """
+    smoothing = None if call.smoothing is None else contiguous(call.smoothing)
+    params = packed_params(call, smoothing, tile_counts) + rest + packed_numbers(call.mods)
+    arrays = arrays_of(call, results)
+    status = entry(params, arrays)
+    if status == UNALIGNED:
+        status = entry(params, tuple([array if array is None else locate_aligned(array)[0] for array in arrays]))
+        assert status != UNALIGNED, "a copy is aligned"
+    if status == OUT_OF_MEMORY:
         raise MemoryError("no memory for the packed keys and values of one head")
-    if status == 2:
+    if status == INTEGER_OVERFLOW:
         raise OverflowError(overflow_message(call.mods))
 
 
-def packed_call(
-    call: AttentionCall, outputs: tuple[int, int, int], tile_counts: np.ndarray[Any, Any] | None = None
-) -> tuple[bytes, Any]:
-    """The packed Params of a call on evaluated arrays, and what has to live until the kernel returns.
+def arrays_of(call: AttentionCall, results: tuple[mx.array | None, ...]) -> tuple[Any, ...]:
+    """The tuple of located.h.
 
-    outputs: the addresses of out, lse and max_scores.
+    MLX's arrays are taken by copies that share their memory: an assignment `q[...] = x` by another thread leaves the
+    copy as it was, where it would take the memory of `q` from under the kernel.
     """
-    q, k, v = call.q, call.k, call.v
+    given = (call.q, call.k, call.v, *results, call.k_scales, call.v_scales, call.v_means, *call.mods.arrays)
+    return tuple([array.__copy__() if isinstance(array, mx.array) else array for array in given])
+
+
+def packed_params(call: AttentionCall, smoothing: Smoothing | None, tile_counts: np.ndarray[Any, Any] | None) -> bytes:
+    """Params of a call, less what the kernel finds; smoothing: that of the call, laid out as the kernel reads it."""
+    q, v = call.q, call.v
     batch, query_heads, q_len, head_dim = q.shape
     _, kv_heads, kv_len, value_dim = v.shape
-    q_at, q_strides = locate(q)
-    k_at, k_strides = locate(k)
-    v_at, v_strides = locate(v)
-    if q_at % q.itemsize or k_at % k.itemsize or v_at % v.itemsize:  # bytes viewed as another type
-        return packed_call(replace(call, q=copied(q), k=copied(k), v=copied(v)), outputs, tile_counts)
-    if k.shape[0] != batch:  # one batch of keys serves all
-        k_strides = (0, *k_strides[1:])
-        v_strides = (0, *v_strides[1:])
-    arrays, numbers, kept = captured(call.mods)
-    smoothing = None if call.smoothing is None else contiguous(call.smoothing)
-    params = PARAMS.pack(  # by position: tests/kernels/test_params.py looks up each value by its name
-        *(q_at, k_at, v_at, *q_strides, *k_strides, *v_strides, *outputs),
-        *(batch, query_heads, kv_heads, q_len, kv_len, head_dim, value_dim, call.scale, DTYPES[q.dtype]),
-        *(NO_BLOCKS if call.blocks is None else _block_mask(call.blocks)),
-        *(address_of(arrays), address_of(numbers), call.threads or thread_count(), HOST_AT),
-        0 if tile_counts is None else tile_counts.ctypes.data,
-        *(NO_SMOOTHING if smoothing is None else _smoothing(smoothing)),
-        *((0, 1, 1) if call.quant is None else _quant(call.quant)),
-        *(NO_INT8 if call.k_scales is None else _int8(call)),
+    counts_at = 0 if tile_counts is None else tile_counts.ctypes.data
+    return b"".join(  # by position: tests/kernels/test_params.py looks up each value by its name
+        (
+            LOCATED,
+            SIZES.pack(
+                *(batch, query_heads, kv_heads, q_len, kv_len, head_dim, value_dim, call.scale, DTYPES[q.dtype])
+            ),
+            NO_BLOCKS if call.blocks is None else BLOCKS.pack(*_block_mask(call.blocks)),
+            CALLER.pack(0, 0, call.threads or thread_count(), HOST_AT, counts_at),
+            NO_SMOOTHING if smoothing is None else SMOOTHING.pack(*_smoothing(smoothing)),
+            NO_ROUNDING if call.quant is None else ROUNDING.pack(*_quant(call.quant)),
+            LOCATED_INT8,
+        )
     )
-    return params, (q, k, v, arrays, numbers, kept, smoothing)
 
 
 def spec_of(call: AttentionCall) -> KernelSpec:
@@ -190,27 +216,18 @@ def _quant(quant: QKQuant) -> tuple[int, int, int]:
     return (quant.q_block if quant.smooth_q else 0, q_rows, k_rows)
 
 
-def _int8(call: AttentionCall) -> tuple[int, ...]:
-    addresses: list[int] = []
-    strides: list[int] = []
-    for array, ndim in ((call.k_scales, 3), (call.v_scales, 3), (call.v_means, 4)):
-        at, steps = (0, (0,) * ndim) if array is None else locate(array)
-        if call.k.shape[0] != call.q.shape[0]:
-            steps = (0, *steps[1:])
-        addresses.append(at)
-        strides.extend(steps)
-    return (*addresses, *strides)
-
-
 def address_of(data: bytes) -> int:
     """Where immutable bytes lie, for a kernel to read while they live."""
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0 if data else 0
 
 
 def _host() -> bytes:
-    needed = {"release": "PyEval_SaveThread", "take": "PyEval_RestoreThread", "check_signals": "PyErr_CheckSignals"}
-    functions = {field: getattr(ctypes.pythonapi, name) for field, name in needed.items()}
-    return bytes(Host(**{field: ctypes.cast(function, ctypes.c_void_p) for field, function in functions.items()}))
+    needed = {
+        **{"release": "PyEval_SaveThread", "take": "PyEval_RestoreThread", "check_signals": "PyErr_CheckSignals"},
+        **{"item": "PyTuple_GetItem", "get_buffer": "PyObject_GetBuffer", "release_buffer": "PyBuffer_Release"},
+    }
+    functions = {field: ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p) for field, name in needed.items()}
+    return bytes(Host(**functions, none=id(None)))
 
 
 HOST = _host()
@@ -218,21 +235,30 @@ HOST_AT = address_of(HOST)
 
 
 def captured(mods: Mods) -> tuple[bytes, bytes, list[Any]]:
-    """The captured arrays and numbers as the kernel reads them, and what has to live as long as they."""
+    """The captured arrays and numbers as a stage reads them, and what has to live as long as they."""
     arrays, kept = [], []
     for array, address, strides in map(locate_aligned, mods.arrays):
         kept.append(array)
         rest = (0,) * (MAX_NDIM - len(strides))
         arrays.append(ARRAY.pack(address, *array.shape, *rest, *strides, *rest, len(strides)))
-    numbers = [_number(dtype, number) for dtype, number in mods.typed_numbers()]
-    return b"".join(arrays), b"".join(numbers), kept
+    return b"".join(arrays), packed_numbers(mods), kept
 
 
-def _number(dtype: str, number: bool | int | float) -> bytes:
+def packed_numbers(mods: Mods) -> bytes:
+    """The captured numbers as a kernel reads them; one beyond float32 is infinite."""
+    packed_by = mods.formulas.packed_numbers
     try:
-        return NUMBER[dtype].pack(number)
-    except OverflowError:  # a float beyond float32
-        return NUMBER[dtype].pack(math.inf if number > 0 else -math.inf)
+        return packed_by.pack(*mods.numbers)
+    except OverflowError:
+        return packed_by.pack(*[_in_float32(number) for number in mods.numbers])
+
+
+def _in_float32(number: bool | int | float) -> bool | int | float:
+    try:
+        FLOAT.pack(number)
+    except OverflowError:
+        return math.copysign(math.inf, number)
+    return number
 
 
 def _block_mask(blocks: Blocks) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Values by name -> the structs that a kernel's function takes: those of params.h, stage.h and the stages' own files.
 
 Stages are filled by name. Params is packed by position, in the order of its fields here: that takes a microsecond where
-assigning its fields takes several, at every call.
+assigning its fields takes several, at every call. Where the arrays of a call lie, the kernel finds out (located.h).
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ class Array(ctypes.Structure):
 
 
 class Host(ctypes.Structure):
-    _fields_ = (("release", Pointer), ("take", Pointer), ("check_signals", Pointer))
+    _fields_ = (
+        *((name, Pointer) for name in ("release", "take", "check_signals")),
+        *((name, Pointer) for name in ("item", "get_buffer", "release_buffer", "none")),
+    )
 
 
 class Caller(ctypes.Structure):
@@ -137,9 +140,11 @@ TAKEN: dict[str, type[ctypes.Structure]] = {
 }
 
 
-def packed(kind: type[ctypes.Structure]) -> struct.Struct:
-    """What packs all values of such a struct, one after the other."""
-    return struct.Struct("=" + _format(kind))
+def packed(kind: type[ctypes.Structure], first: str | None = None, last: str | None = None) -> struct.Struct:
+    """What packs the values of such a struct one after the other: all, or the fields from `first` to `last`."""
+    names = [name for name, *_ in kind._fields_]
+    begin, end = 0 if first is None else names.index(first), len(names) if last is None else names.index(last) + 1
+    return struct.Struct("=" + "".join(_format(field[1]) for field in kind._fields_[begin:end]))
 
 
 def _format(kind: Any) -> str:

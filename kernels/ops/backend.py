@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
@@ -62,14 +61,14 @@ class OpsBackend:
 
     def backward(self, call: BackwardCall) -> Gradients:
         """By MLX's own differentiation of `run`."""
-        forward = replace(call.call, want_lse=True, want_max=call.d_max_scores is not None)
+        forward = call.call._replace(want_lse=True, want_max=call.d_max_scores is not None)
         cotangents = [call.d_out, mx.zeros_like(call.lse) if call.d_lse is None else call.d_lse]
         if call.d_max_scores is not None:
             cotangents.append(call.d_max_scores)
 
         def outputs(q: mx.array, k: mx.array, v: mx.array, *arrays: mx.array) -> list[mx.array]:
             mods = forward.mods.with_arrays(dict(zip(call.wanted, arrays, strict=True)))
-            found = self.run(replace(forward, q=q, k=k, v=v, mods=mods))
+            found = self.run(forward._replace(q=q, k=k, v=v, mods=mods))
             return [part for part in (found.out, found.lse, found.max_scores) if part is not None]
 
         primals = [forward.q, forward.k, forward.v, *(forward.mods.arrays[slot] for slot in call.wanted)]

@@ -5,7 +5,7 @@ Rows of q are whole numbers times a power of two, which rounding leaves as they 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -107,8 +107,8 @@ def run(
     mask = None if mask_mod is None else flex.mask_mod(mask_mod)
     sizes = (*call.q.shape[:3], call.k.shape[2])
     if block_size is not None:
-        call = replace(call, blocks=flex.create_block_mask(mask, *sizes, BLOCK_SIZE=block_size).blocks)
-    call = replace(call, mods=bound(None if score_mod is None else flex.score_mod(score_mod), mask))
+        call = call._replace(blocks=flex.create_block_mask(mask, *sizes, BLOCK_SIZE=block_size).blocks)
+    call = call._replace(mods=bound(None if score_mod is None else flex.score_mod(score_mod), mask))
     with recording() as reports:
         result = run_on((kernels or backend(order)), call)
     assert all(reports[-1].buffers[name].unwritten == 0 for name in ("out", "lse", "max_scores"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from random_masks import random_case
 import flextrace as flex
 from flextrace import tracer
 from flextrace.kernels.cpu import generate as cpu
-from flextrace.kernels.cpu.launch import ARRAY, NUMBER
+from flextrace.kernels.cpu.launch import ARRAY
 from flextrace.kernels.metal import generate as metal
 from flextrace.kernels.metal.mod.captures import msl_type
 from flextrace.kernels.spec import shift_slots
@@ -32,6 +33,7 @@ from flextrace.tracer.emit.tile_state import CPP_RANGES, METAL_RANGES, range_lin
 from flextrace.tracer.expr.node import KV_IDX, OPS, Q_IDX, Expr, apply, const, leaves
 
 TILES = 24
+PACKED = {float: struct.Struct("=f"), int: struct.Struct("=i"), bool: struct.Struct("=i")}
 
 
 class Batch(NamedTuple):
@@ -170,8 +172,7 @@ def run_cpp(what: Batch, folder: Path) -> np.ndarray:
     assert compiler is not None
     compiler.build(folder / "bounds.cpp", folder / "bounds.so")
     library = ctypes.CDLL(str(folder / "bounds.so"))
-    kinds = {bool: "bool", int: "int", float: "float"}
-    numbers = b"".join(NUMBER[kinds[type(number)]].pack(number) for number in what.numbers)
+    numbers = b"".join(PACKED[type(number)].pack(number) for number in what.numbers)
     arrays = b""
     for array in what.arrays:
         rest = (0,) * (8 - array.ndim)
@@ -248,8 +249,7 @@ def metal_text() -> str:
 
 
 def run_metal(what: Batch) -> np.ndarray:
-    kinds = {bool: "bool", int: "int", float: "float"}
-    numbers = b"".join(NUMBER[kinds[type(number)]].pack(number) for number in what.numbers) or bytes(4)
+    numbers = b"".join(PACKED[type(number)].pack(number) for number in what.numbers) or bytes(4)
     names = [f"array{slot}" for slot in range(len(what.arrays))]
     kernel = flex.simulator.metal_kernel(
         "bounds", ["tiles", "numbers", *names], ["out"], metal_body(what), metal_text(), ensure_row_contiguous=False

@@ -21,6 +21,8 @@ from flextrace.kernels.cpu import generate, launch
 from flextrace.kernels.cpu import params as in_cpp
 from flextrace.kernels.int8_types import QKQuant, Smoothing
 from flextrace.kernels.metal import params as in_metal
+from flextrace.kernels.template.assemble import assemble
+from flextrace.kernels.toolchain import find_compiler
 
 CPU, METAL = Path(cpu.__file__).parent, Path(metal.__file__).parent
 CPP_TYPES = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float, "double": ctypes.c_double}
@@ -32,6 +34,7 @@ def structs_of(folder: Path, *patterns: str) -> dict[str, list[tuple[str, str]]]
     for file in sorted(file for pattern in patterns for file in folder.rglob(pattern)):
         text = re.sub(r"//[^\n]*", "", file.read_text(encoding="ascii"))
         for name, body in re.findall(r"^struct (\w+) \{\n(.*?)^\};", text, re.MULTILINE | re.DOTALL):
+            body = re.sub(r"\)\([^()]*\)", ")()", body)  # of a function pointer
             while "{" in body:
                 body = re.sub(r"\{[^{}]*\}", ";", body)
             parts = [part for part in body.replace("const ", "").split(";") if part.strip()]
@@ -90,7 +93,7 @@ def test_a_kernel_that_takes_another_struct_is_refused(monkeypatch: pytest.Monke
 def params_of(call: Any, counts: Any = None) -> in_cpp.Params:
     """What a kernel is given for a call."""
     given: list[bytes] = []
-    launch.Kernel(lambda packed: given.append(packed) or 0).run(call, counts)
+    launch.Kernel(lambda packed, _: given.append(packed) or 0).run(call, counts)
     return in_cpp.Params.from_buffer_copy(given[0])
 
 
@@ -101,11 +104,6 @@ def test_the_values_of_a_call_are_in_the_fields_of_their_names() -> None:
     call = attention_call(q, k, v, 0.5, blocks=blocks, want_lse=True, want_max=True, threads=3)
     counts = np.zeros(4, np.int64)
     params = params_of(call, counts)
-    for name, x in {"q": q, "k": k, "v": v}.items():
-        assert getattr(params, name) == launch.locate(x)[0], name
-    assert len({params.out, params.lse, params.max_scores, None}) == 4
-    assert [*params.q_strides] == [120, 30, 6, 1] and [*params.k_strides] == [0, 42, 6, 1]
-    assert [*params.v_strides] == [0, 63, 9, 1]
     sizes = {"batch": 2, "query_heads": 4, "kv_heads": 2, "q_len": 5, "kv_len": 7, "head_dim": 6, "value_dim": 9}
     mask = {"has_block_mask": 1, "mask_batch": 2, "mask_heads": 4, "mask_rows": 3, "q_block": 2, "kv_block": 3}
     plain = {"groups": 1, "means_batch": 1, "average_keys": 0, "q_mean_rows": 0, "q_scale_rows": 1, "k_scale_rows": 1}
@@ -124,16 +122,141 @@ def test_the_values_of_int8_are_in_the_fields_of_their_names() -> None:
     smoothing = Smoothing(mx.zeros((1, 2, 3, 6)), *groups, add_back=True)
     scales = {"k_scales": mx.ones((1, 2, 7)), "v_scales": mx.ones((1, 2, 7)), "v_means": mx.ones((1, 2, 1, 9))}
     quant = QKQuant("block", smooth_q=True, q_block=16, k_block=8)
-    call = attention_call(q, k, v, 0.5, quant=quant, smoothing=smoothing, **scales)
-    mx.eval(*scales.values())
-    params = params_of(call)
-    for name, x in {**scales, "means": smoothing.means, "key_groups": groups[0], "row_groups": groups[1]}.items():
+    params = params_of(attention_call(q, k, v, 0.5, quant=quant, smoothing=smoothing, **scales))
+    for name, x in {"means": smoothing.means, "key_groups": groups[0], "row_groups": groups[1]}.items():
         assert getattr(params, name) == launch.locate(x)[0], name
     sizes = {"groups": 3, "means_batch": 1, "key_groups_batch": 1, "row_groups_batch": 2}
     ways = {"average_keys": 0, "add_back": 1, "q_mean_rows": 16, "q_scale_rows": 16, "k_scale_rows": 8}
     assert {name: getattr(params, name) for name in {**sizes, **ways}} == {**sizes, **ways}
+
+
+# ---- where arrays lie ---------------------------------------------------------------------------------------------
+
+FIND = """
+extern "C" __attribute__((visibility("default")))
+int find(const Params* given, void* arrays, Params* found, Array* to) {
+  Located located(*given, given + 1, arrays);
+  *found = located.params;
+  for (int slot = 0; slot < ARRAYS; slot++) to[slot] = located.params.arrays[slot];
+  return located.status;
+}
+"""
+CAPTURED = 3
+
+
+@pytest.fixture(scope="module")
+def find(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(call, results) -> status, Params as located.h completes it, the captured arrays and the packed numbers."""
+    folder = tmp_path_factory.mktemp("located")
+    text = assemble(CPU, "attention/located.h", {})
+    assert text.count("constexpr int ARRAYS = 0;") == 1
+    text = text.replace("constexpr int ARRAYS = 0;", f"constexpr int ARRAYS = {CAPTURED};")
+    (folder / "find.cpp").write_text("#include <stdlib.h>\n" + text + FIND, encoding="ascii")
+    compiler = find_compiler()
+    assert compiler is not None
+    compiler.build(folder / "find.cpp", folder / "find.so")
+    entry = ctypes.PyDLL(str(folder / "find.so")).find
+    entry.argtypes = [ctypes.c_char_p, ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p]
+
+    def found(call: Any, results: Any = (None, None, None), arrays: Any = None) -> Any:
+        params, captured = in_cpp.Params(), (in_cpp.Array * CAPTURED)()
+        given = launch.packed_params(call, None, None)
+        of_call = launch.arrays_of(call, results) + (mx.zeros(()),) * (CAPTURED - len(call.mods.arrays))
+        status = entry(
+            given, of_call if arrays is None else arrays, ctypes.addressof(params), ctypes.addressof(captured)
+        )
+        return status, params, captured
+
+    return found
+
+
+def test_a_kernel_finds_arrays_where_python_does(find: Any) -> None:
+    """Views, broadcasts, other types, turned round, read-only, without axes, and none."""
+    cache = mx.random.normal((1, 2, 64, 8))
+    q, k, v = mx.random.normal((2, 5, 4, 8)).swapaxes(1, 2), cache[:, :, 3:10], cache[:, :, 20:27].astype(mx.float32)
+    turned = np.arange(24, dtype=np.float16).reshape(2, 3, 4)[::-1, :, 1:3].transpose(2, 0, 1)
+    fixed = np.arange(5, dtype=np.int64)
+    fixed.flags.writeable = False
+    half = mx.arange(12).reshape(3, 4).astype(mx.bfloat16)[:, ::2]
+
+    @flex.score_mod
+    def mod(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return score + turned[0, b, 1] + fixed[q_idx] + half[0, 1]
+
+    call = attention_call(q, k, v, 0.5, mod.bind())
+    mx.eval(*call.arrays)
+    out, lse = mx.zeros((2, 4, 5, 8)), mx.zeros((2, 4, 5))
+    mx.eval(out, lse)
+    status, params, captured = find(call, (out, lse, None))
+    assert status == 0
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        at, strides = launch.locate(x)
+        strides = strides if x is q else (0, *strides[1:])  # one batch of keys serves both
+        assert (getattr(params, name), (*getattr(params, f"{name}_strides"),)) == (at, strides), name
+    assert (params.out, params.lse, params.max_scores) == (launch.locate(out)[0], launch.locate(lse)[0], None)
+    assert params.k_scales is params.v_scales is params.v_means is None
+    assert len(call.mods.arrays) == CAPTURED
+    for x, array in zip(call.mods.arrays, captured, strict=True):
+        at, strides = launch.locate(x)
+        assert (array.data, array.ndim) == (at, x.ndim)
+        assert [*array.shape] == [*x.shape] + [0] * (8 - x.ndim)
+        assert [*array.strides] == [*strides] + [0] * (8 - x.ndim)
+
+
+def test_a_kernel_finds_the_scales_of_int8(find: Any) -> None:
+    q, k, v = mx.zeros((2, 4, 5, 6)), mx.zeros((1, 2, 7, 6), mx.int8), mx.zeros((1, 2, 7, 9), mx.int8)
+    scales = {"k_scales": mx.ones((1, 2, 7)), "v_scales": mx.ones((1, 2, 7)), "v_means": mx.ones((1, 2, 1, 9))}
+    call = attention_call(q, k, v, 0.5, quant=QKQuant("row", smooth_k=False), **scales)
+    mx.eval(*call.arrays)
+    _, params, _ = find(call)
+    assert [getattr(params, name) for name in scales] == [launch.locate(x)[0] for x in scales.values()]
     assert [*params.k_scale_strides] == [*params.v_scale_strides] == [0, 7, 1]
     assert [*params.v_mean_strides] == [0, 9, 9, 1]
+    k, v = (mx.zeros((2, 2, 7, width), mx.int8) for width in (6, 9))
+    scales = {"k_scales": mx.ones((2, 2, 7)), "v_scales": mx.ones((2, 2, 7)), "v_means": mx.ones((2, 2, 1, 9))}
+    call = call._replace(k=k, v=v, **scales)
+    mx.eval(*call.arrays)
+    _, params, _ = find(call)
+    assert [params.k_strides[0], params.v_strides[0]] == [84, 126]
+    assert [params.k_scale_strides[0], params.v_scale_strides[0], params.v_mean_strides[0]] == [14, 14, 18]
+
+
+def test_what_cannot_be_read_in_place_is_said(find: Any) -> None:
+    q = mx.zeros((1, 1, 4, 8))
+    mx.eval(q)
+    call = attention_call(q, q, q, 1.0)
+    odd = mx.zeros((4 * 32 + 1,), mx.uint8)[1:].view(mx.float32).reshape(1, 1, 4, 8)
+    mx.eval(odd)
+    assert find(call)[0] == 0
+    assert find(call._replace(k=odd))[0] == launch.UNALIGNED
+    record = np.zeros(3, np.dtype([("first", "u1"), ("value", np.float32)]))["value"]
+    packed = np.zeros(3, np.dtype([("value", np.float32), ("last", "u1")]))["value"]  # aligned, but for its strides
+    whole = launch.arrays_of(call, (None,) * 3)
+    for array in (record, packed):
+        assert find(call, arrays=(*whole, array, q, q))[0] == launch.UNALIGNED
+    one = np.lib.stride_tricks.as_strided(np.zeros(8, np.float32), (1, 3), (5, 8))
+    assert find(call, arrays=(*whole, one, q, q))[0] == 0, "nobody takes a step along an axis of one"
+    with pytest.raises(TypeError, match="bytes-like object is required"):
+        find(call, arrays=(*whole, q, q, 3))
+    with pytest.raises(IndexError):
+        find(call, arrays=whole)
+
+
+def test_captured_numbers_are_packed_by_their_types() -> None:
+    """One beyond float32 is infinite, and the others stay what they are."""
+    steps, factor, flag, huge, largest = 3, 0.5, True, -1e39, float(np.finfo(np.float32).max)
+
+    @flex.score_mod
+    def mod(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return (score + steps + huge) * factor + largest if flag == (q_idx > 0) else score
+
+    numbers = launch.packed_numbers(attention_call(*[mx.zeros((1, 1, 1, 1))] * 3, 1.0, mod.bind()).mods)
+    assert len(numbers) == 4 * 5
+    bound = mod.bind()
+    for number, at, capture in zip(bound.numbers, range(0, 20, 4), bound.trace.numbers, strict=True):
+        kind = np.float32 if capture.dtype == "float" else np.int32
+        with np.errstate(over="ignore"):
+            assert np.frombuffer(numbers[at : at + 4], kind)[0] == kind(number), capture.name
 
 
 # ---- Metal --------------------------------------------------------------------------------------------------------

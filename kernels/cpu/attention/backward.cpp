@@ -20,6 +20,7 @@
 #include "../mod/gradient.h"
 #include "attention.h"
 #include "captures.h"
+#include "located.h"
 #include "../tile/panels.h"
 #include "walk.h"
 
@@ -422,9 +423,13 @@ static void run_job(Jobs& jobs, int64_t job, int thread, void* state) {
 }
 
 TAKES(Backward)
-extern "C" __attribute__((visibility("default"))) int flextrace_backward(const Backward* backward) {
-  Unlocked python(backward->forward.caller.host);
-  Gradient gradient(*backward);
+extern "C" __attribute__((visibility("default"))) int flextrace_backward(const Backward* given, void* arrays) {
+  Located located(given->forward, given + 1, arrays);
+  if (located.status != OK) return located.status;
+  Unlocked python(given->forward.caller.host);
+  Backward backward = *given;
+  backward.forward = located.params;
+  Gradient gradient(backward);
   if (gradient.query_tiles() == 0) return OK;
   if (!gradient.allocate()) return OUT_OF_MEMORY;
   Result result = OUT_OF_MEMORY;

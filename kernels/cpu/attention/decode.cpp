@@ -15,6 +15,7 @@
 // How many splits there are follows from the shapes, the mask and the number of threads: never from the load.
 #include "../mod/mod.h"
 #include "attention.h"
+#include "located.h"
 #include "rows.h"
 #include "walk.h"
 
@@ -425,9 +426,11 @@ static void plan(Decode& a) {
 }
 
 TAKES(Params)
-extern "C" __attribute__((visibility("default"))) int flextrace_attention(const Params* params) {
-  Unlocked python(params->caller.host);
-  Decode decode(*params);
+extern "C" __attribute__((visibility("default"))) int flextrace_attention(const Params* given, void* arrays) {
+  Located located(*given, given + 1, arrays);
+  if (located.status != OK) return located.status;
+  Unlocked python(given->caller.host);
+  Decode decode(located.params);
   if (decode.units * decode.rows == 0) return OK;
   if (!decode.allocate()) return OUT_OF_MEMORY;
   Result result = OUT_OF_MEMORY;

@@ -12,6 +12,7 @@
 // Shapes, strides and dtypes are run-time values; only the mods are compiled in. jobs.h cuts a call into jobs.
 #include "../mod/mod.h"
 #include "attention.h"
+#include "located.h"
 #include "scores.h"
 #include "../tile/panels.h"
 #include "walk.h"
@@ -186,10 +187,12 @@ static void run_job(Jobs& jobs, int64_t job, int thread, void* state) {
 }
 
 TAKES(Params)
-extern "C" __attribute__((visibility("default"))) int flextrace_attention(const Params* params) {
-  Unlocked python(params->caller.host);
-  Attention attention(*params);
-  if (attention.q_tiles * params->batch * params->query_heads == 0) return OK;
+extern "C" __attribute__((visibility("default"))) int flextrace_attention(const Params* given, void* arrays) {
+  Located located(*given, given + 1, arrays);
+  if (located.status != OK) return located.status;
+  Unlocked python(given->caller.host);
+  Attention attention(located.params);
+  if (attention.q_tiles * given->batch * given->query_heads == 0) return OK;
   if (!attention.allocate()) return OUT_OF_MEMORY;
   Result result = Jobs::run_all({attention.total_jobs, run_job, &attention}, attention.threads, python);
   attention.finish();

@@ -44,14 +44,34 @@ enum Dtype : int32_t { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2 };
 // How the kernel text reads keys: as they are, less their mean, or as int8.
 enum Keys : int { PLAIN, SMOOTHED, QUANTISED };
 
-enum Result : int { OK = 0, OUT_OF_MEMORY = 1, INTEGER_OVERFLOW = 2, INTERRUPTED = 3 };
+// INTERRUPTED: Python has raised. UNALIGNED: an array begins within an element.
+enum Result : int { OK = 0, OUT_OF_MEMORY = 1, INTEGER_OVERFLOW = 2, INTERRUPTED = 3, UNALIGNED = 4 };
+
+// CPython's Py_buffer: where an array lies.
+struct Buffer {
+  void* data;
+  void* object;
+  int64_t bytes;
+  int64_t element_bytes;
+  int32_t read_only;
+  int32_t ndim;
+  char* format;
+  int64_t* shape;
+  int64_t* strides;  // in bytes
+  int64_t* suboffsets;
+  void* internal;
+};
 
 // What a kernel needs of Python, whose lock (GIL) its caller holds: PyEval_SaveThread, PyEval_RestoreThread,
-// PyErr_CheckSignals.
+// PyErr_CheckSignals, PyTuple_GetItem, PyObject_GetBuffer, PyBuffer_Release, None.
 struct Host {
   void* (*release)();
   void (*take)(void*);
   int (*check_signals)();
+  void* (*item)(void* tuple, int64_t place);
+  int (*get_buffer)(void* object, Buffer* buffer, int flags);
+  void (*release_buffer)(Buffer* buffer);
+  void* none;
 };
 
 // Who asks for a kernel.
@@ -60,6 +80,7 @@ struct Caller {
   const Host* host;  // null: there is no Python
 };
 
+// What a caller fills in, but for what located.h finds: where arrays lie, their strides, and the captured numbers.
 struct Params {
   // q: [batch, query_heads, q_len, head_dim]; k: [batch, kv_heads, kv_len, head_dim];
   // v: [batch, kv_heads, kv_len, value_dim]. Any strides, 0 for a broadcast axis. k and v may be int8: see k_scales.

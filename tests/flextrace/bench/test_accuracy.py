@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -34,7 +33,7 @@ def make_call(inputs: str, entry: zoo.Entry, quant: QKQuant) -> AttentionCall:
 
 def figures(call: AttentionCall) -> quant_reference.Figures:
     assert call.quant is not None
-    call = replace(call, smoothing=smoothing(call) if call.quant.smooth_k else None)
+    call = call._replace(smoothing=smoothing(call) if call.quant.smooth_k else None)
     return quant_reference.figures(quantised_attention(call).out, exact_attention(call).out)
 
 
@@ -125,7 +124,7 @@ def test_the_two_references_agree(score: str | None, mask: str | None, quant: QK
     arrays[1][0, 0, 7, 3], arrays[1][1, 1, :, 5] = np.inf if mask else 0, 0
     bound = (None if score_mod is None else score_mod.bind(), None if mask_mod is None else mask_mod.bind())
     call = attention_call(*(mx.array(x) for x in arrays), 0.4, *bound, quant=quant)
-    call = replace(call, smoothing=smoothing(call))
+    call = call._replace(smoothing=smoothing(call))
     got = quantised_attention(call)
     given = None if mask is None else ids
     want = quant_reference.attention(*arrays, quant, score_mod, mask_mod, 0.4, given, given, score is not None)

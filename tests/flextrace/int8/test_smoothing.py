@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -176,19 +175,19 @@ def test_what_is_not_finite_counts_as_zero(bad: float, mask: Any) -> None:
     call = make_call(mask)
     k = np.array(call.k)
     k[0, 1, 5] = bad
-    call = replace(call, k=mx.array(k))
+    call = call._replace(k=mx.array(k))
     check_means(call, None if mask is None else DOCUMENTS)
 
 
 def test_sums_beyond_float32() -> None:
     call = make_call()
-    call = replace(call, k=mx.full(call.k.shape, 3e38))
+    call = call._replace(k=mx.full(call.k.shape, 3e38))
     np.testing.assert_allclose(np.array(smoothing(call).means), 3e38, rtol=1e-5)
 
 
 def test_nothing_to_smooth() -> None:
     call = make_call(mods.document(offsets=OFFSETS))
-    call = replace(call, k=call.k[:, :, :0], v=call.v[:, :, :0])
+    call = call._replace(k=call.k[:, :, :0], v=call.v[:, :, :0])
     assert smoothing(call).means.tolist() == np.zeros((2, 2, 1, 8)).tolist()
 
 
@@ -253,8 +252,8 @@ def test_smoothing_is_exact(name: str | None, score: Any, backend: str) -> None:
 def test_smoothing_leaves_less_to_round(mask: Any, score: Any) -> None:
     """Scores are near 20: a lower cap would make all of them equal, and leave nothing to round."""
     call = make_call(mask, score, quant=QKQuant("row"))
-    call = replace(call, smoothing=smoothing(call))
+    call = call._replace(smoothing=smoothing(call))
     exact, got = exact_attention(call), quantised_attention(call)
     plain = make_call(mask, score, quant=QKQuant("row", smooth_k=False))
-    plain = replace(plain, q=call.q, k=call.k, v=call.v)
+    plain = plain._replace(q=call.q, k=call.k, v=call.v)
     assert abs(got.out - exact.out).mean() < 0.7 * abs(quantised_attention(plain).out - exact.out).mean()

@@ -16,13 +16,13 @@ import numpy as np
 import zoo
 
 import flextrace as flex
-from flextrace.kernels import backend_for, buffers
-from flextrace.kernels.cpu import backend, launch
+from flextrace.kernels import backend_for
+from flextrace.kernels.cpu import backend
 
 PLANTS = {
-    # text of a kernel, and what it becomes; None: captured arrays are read where they lie
+    # text of a kernel, and what it becomes
     "out of bounds": ("  i = i < size ? i : size - 1;\n", "\n"),
-    "misaligned": None,
+    "misaligned": ("    if (!aligned) status = UNALIGNED;\n", "\n"),
 }
 
 
@@ -102,9 +102,6 @@ def bytes_as_numbers() -> None:
 
 
 def plant(mistake: str) -> None:
-    if PLANTS[mistake] is None:
-        launch.locate_aligned = lambda array: (array, *buffers.locate(array))
-        return
     old, new = PLANTS[mistake]
     text_of = backend.CpuBackend.text
 

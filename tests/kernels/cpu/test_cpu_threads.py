@@ -178,6 +178,33 @@ def plain_kernel() -> Kernel:
     return backend.load(attention_spec())  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("rows", [1, 40])
+def test_an_assignment_while_a_kernel_runs_changes_nothing_that_it_reads(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another thread may assign, once Python's lock is free: the memory that it had belongs to the call."""
+    q, k, table = normal(1, 1, rows, 16), normal(1, 1, 300, 16), normal(300)
+
+    @flex.score_mod
+    def biased(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return score + table[kv_idx]
+
+    wanted = np.array(flex.flex_attention(q, k, k, biased, kernel_options=CPU))
+    call = attention_call(q, k, k, 0.25, biased.bind())
+    backend: Any = backend_for("cpu")
+    kernel = backend.load(backend.spec(call))
+    entry = kernel.entry
+
+    def assign_before(params: bytes, arrays: tuple[Any, ...]) -> int:
+        for array in (q, k, table):
+            array[...] = mx.full(array.shape, 7.0)
+        mx.eval(q, k, table)
+        return int(entry(params, arrays))
+
+    monkeypatch.setattr(kernel, "entry", assign_before)
+    np.testing.assert_array_equal(np.array(kernel.run(call).out), wanted)
+
+
 @signals
 def test_a_long_call_is_interrupted_between_two_jobs(after: Any) -> None:
     call, kernel, counts = long_call(), plain_kernel(), np.zeros(4, np.int64)

@@ -240,7 +240,7 @@ def run(
     sizes = (*inputs.q.shape[:3], inputs.k.shape[2])
     blocks = flex.create_block_mask(mask, *sizes, BLOCK_SIZE=32).blocks if block_mask and mask is not None else None
     call = attention_call(*inputs, inputs.q.shape[-1] ** -0.5, score, None if mask is None else mask.bind(), blocks)
-    call = replace(call, want_lse=True, want_max=True, threads=threads, quant=quant, smoothing=smooth)
+    call = call._replace(want_lse=True, want_max=True, threads=threads, quant=quant, smoothing=smooth)
     return run_on(backend_for("cpu"), call)
 
 

@@ -375,19 +375,16 @@ def test_any_shape_and_layout(case: tuple[Shape, tuple[int, ...], int, int, dict
     assert_attention(got, expected(inputs, None, plain))
 
 
-def before_the_end(array: mx.array) -> int:
-    """Where a copy lies whose last byte is the last one before memory that nobody may read."""
-    data, page = np.array(array).tobytes(), mmap.PAGESIZE
+def before_the_end(array: mx.array) -> np.ndarray[Any, Any]:
+    """A copy whose last byte is the last one before memory that nobody may read."""
+    values, page = np.array(array), mmap.PAGESIZE
+    data = values.tobytes()
     room = -(-len(data) // page) * page
     memory = mmap.mmap(-1, room + page)
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + room), ctypes.c_size_t(page), 0) == 0
     memory[room - len(data) : room] = data
-    HELD.append(memory)
-    return start + room - len(data)
-
-
-HELD: list[mmap.mmap] = []  # as long as the process lives: it cannot be unmapped while its address is known
+    return np.frombuffer(memory, values.dtype, values.size, room - len(data)).reshape(values.shape)
 
 
 @pytest.mark.parametrize("shape", ["ragged", "head_dim_80", "decode", "tiny", "kv_batch_one"])
@@ -398,18 +395,16 @@ def test_nothing_behind_the_last_row_is_read(shape: str, monkeypatch: pytest.Mon
     q[-1, -1, -1, 0] = np.inf
     inputs = inputs._replace(q=mx.array(q))
     wanted = run(inputs)
-    locate = launch.locate
-    assert isinstance(inputs.v, Int8Rows)
-    arrays = (inputs.k.values, inputs.k.scales, inputs.v.values, inputs.v.scales)
-    moved = {locate(array)[0]: before_the_end(array) for array in arrays}
+    arrays_of, moved = launch.arrays_of, []
 
-    def found(array: Any) -> tuple[int, tuple[int, ...]]:
-        address, strides = locate(array)
-        return moved.pop(address, address), strides
+    def at_the_end(*args: Any) -> tuple[Any, ...]:
+        arrays = arrays_of(*args)
+        moved[:] = [before_the_end(array) for array in (*arrays[1:3], *arrays[6:8])]  # keys, values and their scales
+        return (arrays[0], *moved[:2], *arrays[3:6], *moved[2:], *arrays[8:])
 
-    monkeypatch.setattr(launch, "locate", found)
+    monkeypatch.setattr(launch, "arrays_of", at_the_end)
     assert_same(run(inputs), wanted)
-    assert not moved
+    assert [array.dtype for array in moved] == [np.int8, np.int8, np.float32, np.float32]
 
 
 def test_bits_do_not_depend_on_threads() -> None:

@@ -4,7 +4,6 @@ float64 numpy on the rows that they stand for."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,7 @@ def test_weights_times_scales_have_the_range_of_float32(size: float, dtype: str)
 def test_values_alone_may_be_int8() -> None:
     given = tensors(SHAPES["gqa"], "float16", smooth=False)
     call = call_of(given)
-    call = replace(call, k=mx.array(given.k.exact()).astype(mx.float16), k_scales=None, quant=None)
+    call = call._replace(k=mx.array(given.k.exact()).astype(mx.float16), k_scales=None, quant=None)
     given.k = Rows(np.array(call.k.astype(mx.float32)), np.ones(given.k.scales.shape, np.float32), given.k.means)
     compare(given, run(call), expected(given))
 
@@ -111,18 +110,18 @@ def test_values_alone_may_be_int8() -> None:
 def test_scales_lie_in_any_order(sliced: bool) -> None:
     given = tensors(SHAPES["gqa"], "float32")
     one, other = run(call_of(given)), call_of(given, sliced=sliced)
-    other = replace(other, **{name: heads_last(getattr(other, name)) for name in ("k", "k_scales", "v", "v_scales")})
+    other = other._replace(**{name: heads_last(getattr(other, name)) for name in ("k", "k_scales", "v", "v_scales")})
     assert mx.array_equal(one.out, run(other).out)
 
 
 def test_no_head_dim_or_no_key_is_no_error() -> None:
     given = tensors((1, 2, 5, 8, 1, 1, 12, 8), "float32")
     call = call_of(given)
-    call = replace(call, q=call.q[..., :0], k=call.k[..., :0], smoothing=None)
+    call = call._replace(q=call.q[..., :0], k=call.k[..., :0], smoothing=None)
     mean = given.v.exact().mean(axis=2, keepdims=True) if isinstance(given.v, Rows) else None
     np.testing.assert_allclose(np.array(run(call).out), np.broadcast_to(mean, (1, 2, 5, 8)), 1e-4, 1e-4)
     call = call_of(given)
-    call = replace(call, **{name: getattr(call, name)[:, :, :0] for name in ("k", "k_scales", "v", "v_scales")})
+    call = call._replace(**{name: getattr(call, name)[:, :, :0] for name in ("k", "k_scales", "v", "v_scales")})
     assert mx.all(run_on(backend(), call).out == 0)
 
 
@@ -131,7 +130,7 @@ def test_no_head_dim_or_no_key_is_no_error() -> None:
 def test_asynchronous_copies_are_the_same(shape: str, int8_values: bool) -> None:
     given = tensors(SHAPES[shape], "float16", int8_values)
     call = call_of(given)
-    one, two = run(call), run(replace(call, async_copy=True))
+    one, two = run(call), run(call._replace(async_copy=True))
     assert one.lse is not None and two.lse is not None
     assert two.notice is None and mx.array_equal(one.out, two.out) and mx.array_equal(one.lse, two.lse)
 
@@ -139,7 +138,7 @@ def test_asynchronous_copies_are_the_same(shape: str, int8_values: bool) -> None
 def test_strides_that_cannot_be_copied_pass_through_registers() -> None:
     given = tensors(SHAPES["ragged"], "float16")
     one, other = run(call_of(given)), call_of(given)
-    other = replace(other, v=mx.contiguous(other.v.swapaxes(2, 3)).swapaxes(2, 3), async_copy=True)
+    other = other._replace(v=mx.contiguous(other.v.swapaxes(2, 3)).swapaxes(2, 3), async_copy=True)
     assert mx.array_equal(one.out, run(other).out)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,7 +182,7 @@ def test_ready_made_keys_stay_as_they_are() -> None:
     means = tensor(1, 2, 1, 17, seed=3)
     for smooth in (None, Smoothing(means)):
         call = attention_call(q, whole, whole, SCALE, quant=QKQuant("row", smooth_k=False), smoothing=smooth)
-        call = replace(call, k_scales=scales)
+        call = call._replace(k_scales=scales)
         with recording() as reports:
             got = made(call)
         assert got.k is whole and got.key_scales is scales and len(reports) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,7 @@ def test_the_launch_is_lazy_and_works_inside_compile(quant: QKQuant | None) -> N
     @mx.compile
     def compiled(q: mx.array) -> mx.array:
         call = attention_call(q, q, q, 1.0, mask_mod=mask.bind(), quant=quant, want_lse=True)
-        call = replace(call, smoothing=smoothing_of(call))
+        call = call._replace(smoothing=smoothing_of(call))
         result = run_on(lazy, call)
         assert result.lse is not None
         return result.out.sum() + result.lse.sum()
