@@ -19,6 +19,7 @@ test: $(VENV)/.dev
 
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
+	FLEXTRACE_TEST_CUDA=simulated $(BIN)/python -m pytest -n 2 -m "cuda and not long"
 
 # Plants some hundred mistakes, one at a time; the tests must catch each (ROWS="walk.h store" chooses some).
 mutants: $(VENV)/.dev

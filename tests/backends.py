@@ -1,4 +1,5 @@
-"""Which backends tests run on: on a Mac with Apple silicon, the real metal backend too."""
+"""Which backends tests run on: on a Mac with Apple silicon, the real metal backend too; with an NVIDIA GPU, or where
+FLEXTRACE_TEST_CUDA is "simulated" (apparatus/cuda), cuda too."""
 
 from __future__ import annotations
 

@@ -21,18 +21,25 @@ def pytest_configure(config: pytest.Config) -> None:
     if "FLEXTRACE_CACHE_DIR" not in os.environ:
         os.environ["FLEXTRACE_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="flextrace-tests-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    if os.environ.get("FLEXTRACE_TEST_CUDA") == "simulated":  # as on a machine that has the backend
+        from apparatus.cuda.simulated import simulated_cuda
+
+        simulation = simulated_cuda()
+        simulation.__enter__()
+        config.add_cleanup(lambda: simulation.__exit__(None, None, None))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from backends import device_of
 
+    simulated = os.environ.get("FLEXTRACE_TEST_CUDA") == "simulated"
     for item in items:
         sampled = item.get_closest_marker("sampled")
         device = device_of(item.callspec.params if hasattr(item, "callspec") else {})
         if device is not None:
             item.add_marker(device)
-        elif sampled is not None and zlib.crc32(item.nodeid.encode()) % sampled.args[0]:
+        if (device is None or simulated) and sampled is not None and zlib.crc32(item.nodeid.encode()) % sampled.args[0]:
             item.add_marker(pytest.mark.long)  # by its name, so that no parameter is left out throughout
 
 
