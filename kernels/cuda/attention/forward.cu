@@ -183,7 +183,7 @@ INLINE void attention_forward(const Tensors& tensors, const AttentionParams& p, 
           modify<false, false, BLOCKS>(scores[r], tile.first, NO_MASK, walk.states, p, mods, place.b, place.h, row, lane);
         }
         float shrink[2];
-        update_rows<sizeof(T) == 2>(sums.state[r], scores[r], shrink, exponent_scale);
+        update_rows(sums.state[r], scores[r], shrink, exponent_scale);
         UNROLL
         for (int d = 0; d < VALUE_TILES; d++) {
           UNROLL

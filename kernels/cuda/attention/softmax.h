@@ -1,6 +1,5 @@
 // softmax.h: the online softmax (arXiv 1805.02867) on score tiles in registers. A score that is not attended to is
-// -inf. The running maximum starts at the lowest finite number, and is subtracted before anything else is done to a
-// score: scores of any size keep their differences.
+// -inf. The running maximum starts at the lowest finite number.
 #pragma once
 #include "../tile/products.h"
 
@@ -23,46 +22,55 @@ INLINE float sum_of_row(float x) {
   return x + __shfl_xor_sync(EVERY_LANE, x, 2);
 }
 
-// Scores -> weights, in place: 2^((score - max) scale), -inf gives 0; the row's output so far shrinks by `shrink`.
-// scale: what is still to be multiplied to the scores, times log2(e). A product less the maximum's, in one instruction,
-// is exact enough where the maximum is small; larger ones are subtracted first, which keeps their differences.
-template <bool FUSED, int TILES>
+// Scores -> weights, in place: 2^(scale (score - max)), -inf gives 0; the row's output so far shrinks by `shrink`.
+// scale: what is still to be multiplied to the scores, times log2(e). What is subtracted is scale * max as a float: a
+// weight is rounded once, and all tiles with one maximum subtract the same number, however large.
+template <int TILES>
 INLINE void update_rows(RowState& state, Sums (&scores)[TILES], float (&shrink)[2], float scale) {
-  constexpr float SMALL = 4096.0f;
+  constexpr float LARGE = 1e37f;  // beyond, products may overflow: masks that give the lowest finite number
+  float largest[2], shift[2], sum[2] = {0.0f, 0.0f};
   UNROLL
   for (int half = 0; half < 2; half++) {
-    float largest = state.max[half];
+    float most = state.max[half];
     UNROLL
-    for (int j = 0; j < TILES; j++) {
-      UNROLL
-      for (int e = 0; e < 2; e++) largest = fmaxf(largest, scores[j].at[2 * half + e]);
-    }
-    largest = max_of_row(largest);
-    shrink[half] = ptx::ex2_approx_ftz((state.max[half] - largest) * scale);
-    float sum = 0.0f;
-    const float shift = largest * scale;
-    if (FUSED && fabsf(shift) < SMALL) {
-      UNROLL
-      for (int j = 0; j < TILES; j++) {
-        UNROLL
-        for (int e = 0; e < 2; e++) {
-          float& score = scores[j].at[2 * half + e];
-          score = ptx::ex2_approx_ftz(fmaf(score, scale, -shift));
-          sum += score;
-        }
-      }
-    } else {
+    for (int j = 0; j < TILES; j++) most = fmaxf(most, fmaxf(scores[j].at[2 * half], scores[j].at[2 * half + 1]));
+    largest[half] = max_of_row(most);
+    shift[half] = largest[half] * scale;
+  }
+  if (fmaxf(fabsf(shift[0]), fabsf(shift[1])) < LARGE) {
+    UNROLL
+    for (int half = 0; half < 2; half++) {
+      shrink[half] = ptx::ex2_approx_ftz(state.max[half] * scale - shift[half]);
       UNROLL
       for (int j = 0; j < TILES; j++) {
         UNROLL
         for (int e = 0; e < 2; e++) {
           float& score = scores[j].at[2 * half + e];
-          score = ptx::ex2_approx_ftz((score - largest) * scale);
-          sum += score;
+          score = ptx::ex2_approx_ftz(fmaf(score, scale, -shift[half]));
+          sum[half] += score;
         }
       }
     }
-    state.sum[half] = state.sum[half] * shrink[half] + sum;
-    state.max[half] = largest;
+  } else {
+    UNROLL
+    for (int half = 0; half < 2; half++) {
+      const bool in_range = fabsf(shift[half]) < LARGE;
+      const float before = state.max[half];
+      shrink[half] = ptx::ex2_approx_ftz(in_range ? before * scale - shift[half] : (before - largest[half]) * scale);
+      UNROLL
+      for (int j = 0; j < TILES; j++) {
+        UNROLL
+        for (int e = 0; e < 2; e++) {
+          float& score = scores[j].at[2 * half + e];
+          score = ptx::ex2_approx_ftz(in_range ? fmaf(score, scale, -shift[half]) : (score - largest[half]) * scale);
+          sum[half] += score;
+        }
+      }
+    }
+  }
+  UNROLL
+  for (int half = 0; half < 2; half++) {
+    state.sum[half] = state.sum[half] * shrink[half] + sum[half];
+    state.max[half] = largest[half];
   }
 }

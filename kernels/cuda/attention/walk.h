@@ -2,7 +2,7 @@
 // every row attends to whole runs without the mask.
 //
 // Candidates are all tiles of keys, or those that a block mask leaves. Bounds of mask_mod (tile_state of mod.h) decide
-// most of them: a lane each, first 32 stretches of 32 candidates, then the 32 candidates of a stretch, for the rows of
+// most of them: a lane each, of many first 32 stretches of 32 candidates, then the 32 candidates of a stretch, for the rows of
 // the block, and what that leaves open for the rows of each warp. All warps find the same tiles to visit, each by
 // itself: no barrier.
 #pragma once
@@ -71,6 +71,7 @@ struct Walk {
   uint stretches, whole_stretches;  // a bit for each stretch of 32 candidates before `ahead`
 
   static constexpr bool BOUNDED = HAS_MASK_MOD && BLOCKS == NO_BLOCKS;
+  static constexpr int FEW = 128;  // up to so many candidates are decided without asking for stretches first
 
   INLINE Walk(const AttentionParams& params, const Mods& captured, const Place& rows, const int* lists, int q_tile)
       : p(params), mods(captured), place(rows), runs(), states(nullptr) {
@@ -119,7 +120,7 @@ struct Walk {
   // Takes the next 32 candidates in hand; false without any.
   CALLED bool take() {
     bool sure = !(HAS_MASK_MOD || BLOCKS == CUT_TILES);
-    if constexpr (BOUNDED) {
+    if (BOUNDED && candidates > FEW) {
       while (stretches == 0 && ahead < candidates) look_ahead();
       if (stretches == 0) return false;
       int stretch = lowest(stretches);

@@ -1,0 +1,57 @@
+"""Shapes -> tensor maps of TMA without addresses, as the driver encodes them (cuTensorMapEncodeTiled)."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import mlx.core as mx
+import numpy as np
+
+from ..device import driver
+
+MAP_BYTES, ALIGNED = 128, 64
+SLAB = 64  # columns of a box: 128 bytes, the widest that TMA swizzles
+_FLOAT16, _BFLOAT16, _SWIZZLE_128B, _L2_256B = 6, 9, 3, 3  # of the enums of cuda.h
+
+
+@functools.lru_cache(maxsize=1024)
+def shaped_maps(
+    q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], rows: tuple[int, int], dtype: str
+) -> mx.array:
+    """uint8 [3 * 128]: the maps of q, k and v, which lie row after row, for boxes of `rows` rows of q and of k and v.
+
+    Args:
+        q, k, v: shapes, [batch, heads, rows, columns].
+
+    Raises:
+        RuntimeError: the driver refuses a shape.
+    """
+    maps = [_encoded(shape, box, dtype) for shape, box in ((q, rows[0]), (k, rows[1]), (v, rows[1]))]
+    return mx.array(np.frombuffer(b"".join(maps), np.uint8))
+
+
+def _encoded(shape: tuple[int, ...], rows: int, dtype: str) -> bytes:
+    batch, heads, length, columns = shape
+    row = 2 * columns
+    room = (ctypes.c_uint8 * (MAP_BYTES + ALIGNED))()
+    address = -(-ctypes.addressof(room) // ALIGNED) * ALIGNED
+    sizes = (ctypes.c_uint64 * 4)(columns, length, heads, batch)
+    strides = (ctypes.c_uint64 * 3)(row, row * length, row * length * heads)
+    refused = driver().cuTensorMapEncodeTiled(
+        ctypes.c_void_p(address),
+        _BFLOAT16 if dtype == "bfloat16" else _FLOAT16,
+        4,
+        ctypes.c_void_p(MAP_BYTES),  # any address: a kernel replaces it
+        sizes,
+        strides,
+        (ctypes.c_uint32 * 4)(SLAB, rows, 1, 1),
+        (ctypes.c_uint32 * 4)(1, 1, 1, 1),
+        0,
+        _SWIZZLE_128B,
+        _L2_256B,
+        0,
+    )
+    if refused:
+        raise RuntimeError(f"the driver refuses a tensor map of {shape} (CUDA error {refused})")
+    return bytes((ctypes.c_uint8 * MAP_BYTES).from_address(address))

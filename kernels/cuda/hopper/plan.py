@@ -1,0 +1,76 @@
+"""Head dims, dtype, mods -> Plan: how a block of the Hopper kernel cuts its work."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+SHARED_BYTES = 227 << 10
+SLAB = 64  # columns
+WIDEST = 256
+TMA_BYTES = 16  # rows of q, k and v are multiples of it
+BARRIERS = 1024  # bytes for them and the words, at most, and for what aligns the rest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The constants of plan.h."""
+
+    head_dim: int
+    value_dim: int
+    dtype: str
+    consumers: int
+    bk: int
+    stages: int
+    consumer_registers: int
+    producer_registers: int
+
+    @property
+    def bq(self) -> int:
+        """Query rows of a block."""
+        return 64 * self.consumers
+
+    @property
+    def threads(self) -> int:
+        return 128 * (self.consumers + 1)
+
+    @property
+    def shared_bytes(self) -> int:
+        """The queries, and in each stage a tile of keys and one of values."""
+        heads, values = (2 * SLAB * _slabs(columns) for columns in (self.head_dim, self.value_dim))
+        return self.bq * heads + self.stages * self.bk * (heads + values) + BARRIERS
+
+    def constants(self) -> dict[str, str]:
+        """The values of plan.h by name."""
+        found = {
+            "HEAD_DIM": self.head_dim,
+            "VALUE_DIM": self.value_dim,
+            "CONSUMERS": self.consumers,
+            "BK": self.bk,
+            "STAGES": self.stages,
+            "CONSUMER_REGISTERS": self.consumer_registers,
+            "PRODUCER_REGISTERS": self.producer_registers,
+        }
+        return {name: str(value) for name, value in found.items()}
+
+
+@functools.lru_cache(maxsize=256)
+def plan_for(head_dim: int, value_dim: int, dtype: str, masked: bool) -> Plan | None:
+    """The plan, or None where the kernel of sm_80 has to do it: float32, rows that TMA cannot take, wide rows.
+
+    Args:
+        masked: tiles of keys differ in what is asked of the mask, and the producer asks its bounds.
+    """
+    if dtype == "float32" or not 0 < head_dim <= WIDEST or not 0 < value_dim <= WIDEST:
+        return None
+    if head_dim * 2 % TMA_BYTES or value_dim * 2 % TMA_BYTES:
+        return None
+    registers = (216, 72) if masked else (240, 24)
+    if value_dim > 128 or head_dim > 128:
+        return Plan(head_dim, value_dim, dtype, 2, 64, 2, *registers)
+    narrow = max(head_dim, value_dim) <= 64
+    return Plan(head_dim, value_dim, dtype, 2, 128, 3 if narrow else 2, *registers)
+
+
+def _slabs(columns: int) -> int:
+    return -(-columns // SLAB)
