@@ -20,17 +20,22 @@ from ..stages.protocol import Stages
 from .attention.plan import Plan, plan_for
 from .device import LEAST, capability
 from .generate import CudaText, attention_text
-from .launch import run
+from .hopper.launch import run_hopper
+from .hopper.plan import HopperPlan, hopper_plan
+from .hopper.text import hopper_text, maps_text
+from .launch import empty, run
 from .nvrtc import REMEDY, Nvrtc, find_nvrtc
 
 CUBIN, SOURCE, REPORT = "kernel.cubin", "kernel.cu", "resources.txt"
+MAPS = "tensor_maps"  # the kernel before that of Hopper
+HOPPER = 90  # its capability
 PLAIN_CAPABILITY = 80  # whose text is shown where there is no GPU
 
 
 class Variant(NamedTuple):
     """plan: how a block cuts its work. blocks: enum Blocks of walk.h. extremes: slots whose blocks tile_state reads."""
 
-    plan: Plan
+    plan: Plan | HopperPlan
     blocks: int = 0
     extremes: tuple[int, ...] = ()
 
@@ -61,7 +66,11 @@ class CudaBackend:
 
     def spec(self, call: AttentionCall) -> KernelSpec:
         dtype = str(call.q.dtype).removeprefix("mlx.core.")
-        plan = plan_for(call.q.shape[3], call.v.shape[3], dtype, capability() or PLAIN_CAPABILITY)
+        dims, found = (call.q.shape[3], call.v.shape[3]), capability() or PLAIN_CAPABILITY
+        plan: Plan | HopperPlan | None = None
+        if found == HOPPER:
+            plan = hopper_plan(*dims, dtype, call.mods.mask is not None or call.blocks is not None)
+        plan = plan or plan_for(*dims, dtype, found)
         tiles = tiles_for(call.blocks, plan, call.q.shape[2], call.k.shape[2])
         return KernelSpec(ATTENTION, call.mods.formulas, Variant(plan, tiles.mode, slots_by_blocks(call)))
 
@@ -103,7 +112,9 @@ class CudaBackend:
             return {"backend": self.name, "kernel": spec.title, **spec.mods.described(), "mlx": mlx}
 
         _, cubin = Store().load_or_build(key, build, CUBIN, Path.read_bytes, [SOURCE, REPORT])
-        return CudaKernel(cubin, text.name, _variant(spec), key)
+        variant = _variant(spec)
+        hopper = spec.kernel == ATTENTION and isinstance(variant.plan, HopperPlan)
+        return CudaKernel(cubin, text.name, variant, key, self._made(KernelSpec(MAPS)) if hopper else None)
 
 
 @dataclass(frozen=True)
@@ -115,10 +126,17 @@ class CudaKernel:
     variant: Variant
     key: str
 
+    maps: CudaKernel | None = None
+
     def run(self, call: AttentionCall) -> Result:
-        plan = self.variant.plan
+        nothing = empty(call)
+        if nothing is not None:
+            return nothing
+        plan, extremes = self.variant.plan, self.variant.extremes
         tiles = tiles_for(call.blocks, plan, call.q.shape[2], call.k.shape[2])
-        return run(self.cubin, self.name, plan, tiles, self.variant.extremes, call)
+        if self.maps is None or not isinstance(plan, HopperPlan):
+            return run(self.cubin, self.name, plan, tiles, extremes, call)
+        return run_hopper(self.cubin, self.name, self.maps.cubin, self.maps.name, plan, tiles, extremes, call)
 
 
 def architecture() -> str:
@@ -138,5 +156,9 @@ def _variant(spec: KernelSpec) -> Variant:
 
 
 def _text(spec: KernelSpec) -> CudaText:
+    if spec.kernel == MAPS:
+        return maps_text()
     variant = _variant(spec)
+    if isinstance(variant.plan, HopperPlan):
+        return hopper_text(spec.mods, variant.plan, variant.blocks, variant.extremes)
     return attention_text(spec.mods, variant.plan, variant.blocks, variant.extremes)

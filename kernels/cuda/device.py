@@ -10,16 +10,23 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 
 @functools.cache
-def capability() -> int | None:
-    """The compute capability of the first GPU, times 10: 90 for an H200; None without a driver or a GPU."""
+def driver() -> ctypes.CDLL | None:
+    """libcuda, ready for calls; None without a driver or a GPU."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        library = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
+    return None if library.cuInit(0) else library
+
+
+@functools.cache
+def capability() -> int | None:
+    """The compute capability of the first GPU, times 10: 90 for an H200; None without a driver or a GPU."""
+    library = driver()
     device, numbers = ctypes.c_int(), [ctypes.c_int(), ctypes.c_int()]
-    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+    if library is None or library.cuDeviceGet(ctypes.byref(device), 0):
         return None
     for number, attribute in zip(numbers, (_MAJOR, _MINOR), strict=True):
-        if driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device):
+        if library.cuDeviceGetAttribute(ctypes.byref(number), attribute, device):
             return None
     return 10 * numbers[0].value + numbers[1].value

@@ -66,9 +66,7 @@ def attention_text(mods: Formulas, plan: Plan, blocks: int, extremes: Collection
         ),
     }
     text = assemble(FOLDER, "attention/forward.cu", headers)
-    entry = _entry(mods, extremes)
-    name = f"flextrace_attention_{hashlib.sha256((text + entry).encode()).hexdigest()[:16]}"
-    return CudaText(name, text + entry.replace("NAME", name))
+    return attention_entry(text, mods, extremes, "THREADS", "const T* q, const T* k, const T* v", "q, k, v")
 
 
 class Assignments(NamedTuple):
@@ -92,11 +90,18 @@ def assignments(mods: Formulas, extremes: Collection[int]) -> Assignments:
     return Assignments(arrays, [f"mods.extremes{slot} = extremes{slot};" for slot in extremes], numbers, sizes)
 
 
-def _entry(mods: Formulas, extremes: Collection[int]) -> str:
+def attention_entry(
+    text: str, mods: Formulas, extremes: Collection[int], launched: str, tensors: str, given: str
+) -> CudaText:
+    """The text of an attention kernel, and behind it the function that MLX calls.
+
+    Args:
+        launched: the bounds of a launch. tensors: how the function takes q, k and v. given: how it hands them on.
+    """
     filled = assignments(mods, extremes)
     words = [f"word{i}" for i in range(len(filled.numbers) + len(filled.sizes))]
     parameters = [
-        *("const T* q", "const T* k", "const T* v", "const int* tile_lists"),
+        *(tensors, "const int* tile_lists"),
         *(f"const {element_type(array.element)}* array{slot}" for slot, array in enumerate(mods.arrays)),
         *(f"const {extremes_type(mods.arrays[slot].element)}* extremes{slot}" for slot in extremes),
         *("T* out", "float* lse", "float* max_scores"),
@@ -105,14 +110,16 @@ def _entry(mods: Formulas, extremes: Collection[int]) -> str:
     read = [line.format(word) for line, word in zip([*filled.numbers, *filled.sizes], words, strict=True)]
     values = ", ".join("__int_as_float(scale)" if name == "scale" else name for name in PARAMS)
     lines = [
-        'extern "C" __global__ void __launch_bounds__(THREADS) NAME(',
+        f'extern "C" __global__ void __launch_bounds__({launched}) NAME(',
         "    " + ",\n    ".join(parameters) + ") {",
         "  Mods mods;",
         *(f"  {line}" for line in (*(line for _, line in filled.arrays), *filled.extremes, *read)),
-        "  attention_forward({q, k, v, tile_lists, {out, lse, max_scores}}, {" + values + "}, mods);",
+        "  attention_forward({" + given + ", tile_lists, {out, lse, max_scores}}, {" + values + "}, mods);",
         "}",
     ]
-    return "\n".join(lines) + "\n"
+    entry = "\n".join(lines) + "\n"
+    name = f"flextrace_attention_{hashlib.sha256((text + entry).encode()).hexdigest()[:16]}"
+    return CudaText(name, text + entry.replace("NAME", name))
 
 
 def mod_header(mods: Formulas, approximate: bool, extremes: Collection[int] = ()) -> str:

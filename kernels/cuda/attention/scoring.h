@@ -14,11 +14,45 @@ INLINE void scale_scores(Sums (&scores)[TILES], float scale) {
   }
 }
 
+// What blocks say of the scores that a lane holds, where the edge of one runs through the tile: bit 2 j + e of either
+// half, whether the score exists and whether mask_mod is to be asked.
+struct Blocked {
+  uint kept[2], asked[2];
+};
+
+// Of 8 TILES keys from `first` on. states: the blocks of this batch and head (Walk::states).
+template <int TILES>
+CALLED Blocked look_up(const uint8_t* states, const AttentionParams& p, int first, int first_row, int lane) {
+  static_assert(TILES <= 16, "a bit for each");
+  Blocked found;
+  ROLLED
+  for (int half = 0; half < 2; half++) {
+    const int q_idx = smaller(first_row + 8 * half + lane / 4, p.q_len - 1);
+    const uint8_t* row = states + int64_t(q_idx / p.q_block) * p.kv_blocks;
+    uint kept = 0, asked = 0;
+    ROLLED
+    for (int i = 0; i < 2 * TILES; i++) {
+      const int kv_idx = first + i / 2 * 8 + 2 * (lane & 3) + i % 2;
+      const int block = row[smaller(kv_idx, p.kv_len - 1) / p.kv_block];
+      kept |= uint(block != 0) << i;
+      asked |= uint(block == 1) << i;
+    }
+    found.kept[half] = kept, found.asked[half] = asked;
+  }
+  return found;
+}
+
 // S = mask(score_mod(S)) of 8 TILES keys from `first` on. MASKED: some key may be left out; RAGGED: or does not exist.
-// state: a TileState, which says what is asked of the mask. states: the blocks of this batch and head (Walk::states).
+// state: a TileState, which says what is asked of the mask.
 template <bool MASKED, bool RAGGED, int BLOCKS, int TILES>
 INLINE void modify(Sums (&scores)[TILES], int first, int state, const uint8_t* states, const AttentionParams& p,
                    const Mods& mods, int b, int h, int first_row, int lane) {
+  constexpr bool CUT = MASKED && BLOCKS == CUT_TILES;
+  Blocked blocked = {{~0u, ~0u}, {0, 0}};
+  if constexpr (CUT) {
+    if (state == LOOK_UP) blocked = look_up<TILES>(states, p, first, first_row, lane);
+    if (state == ASK) blocked.asked[0] = blocked.asked[1] = ~0u;
+  }
   UNROLL
   for (int half = 0; half < 2; half++) {
     const int q_idx = smaller(first_row + 8 * half + lane / 4, p.q_len - 1);
@@ -34,16 +68,9 @@ INLINE void modify(Sums (&scores)[TILES], int first, int state, const uint8_t* s
         if constexpr (HAS_SCORE_MOD) score = score_mod(score, key);
         if constexpr (MASKED) {
           bool kept = !RAGGED || kv_idx < p.kv_len;
-          int asked = state;
-          if constexpr (BLOCKS == CUT_TILES) {
-            if (asked == LOOK_UP) {
-              const int block = states[int64_t(q_idx / p.q_block) * p.kv_blocks + key / p.kv_block];
-              kept = kept && block != 0;
-              asked = block == 1 ? ASK : NO_MASK;
-            }
-          }
+          if constexpr (CUT) kept = kept && (blocked.kept[half] >> (2 * j + e)) & 1;
           if constexpr (HAS_MASK_MOD) {
-            if (asked == ASK) kept = kept && mask_mod(key);
+            if (CUT ? (blocked.asked[half] >> (2 * j + e)) & 1 : state == ASK) kept = kept && mask_mod(key);
           }
           if (!kept) score = -INFINITY;
         }

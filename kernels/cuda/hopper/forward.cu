@@ -21,9 +21,11 @@
 
 typedef Walk<BQ, BK, BLOCKS> Tiles;
 
-// maps: of q, k and v, 128 bytes each, which say how TMA finds boxes of 64 columns in them.
+// q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM]; v: [.., VALUE_DIM]; row after row.
+// maps: of each, 128 bytes, which say how TMA finds boxes of 64 columns in it (maps.cu).
 struct Tensors {
   const uint8_t* maps;
+  const T *q, *k, *v;
   const int* tile_lists;
   Results<T> results;
 };
@@ -254,11 +256,10 @@ INLINE void attention_forward(const Tensors& tensors, const AttentionParams& p, 
   extern __shared__ __align__(1024) unsigned char bytes[];
   Memory& memory = *(Memory*)bytes;
   // Long rows of a causal mask come first, of HEAD_GROUP heads together.
-  const int tiles = (p.q_len + BQ - 1) / BQ, heads = gridDim.x / tiles;
-  const int group = blockIdx.x / (HEAD_GROUP * tiles), first_head = group * HEAD_GROUP;
-  const int grouped = smaller(HEAD_GROUP, heads - first_head), inside = blockIdx.x - first_head * tiles;
-  const int q_tile = tiles - 1 - inside / grouped, head = first_head + inside % grouped;
-  const int b = head / p.query_heads, h = head % p.query_heads;
+  const int tiles = (p.q_len + BQ - 1) / BQ, first_head = blockIdx.y * HEAD_GROUP;
+  const int grouped = smaller(HEAD_GROUP, p.query_heads - first_head);
+  if (blockIdx.x >= grouped * tiles) return;
+  const int q_tile = tiles - 1 - blockIdx.x / grouped, b = blockIdx.z, h = first_head + blockIdx.x % grouped;
   const int lane = threadIdx.x % LANES;
   const int warp = __shfl_sync(EVERY_LANE, threadIdx.x / LANES, 0), warpgroup = warp / 4;  // so the compiler sees: uniform
 

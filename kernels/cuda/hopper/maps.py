@@ -25,7 +25,7 @@ def shaped_maps(
         q, k, v: shapes, [batch, heads, rows, columns].
 
     Raises:
-        RuntimeError: the driver refuses a shape.
+        RuntimeError: there is no driver, or it refuses a shape.
     """
     maps = [_encoded(shape, box, dtype) for shape, box in ((q, rows[0]), (k, rows[1]), (v, rows[1]))]
     return mx.array(np.frombuffer(b"".join(maps), np.uint8))
@@ -38,7 +38,10 @@ def _encoded(shape: tuple[int, ...], rows: int, dtype: str) -> bytes:
     address = -(-ctypes.addressof(room) // ALIGNED) * ALIGNED
     sizes = (ctypes.c_uint64 * 4)(columns, length, heads, batch)
     strides = (ctypes.c_uint64 * 3)(row, row * length, row * length * heads)
-    refused = driver().cuTensorMapEncodeTiled(
+    library = driver()
+    if library is None:
+        raise RuntimeError("tensor maps are encoded by the NVIDIA driver, and none answers")
+    refused = library.cuTensorMapEncodeTiled(
         ctypes.c_void_p(address),
         _BFLOAT16 if dtype == "bfloat16" else _FLOAT16,
         4,

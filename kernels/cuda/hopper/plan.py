@@ -1,4 +1,4 @@
-"""Head dims, dtype, mods -> Plan: how a block of the Hopper kernel cuts its work."""
+"""Head dims, dtype, mods -> HopperPlan: how a block of the Hopper kernel cuts its work."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 SHARED_BYTES = 227 << 10
 SLAB = 64  # columns
 WIDEST = 256
+HEAD_GROUP = 4  # of plan.h
 TMA_BYTES = 16  # rows of q, k and v are multiples of it
 BARRIERS = 1024  # bytes for them and the words, at most, and for what aligns the rest
 
 
 @dataclass(frozen=True)
-class Plan:
+class HopperPlan:
     """The constants of plan.h."""
 
     head_dim: int
@@ -55,7 +56,7 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=256)
-def plan_for(head_dim: int, value_dim: int, dtype: str, masked: bool) -> Plan | None:
+def hopper_plan(head_dim: int, value_dim: int, dtype: str, masked: bool) -> HopperPlan | None:
     """The plan, or None where the kernel of sm_80 has to do it: float32, rows that TMA cannot take, wide rows.
 
     Args:
@@ -67,9 +68,9 @@ def plan_for(head_dim: int, value_dim: int, dtype: str, masked: bool) -> Plan | 
         return None
     registers = (216, 72) if masked else (240, 24)
     if value_dim > 128 or head_dim > 128:
-        return Plan(head_dim, value_dim, dtype, 2, 64, 2, *registers)
+        return HopperPlan(head_dim, value_dim, dtype, 2, 64, 2, *registers)
     narrow = max(head_dim, value_dim) <= 64
-    return Plan(head_dim, value_dim, dtype, 2, 128, 3 if narrow else 2, *registers)
+    return HopperPlan(head_dim, value_dim, dtype, 2, 128, 3 if narrow else 2, *registers)
 
 
 def _slabs(columns: int) -> int:
