@@ -62,6 +62,7 @@ kernels/cuda/tile/
 kernels/cuda/mod/
 kernels/cuda/attention/
 kernels/cuda/generate kernels/cuda/launch
+kernels/cuda/hopper/
 kernels/cuda/
 kernels/simulator/runtime/
 kernels/simulator/stdlib/
