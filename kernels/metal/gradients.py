@@ -8,9 +8,9 @@ from flextrace.tracer import Pattern
 
 from ..call import BackwardCall, Gradients
 from ..gpu.arguments import flat
+from ..gpu.captured import array_gradients, check_memory, wanted_sites
 from .backward.launch import Launches, Load
 from .backward.text import KEY, QUERY, TIES
-from .captured.gradients import array_gradients, check_memory, wanted_sites
 
 
 def gradients(call: BackwardCall, load: Load) -> Gradients:

@@ -1226,7 +1226,7 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ("kernels/metal/captured/elements.metal", "tests/kernels/metal/captured/test_captured_gradients.py"): [
         ("position - (lengths[1] - 1)", "position - lengths[1]"),
     ],
-    ("kernels/metal/captured/gradients.py", "tests/kernels/metal/captured/test_captured_gradients.py"): [
+    ("kernels/gpu/captured.py", "tests/kernels/metal/captured/test_captured_gradients.py"): [
         ("found[slot] + gradient if slot in found else gradient", "gradient"),
         ("if site.is_own((name,), shape, run.sizes) else 1", ""),
         ("4 * numbers <= MOST_BYTES", "True"),

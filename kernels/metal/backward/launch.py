@@ -15,6 +15,7 @@ from flextrace.tracer import Pattern
 from ...blocks import Blocks
 from ...call import AttentionCall, BackwardCall
 from ...gpu.arguments import captured_arrays, flat, in_device_memory, words_of_captures
+from ...gpu.captured import places_by_element
 from ...gpu.extremes import extremes_of_blocks, slots_by_blocks
 from ...gpu.tile_lists import Tiles, tiles_for
 from ...spec import Formulas, KernelSpec
@@ -136,14 +137,11 @@ class Launches:
 
     def segments(self, values: mx.array, elements: mx.array, count: int) -> mx.array:
         """float32 [count]: for each element the sum of its values, in their order; values, elements: of one shape."""
-        elements = elements.reshape(-1)
-        places = mx.arange(elements.size, dtype=mx.int64)
-        order = mx.argsort(elements.astype(mx.int64) * elements.size + places).astype(mx.int32)
-        counts = mx.zeros(count + 1, mx.int32).at[elements + 1].add(1)  # integers: in any order
+        order, starts = places_by_element(elements, count)
         simdgroups = THREADS // LANES
         made = self.load(KernelSpec(SEGMENTS, Formulas(), Variant()))
         (sums,) = made.launch(
-            inputs=[flat(values), flat(order), flat(mx.cumsum(counts)), _ints([count])],
+            inputs=[flat(values), flat(order), flat(starts), _ints([count])],
             template=[("SIMDGROUPS", simdgroups)],
             grid=(-(-count // simdgroups) * THREADS, 1, 1),
             threadgroup=(THREADS, 1, 1),

@@ -1,1 +1,1 @@
-"""Gradients of captured arrays in Metal: sums over rows, columns, diagonals and pairs, and where they go."""
+"""Gradients of captured arrays in Metal: sums over diagonals and pairs, and where all sums go."""

@@ -17,7 +17,7 @@ import flextrace as flex
 from flextrace.kernels.call import BackwardCall
 from flextrace.kernels.metal import launch
 from flextrace.kernels.metal.backward.text import PAIRS
-from flextrace.kernels.metal.captured import gradients as captured
+from flextrace.kernels.gpu import captured
 from flextrace.kernels.simulator import SimulationError, recording
 
 B, H, L, S = 2, 2, 21, 27

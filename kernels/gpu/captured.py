@@ -1,7 +1,7 @@
 """Sites of a call, and the sums that kernels make of them -> the gradients of captured arrays.
 
 Each site's pattern says who adds what (tracer/expr/access.py). ROW and COLUMN: the kernels of q and of k sum over a
-row and over a column. DIAGONAL, DENSE, TABLE: pairs.metal sums pairs. Where an index does not vary with batch, head or
+row and over a column. DIAGONAL, DENSE, TABLE: a kernel of pairs (captured/pairs) sums them. Where an index does not vary with batch, head or
 position, these sums are added up; then each position's goes to the element that is read there, in their order.
 """
 
@@ -9,17 +9,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 
 from flextrace.tracer import Pattern, Site
 
-from ...call import BackwardCall
-from ..backward.launch import Launches
+from ..call import BackwardCall
 
 MOST_BYTES = 2**30  # of memory for the sums of one site
 GROUPS = 64  # threadgroups that sum pairs, at least, where there are so many tiles
+
+
+class Launches(Protocol):
+    """What it takes of a backend: launches of its kernels for one call."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Batch, query heads, q_len, kv_len."""
+
+    def q_tiles(self, pattern: Pattern) -> int:
+        """Tiles of query rows, where a kernel sums pairs."""
+
+    def pairs(
+        self,
+        site: int,
+        pattern: Pattern,
+        groups: tuple[int, int, int],
+        shape: tuple[int, ...],
+        tail: Sequence[mx.array],
+    ) -> mx.array:
+        """float32 of that shape: what the blocks of `groups` make of a site. The first of `groups` is 0 for one of each
+        tile."""
+
+    def elements(self, site: int, pattern: Pattern, shape: tuple[int, int, int]) -> mx.array:
+        """int32 of that shape, [batches, heads, positions]: the element that a site reads at each position."""
+
+    def segments(self, values: mx.array, elements: mx.array, count: int) -> mx.array:
+        """float32 [count]: for each element the sum of its values, in their order; values, elements: of one shape."""
+
+
+def places_by_element(elements: mx.array, count: int) -> tuple[mx.array, mx.array]:
+    """int32 each: the places of `elements` sorted by element; where each element's begin there, and the last one's end."""
+    elements = elements.reshape(-1)
+    places = mx.arange(elements.size, dtype=mx.int64)
+    order = mx.argsort(elements.astype(mx.int64) * elements.size + places).astype(mx.int32)
+    counts = mx.zeros(count + 1, mx.int32).at[elements + 1].add(1)  # integers: in any order
+    return order, mx.cumsum(counts)
 
 
 def wanted_sites(call: BackwardCall, pattern: Pattern) -> tuple[int, ...]:
@@ -74,7 +110,7 @@ def check_memory(call: BackwardCall, run: Launches) -> None:
 
 
 class _Sums(NamedTuple):
-    """How pairs.metal sums a site: as which pattern, by how many threadgroups along each axis, into what shape."""
+    """How pairs sum a site: as which pattern, by how many threadgroups along each axis, into what shape."""
 
     pattern: Pattern
     groups: tuple[int, int, int]
