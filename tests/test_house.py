@@ -63,6 +63,8 @@ kernels/cuda/mod/
 kernels/cuda/attention/
 kernels/cuda/generate kernels/cuda/launch
 kernels/cuda/hopper/
+kernels/cuda/backward/
+kernels/cuda/captured/
 kernels/cuda/
 kernels/simulator/runtime/
 kernels/simulator/stdlib/

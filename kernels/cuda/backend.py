@@ -11,15 +11,18 @@ from typing import Any, NamedTuple
 from flextrace.cache import Store, key_of
 
 from ..backend import BackendUnavailable, Built
-from ..call import AttentionCall, BackwardCall, Result
+from ..call import AttentionCall, BackwardCall, Gradients, Result
 from ..gpu.extremes import slots_by_blocks
 from ..gpu.tile_lists import tiles_for
 from ..loading import Kernels
 from ..spec import ATTENTION, Formulas, KernelSpec
 from ..stages.protocol import Stages
 from .attention.plan import Plan, plan_for
+from .backward.text import KERNELS as GRADIENT_KERNELS
+from .backward.text import GradientVariant, gradient_specs, gradient_text
 from .device import LEAST, capability
 from .generate import CudaText, attention_text
+from .gradients import gradients
 from .hopper.launch import run_hopper
 from .hopper.plan import HopperPlan, hopper_plan
 from .hopper.text import hopper_text, maps_text
@@ -75,7 +78,7 @@ class CudaBackend:
         return KernelSpec(ATTENTION, call.mods.formulas, Variant(plan, tiles.mode, slots_by_blocks(call)))
 
     def named(self, mods: Formulas) -> dict[str, KernelSpec]:
-        return {"attention": KernelSpec(ATTENTION, mods)}
+        return {"attention": KernelSpec(ATTENTION, mods), **gradient_specs(mods, capability() or PLAIN_CAPABILITY)}
 
     def text(self, spec: KernelSpec) -> str:
         return _text(spec).text
@@ -87,8 +90,12 @@ class CudaBackend:
     def build(self, call: AttentionCall, gradients: bool = False) -> list[Built]:
         return [Built("attention", self._made(self.spec(call)).key)]
 
-    def backward(self, call: BackwardCall) -> None:
-        """It has no kernels of gradients yet."""
+    def backward(self, call: BackwardCall) -> Gradients:
+        """Gradients of a call, as nodes of MLX's lazy graph; nothing is evaluated.
+
+        Raises ValueError where head dims do not fit a block, or gradients of captured arrays need too much memory.
+        """
+        return gradients(call, self.load, capability() or PLAIN_CAPABILITY)
 
     def stages(self, threads: int = 0) -> Stages:
         raise ValueError(
@@ -158,6 +165,8 @@ def _variant(spec: KernelSpec) -> Variant:
 def _text(spec: KernelSpec) -> CudaText:
     if spec.kernel == MAPS:
         return maps_text()
+    if spec.kernel in GRADIENT_KERNELS and isinstance(spec.variant, GradientVariant):
+        return gradient_text(spec.kernel, spec.mods, spec.variant)
     variant = _variant(spec)
     if isinstance(variant.plan, HopperPlan):
         return hopper_text(spec.mods, variant.plan, variant.blocks, variant.extremes)

@@ -98,13 +98,31 @@ def attention_entry(
     Args:
         launched: the bounds of a launch. tensors: how the function takes q, k and v. given: how it hands them on.
     """
+    run = "attention_forward({" + given + ", tile_lists, {out, lse, max_scores}}, params, mods);"
+    inputs, outputs = (tensors, "const int* tile_lists"), ("T* out", "float* lse", "float* max_scores")
+    return with_entry("attention", text, mods, extremes, inputs, outputs, run, launched=launched)
+
+
+def with_entry(
+    kernel: str,
+    text: str,
+    mods: Formulas,
+    extremes: Collection[int],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    run: str,
+    struct: str = "Mods",
+    launched: str = "THREADS",
+) -> CudaText:
+    """The text, and behind it what MLX launches: a function of `inputs`, captured arrays and extremes, `outputs`, PARAMS,
+    and words of captures. It executes `run`, in which there are params and mods, of that struct."""
     filled = assignments(mods, extremes)
     words = [f"word{i}" for i in range(len(filled.numbers) + len(filled.sizes))]
     parameters = [
-        *(tensors, "const int* tile_lists"),
+        *inputs,
         *(f"const {element_type(array.element)}* array{slot}" for slot, array in enumerate(mods.arrays)),
         *(f"const {extremes_type(mods.arrays[slot].element)}* extremes{slot}" for slot in extremes),
-        *("T* out", "float* lse", "float* max_scores"),
+        *outputs,
         *(f"int {name}" for name in (*PARAMS, *words)),
     ]
     read = [line.format(word) for line, word in zip([*filled.numbers, *filled.sizes], words, strict=True)]
@@ -112,13 +130,18 @@ def attention_entry(
     lines = [
         f'extern "C" __global__ void __launch_bounds__({launched}) NAME(',
         "    " + ",\n    ".join(parameters) + ") {",
-        "  Mods mods;",
+        f"  {struct} mods;",
         *(f"  {line}" for line in (*(line for _, line in filled.arrays), *filled.extremes, *read)),
-        "  attention_forward({" + given + ", tile_lists, {out, lse, max_scores}}, {" + values + "}, mods);",
+        "  const AttentionParams params = {" + values + "};",
+        f"  {run}",
         "}",
     ]
-    entry = "\n".join(lines) + "\n"
-    name = f"flextrace_attention_{hashlib.sha256((text + entry).encode()).hexdigest()[:16]}"
+    return named(kernel, text, "\n".join(lines) + "\n")
+
+
+def named(kernel: str, text: str, entry: str) -> CudaText:
+    """A kernel's text, whose entry says NAME where its name is to be."""
+    name = f"flextrace_{kernel}_{hashlib.sha256((text + entry).encode()).hexdigest()[:16]}"
     return CudaText(name, text + entry.replace("NAME", name))
 
 
@@ -131,7 +154,7 @@ def mod_header(mods: Formulas, approximate: bool, extremes: Collection[int] = ()
     score, mask = mods.score_expr, mods.mask_expr
     if score is not None:
         values["HAS_SCORE_MOD"] = "true"
-        formula = _reciprocals(score) if approximate else score
+        formula = reciprocals(score) if approximate else score
         texts["score_mod"], called = _body(formula, "score_mod", ("float score", "int kv_idx"), "float")
         texts["captures"] += "\n" + called
     if mask is not None:
@@ -154,7 +177,7 @@ def _captures(arrays: Sequence[ArrayCapture], numbers: Sequence[NumberCapture], 
     return "\n".join(f"  {line}" for line in lines)
 
 
-def _reciprocals(expr: Expr) -> Expr:
+def reciprocals(expr: Expr) -> Expr:
     """Quotients by a constant as products: approximate, as other quotients then are."""
 
     def changed(node: Expr, args: Sequence[Expr]) -> Expr:
@@ -166,13 +189,19 @@ def _reciprocals(expr: Expr) -> Expr:
 
 
 def _body(expr: Expr, kind: str, varying: Sequence[str], result: str) -> tuple[str, str]:
-    """The body of a mod: what is the same for a whole row of scores, then a function of the rest; and a member that it
-    calls, where the text is so long that a lane is not to have it once for each of its elements."""
+    """The body of a mod, and a member that it calls where it is long."""
     emitted = emit(expr, CUDA, is_uniform)
-    inner = [*emitted.statements, f"return {emitted.result};"]
+    return function_of_a_row(kind, varying, result, emitted.outer, [*emitted.statements, f"return {emitted.result};"])
+
+
+def function_of_a_row(
+    kind: str, varying: Sequence[str], result: str, outer: Sequence[str], inner: Sequence[str]
+) -> tuple[str, str]:
+    """The body of a function of a row: what is the same for all of its scores, then a function of the rest; and a member
+    that it calls, where the text is so long that a lane is not to have it once for each of its elements."""
     head, given = f"return [=]({', '.join(varying)}) {{", ", ".join(name.split()[1] for name in varying)
     if sum(len(line) + OF_A_FUNCTION * len(LARGE.findall(line)) for line in inner) <= LONG:
-        return "\n".join([*emitted.outer, head, *(f"  {line}" for line in inner), "};"]), ""
+        return "\n".join([*outer, head, *(f"  {line}" for line in inner), "};"]), ""
     parameters = ", ".join(["int b", "int h", "int q_idx", *varying])
-    lines = [f"CALLED {result} {kind}_of({parameters}) const {{", *(f"  {x}" for x in (*emitted.outer, *inner)), "}"]
+    lines = [f"CALLED {result} {kind}_of({parameters}) const {{", *(f"  {x}" for x in (*outer, *inner)), "}"]
     return "\n".join([head, f"  return {kind}_of(b, h, q_idx, {given});", "};"]), "\n".join(f"  {x}" for x in lines)

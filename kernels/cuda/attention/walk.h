@@ -55,10 +55,11 @@ struct TileRuns {
   }
 };
 
-template <int BQ, int BK, int BLOCKS>
+// Asked: has tile_state.
+template <int BQ, int BK, int BLOCKS, typename Asked = Mods>
 struct Walk {
   const AttentionParams& p;
-  const Mods& mods;
+  const Asked& mods;
   const Place& place;
   TileRuns runs;
   const uint8_t* states;  // the blocks of this batch and head: 0 empty, 1 ask mask_mod, 2 full
@@ -73,7 +74,7 @@ struct Walk {
   static constexpr bool BOUNDED = HAS_MASK_MOD && BLOCKS == NO_BLOCKS;
   static constexpr int FEW = 128;  // up to so many candidates are decided without asking for stretches first
 
-  INLINE Walk(const AttentionParams& params, const Mods& captured, const Place& rows, const int* lists, int q_tile)
+  INLINE Walk(const AttentionParams& params, const Asked& captured, const Place& rows, const int* lists, int q_tile)
       : p(params), mods(captured), place(rows), runs(), states(nullptr) {
     candidates = (p.kv_len + BK - 1) / BK;
     if constexpr (BLOCKS != NO_BLOCKS) {

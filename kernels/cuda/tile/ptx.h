@@ -85,6 +85,10 @@ INLINE void ldmatrix_x4_trans(uint (&to)[4], uint address) {
 INLINE void cp_async_16(uint to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
+// 4 bytes, or zeros where bytes is 0.
+INLINE void cp_async_4(uint to, const void* from, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
 INLINE void cp_async_commit_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most so many of this thread's youngest groups are on their way.
 template <int GROUPS>
