@@ -114,8 +114,8 @@ def with_entry(
     struct: str = "Mods",
     launched: str = "THREADS",
 ) -> CudaText:
-    """The text, and behind it what MLX launches: a function of `inputs`, captured arrays and extremes, `outputs`, PARAMS,
-    and words of captures. It executes `run`, in which there are params and mods, of that struct."""
+    """The text, and behind it what MLX launches: a function of `inputs`, captured arrays and extremes, `outputs`,
+    PARAMS, and words of captures. It executes `run`, in which there are params and mods, of that struct."""
     filled = assignments(mods, extremes)
     words = [f"word{i}" for i in range(len(filled.numbers) + len(filled.sizes))]
     parameters = [
@@ -197,8 +197,8 @@ def _body(expr: Expr, kind: str, varying: Sequence[str], result: str) -> tuple[s
 def function_of_a_row(
     kind: str, varying: Sequence[str], result: str, outer: Sequence[str], inner: Sequence[str]
 ) -> tuple[str, str]:
-    """The body of a function of a row: what is the same for all of its scores, then a function of the rest; and a member
-    that it calls, where the text is so long that a lane is not to have it once for each of its elements."""
+    """The body of a function of a row: what is the same for all of its scores, then a function of the rest; and a
+    member that it calls, where the text is so long that a lane is not to have it once for each of its elements."""
     head, given = f"return [=]({', '.join(varying)}) {{", ", ".join(name.split()[1] for name in varying)
     if sum(len(line) + OF_A_FUNCTION * len(LARGE.findall(line)) for line in inner) <= LONG:
         return "\n".join([*outer, head, *(f"  {line}" for line in inner), "};"]), ""

@@ -1,8 +1,9 @@
 """Sites of a call, and the sums that kernels make of them -> the gradients of captured arrays.
 
 Each site's pattern says who adds what (tracer/expr/access.py). ROW and COLUMN: the kernels of q and of k sum over a
-row and over a column. DIAGONAL, DENSE, TABLE: a kernel of pairs (captured/pairs) sums them. Where an index does not vary with batch, head or
-position, these sums are added up; then each position's goes to the element that is read there, in their order.
+row and over a column. DIAGONAL, DENSE, TABLE: a kernel sums pairs (captured/pairs of the backend). Where an index does
+not vary with batch, head or position, these sums are added up; then each position's goes to the element that is read
+there, in their order.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Launches(Protocol):
 
 
 def places_by_element(elements: mx.array, count: int) -> tuple[mx.array, mx.array]:
-    """int32 each: the places of `elements` sorted by element; where each element's begin there, and the last one's end."""
+    """int32 each: the places of `elements` sorted by element; where each one's begin there, and the last one's end."""
     elements = elements.reshape(-1)
     places = mx.arange(elements.size, dtype=mx.int64)
     order = mx.argsort(elements.astype(mx.int64) * elements.size + places).astype(mx.int32)

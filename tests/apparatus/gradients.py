@@ -76,9 +76,10 @@ def check(
     statistics: bool = False,
     wanted: bool = False,
     score_of: Callable[[ArrayMaker], Any] | None = None,
+    on: Any = None,
 ) -> list[Report]:
-    """Run the gradient kernels on the simulator and compare; the reports of the run. score_of: makes a score_mod whose
-    arrays are made by what it is given."""
+    """Run the gradient kernels on the simulator, or on that backend, and compare; the reports of the run. score_of:
+    makes a score_mod whose arrays are made by what it is given."""
     watch = Watch()
     ours, plain = mods(shape, names, zoo.mx_array), mods(shape, names, watch)
     if score_of is not None:
@@ -90,7 +91,7 @@ def check(
     both = plain.get("score"), plain.get("mask")
     call = backward_call(shape, dtype, score, mask, both, block_size, statistics, wanted=wanted)
     with recording() as reports:
-        found = backend(order).backward(call)
+        found = (on or backend(order)).backward(call)
     given = [exact(x) for x in (call.call.q, call.call.k, call.call.v, call.d_out)]
     aux = [None if x is None else exact(x) for x in (call.d_lse, call.d_max_scores)]
     want = attention_gradients(

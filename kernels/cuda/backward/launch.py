@@ -16,7 +16,7 @@ from ...call import AttentionCall, BackwardCall
 from ...gpu.arguments import bits, captured_arrays, words_of_captures
 from ...gpu.captured import places_by_element
 from ...gpu.extremes import extremes_of_blocks, slots_by_blocks
-from ...gpu.tile_lists import NO_BLOCKS, PARAMS, Tiles, tiles_for
+from ...gpu.tile_lists import PARAMS, Tiles, tiles_for
 from ...spec import Formulas, KernelSpec
 from .plan import WORDS_OF_PAIR, GradientPlan, gradient_plan
 from .text import ELEMENTS, KEY, PAIRS, PATTERNS, QUERY, SEGMENTS, TERMS, TIES, GradientVariant
@@ -115,8 +115,8 @@ class Launches:
         shape: tuple[int, ...],
         tail: Sequence[mx.array],
     ) -> mx.array:
-        """float32 of that shape: what the blocks of `groups` make of a site, as pairs.cu has it. The first of `groups` is
-        0 for one of each tile. tail: the terms."""
+        """float32 of that shape: what the blocks of `groups` make of a site, as pairs.cu has it. The first of `groups`
+        is 0 for one of each tile. tail: the terms."""
         plan = self._plan(False, WORDS_OF_PAIR[pattern])
         tiles = tiles_for(self.call.blocks, plan, *self.sizes[2:])
         blocks = (groups[0] or self.q_tiles(pattern), *groups[1:])

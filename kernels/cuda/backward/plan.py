@@ -96,7 +96,7 @@ def gradient_plan(
     with_max: bool = False,
     words_of_pair: int | None = None,
 ) -> GradientPlan:
-    """The first plan that fits, most wanted first: few slices, as each computes all scores again; two stages; many rows.
+    """The first plan that fits, most wanted first: few slices, as each computes all scores again; two stages.
 
     Raises:
         ValueError: the head dims do not fit a block.
@@ -108,15 +108,17 @@ def gradient_plan(
         if made.registers <= most and made.shared_bytes <= shared:
             return made
     raise ValueError(
-        f"gradients of head dims {head_dim} and {value_dim} in {dtype} do not fit a block of this GPU; use fewer columns "
-        'per head, half precision, or kernel_options={"BACKEND": "ops"}'
+        f"gradients of head dims {head_dim} and {value_dim} in {dtype} do not fit a block of this GPU; use fewer "
+        'columns per head, half precision, or kernel_options={"BACKEND": "ops"}'
     )
 
 
 def _plans(of_keys: bool, head_dim: int, value_dim: int, dtype: str) -> Iterator[GradientPlan]:
     for slices, stages, warps in product(range(1, 17), (2, 1), (4, 2, 1)):
         for row_tiles, bk in ((2, 32), (1, 64), (1, 32), (1, 16)):
-            more = 2 if of_keys and row_tiles == 1 and bk == 64 and warps == 4 else 1  # Q and d_out pass by half as often
+            more = (
+                2 if of_keys and row_tiles == 1 and bk == 64 and warps == 4 else 1
+            )  # halves what passes by
             yield GradientPlan(of_keys, head_dim, value_dim, dtype, more * warps, row_tiles, bk, slices, stages)
 
 

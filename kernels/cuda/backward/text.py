@@ -1,4 +1,4 @@
-"""Formulas, plan -> the text of a gradient kernel: the holes filled, and the entry with the arguments that MLX passes."""
+"""Formulas, plan -> the text of a gradient kernel: the holes filled, and the entry with MLX's arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ from flextrace.tracer.expr.node import SCORE
 from ...spec import Formulas, KernelSpec
 from ...template.assemble import assemble
 from ...template.hole import fill
-from ..generate import FOLDER, HOLE, CudaText, element_type, function_of_a_row, mod_header, named, reciprocals, with_entry
+from ..generate import (
+    FOLDER,
+    HOLE,
+    CudaText,
+    element_type,
+    function_of_a_row,
+    mod_header,
+    named,
+    reciprocals,
+    with_entry,
+)
 from .plan import WORDS_OF_PAIR, GradientPlan, gradient_plan
 
 QUERY, KEY, TERMS, TIES, PAIRS, ELEMENTS, SEGMENTS = KERNELS = (
@@ -70,8 +80,8 @@ _ENTRIES: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
 class GradientVariant(NamedTuple):
     """What else, beside the mods, makes two gradient kernels differ.
 
-    plan: None for ELEMENTS and SEGMENTS. blocks: enum Blocks of walk.h. extremes: slots of arrays whose blocks tile_state
-    reads. sites: the numbers of the reads whose gradients it sums. pattern: of PATTERNS, for PAIRS.
+    plan: None for ELEMENTS and SEGMENTS. blocks: enum Blocks of walk.h. extremes: slots of arrays whose blocks
+    tile_state reads. sites: the numbers of the reads whose gradients it sums. pattern: of PATTERNS, for PAIRS.
     """
 
     plan: GradientPlan | None = None
