@@ -116,9 +116,7 @@ def gradient_plan(
 def _plans(of_keys: bool, head_dim: int, value_dim: int, dtype: str) -> Iterator[GradientPlan]:
     for slices, stages, warps in product(range(1, 17), (2, 1), (4, 2, 1)):
         for row_tiles, bk in ((2, 32), (1, 64), (1, 32), (1, 16)):
-            more = (
-                2 if of_keys and row_tiles == 1 and bk == 64 and warps == 4 else 1
-            )  # halves what passes by
+            more = 2 if of_keys and row_tiles == 1 and bk == 64 and warps == 4 else 1  # halves what passes by
             yield GradientPlan(of_keys, head_dim, value_dim, dtype, more * warps, row_tiles, bk, slices, stages)
 
 
