@@ -65,6 +65,7 @@ kernels/cuda/generate kernels/cuda/launch
 kernels/cuda/hopper/
 kernels/cuda/backward/
 kernels/cuda/captured/
+kernels/cuda/decode/
 kernels/cuda/
 kernels/simulator/runtime/
 kernels/simulator/stdlib/

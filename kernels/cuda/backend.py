@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.core as mx
+
 from flextrace.cache import Store, key_of
 
 from ..backend import BackendUnavailable, Built
@@ -15,11 +17,14 @@ from ..call import AttentionCall, BackwardCall, Gradients, Result
 from ..gpu.extremes import slots_by_blocks
 from ..gpu.tile_lists import tiles_for
 from ..loading import Kernels
-from ..spec import ATTENTION, Formulas, KernelSpec
+from ..spec import ATTENTION, DECODE, Formulas, KernelSpec
 from ..stages.protocol import Stages
 from .attention.plan import Plan, plan_for
 from .backward.text import KERNELS as GRADIENT_KERNELS
 from .backward.text import GradientVariant, gradient_specs, gradient_text
+from .decode.launch import decode_tiles, plan_of, run_decode
+from .decode.plan import PLAIN, DecodePlan
+from .decode.text import decode_text, merge_text
 from .device import LEAST, capability
 from .generate import CudaText, attention_text
 from .gradients import gradients
@@ -31,6 +36,7 @@ from .nvrtc import REMEDY, Nvrtc, find_nvrtc
 
 CUBIN, SOURCE, REPORT = "kernel.cubin", "kernel.cu", "resources.txt"
 MAPS = "tensor_maps"  # the kernel before that of Hopper
+MERGE = "attention_merge"  # the kernel behind that of few query rows
 HOPPER = 90  # its capability
 PLAIN_CAPABILITY = 80  # whose text is shown where there is no GPU
 
@@ -43,6 +49,22 @@ class Variant(NamedTuple):
     extremes: tuple[int, ...] = ()
 
 
+class DecodeVariant(NamedTuple):
+    """The same of the kernel for few query rows. value_means: values lack a mean row."""
+
+    plan: DecodePlan
+    blocks: int = 0
+    extremes: tuple[int, ...] = ()
+    value_means: bool = False
+
+
+class MergeVariant(NamedTuple):
+    """dtype: of the result. value_means: values lack a mean row."""
+
+    dtype: str = "float16"
+    value_means: bool = False
+
+
 class CudaBackend:
     """Attention in CUDA through `mx.fast.precompiled_cuda_kernel`: a node of MLX's lazy graph."""
 
@@ -50,7 +72,7 @@ class CudaBackend:
     lazy = True
     quantises = False
     keeps_gradients = False
-    forward: tuple[str, ...] = (ATTENTION,)
+    forward: tuple[str, ...] = (ATTENTION, DECODE)
 
     def __init__(self) -> None:
         self.kernels: Kernels[CudaKernel] = Kernels(self._made)
@@ -68,6 +90,10 @@ class CudaBackend:
         return None
 
     def spec(self, call: AttentionCall) -> KernelSpec:
+        few = plan_of(call)
+        if few is not None:
+            mode, by_blocks = decode_tiles(call).mode, slots_by_blocks(call)
+            return KernelSpec(DECODE, call.mods.formulas, DecodeVariant(few, mode, by_blocks, call.v_means is not None))
         dtype = str(call.q.dtype).removeprefix("mlx.core.")
         dims, found = (call.q.shape[3], call.v.shape[3]), capability() or PLAIN_CAPABILITY
         plan: Plan | HopperPlan | None = None
@@ -78,7 +104,8 @@ class CudaBackend:
         return KernelSpec(ATTENTION, call.mods.formulas, Variant(plan, tiles.mode, slots_by_blocks(call)))
 
     def named(self, mods: Formulas) -> dict[str, KernelSpec]:
-        return {"attention": KernelSpec(ATTENTION, mods), **gradient_specs(mods, capability() or PLAIN_CAPABILITY)}
+        gradients = gradient_specs(mods, capability() or PLAIN_CAPABILITY)
+        return {"attention": KernelSpec(ATTENTION, mods), "decode": KernelSpec(DECODE, mods), **gradients}
 
     def text(self, spec: KernelSpec) -> str:
         return _text(spec).text
@@ -88,7 +115,12 @@ class CudaBackend:
         return None if nvrtc is None else _key(self.text(spec), nvrtc)
 
     def build(self, call: AttentionCall, gradients: bool = False) -> list[Built]:
-        return [Built("attention", self._made(self.spec(call)).key)]
+        spec = self.spec(call)
+        made = self._made(spec)
+        return [
+            Built(spec.title, made.key),
+            *(Built(f"{spec.title}: second kernel", other.key) for other in made.others),
+        ]
 
     def backward(self, call: BackwardCall) -> Gradients:
         """Gradients of a call, as nodes of MLX's lazy graph; nothing is evaluated.
@@ -120,30 +152,48 @@ class CudaBackend:
 
         _, cubin = Store().load_or_build(key, build, CUBIN, Path.read_bytes, [SOURCE, REPORT])
         variant = _variant(spec)
-        hopper = spec.kernel == ATTENTION and isinstance(variant.plan, HopperPlan)
-        return CudaKernel(cubin, text.name, variant, key, self._made(KernelSpec(MAPS)) if hopper else None)
+        other = None
+        if isinstance(variant, DecodeVariant):
+            other = self._made(KernelSpec(MERGE, variant=MergeVariant(variant.plan.dtype, variant.value_means)))
+        elif spec.kernel == ATTENTION and isinstance(variant, Variant) and isinstance(variant.plan, HopperPlan):
+            other = self._made(KernelSpec(MAPS))
+        return CudaKernel(cubin, text.name, variant, key, other)
 
 
 @dataclass(frozen=True)
 class CudaKernel:
-    """A cubin, and what a launch of it needs."""
+    """A cubin, and what a launch of it needs. other: what is launched with it: tensor maps before that of Hopper, the
+    merge behind that of few query rows."""
 
     cubin: bytes
     name: str
-    variant: Variant
+    variant: Variant | DecodeVariant | MergeVariant
     key: str
+    other: CudaKernel | None = None
 
-    maps: CudaKernel | None = None
+    @property
+    def others(self) -> list[CudaKernel]:
+        """That one, if there is one."""
+        return [] if self.other is None else [self.other]
+
+    def launch(self, **call: Any) -> Any:
+        """The outputs of one launch, as nodes of MLX's graph."""
+        return mx.fast.precompiled_cuda_kernel(name=self.name, compiled_source=self.cubin, **call)
 
     def run(self, call: AttentionCall) -> Result:
         nothing = empty(call)
         if nothing is not None:
             return nothing
+        if isinstance(self.variant, MergeVariant):
+            raise ValueError("the kernel that merges splits runs behind that of few query rows")
         plan, extremes = self.variant.plan, self.variant.extremes
+        if isinstance(plan, DecodePlan):
+            assert self.other is not None
+            return run_decode(self.launch, self.other.launch, plan, extremes, call)
         tiles = tiles_for(call.blocks, plan, call.q.shape[2], call.k.shape[2])
-        if self.maps is None or not isinstance(plan, HopperPlan):
+        if self.other is None or not isinstance(plan, HopperPlan):
             return run(self.cubin, self.name, plan, tiles, extremes, call)
-        return run_hopper(self.cubin, self.name, self.maps.cubin, self.maps.name, plan, tiles, extremes, call)
+        return run_hopper(self.cubin, self.name, self.other.cubin, self.other.name, plan, tiles, extremes, call)
 
 
 def architecture() -> str:
@@ -156,9 +206,13 @@ def _key(text: str, nvrtc: Nvrtc) -> str:
     return key_of(text, f"{nvrtc.fingerprint} {architecture()}")
 
 
-def _variant(spec: KernelSpec) -> Variant:
-    if isinstance(spec.variant, Variant):
+def _variant(spec: KernelSpec) -> Variant | DecodeVariant | MergeVariant:
+    if isinstance(spec.variant, (Variant, DecodeVariant, MergeVariant)):
         return spec.variant
+    if spec.kernel == MERGE:
+        return MergeVariant()
+    if spec.kernel == DECODE:
+        return DecodeVariant(PLAIN)
     return Variant(plan_for(64, 64, "float16", capability() or PLAIN_CAPABILITY))
 
 
@@ -168,6 +222,10 @@ def _text(spec: KernelSpec) -> CudaText:
     if spec.kernel in GRADIENT_KERNELS and isinstance(spec.variant, GradientVariant):
         return gradient_text(spec.kernel, spec.mods, spec.variant)
     variant = _variant(spec)
+    if isinstance(variant, MergeVariant):
+        return merge_text(variant.dtype, variant.value_means)
+    if isinstance(variant.plan, DecodePlan):
+        return decode_text(spec.mods, variant.plan, variant.blocks, variant.extremes)
     if isinstance(variant.plan, HopperPlan):
         return hopper_text(spec.mods, variant.plan, variant.blocks, variant.extremes)
     return attention_text(spec.mods, variant.plan, variant.blocks, variant.extremes)

@@ -96,6 +96,26 @@ INLINE void cp_async_wait_group() {
   asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
 }
 
+// -- device memory -----------------------------------------------------------------------------------------------
+
+// 16 bytes that nobody writes meanwhile and nobody reads again.
+INLINE uint4 ld_global_nc_16(const void* from) {
+  uint4 x;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(from));
+  return x;
+}
+
+// -- among lanes -------------------------------------------------------------------------------------------------
+
+// The transposed of an 8 x 8 matrix of 16 bits, of which each lane has columns 2 (lane % 4) and the next of row lane / 4.
+INLINE uint movmatrix_trans(uint x) {
+  uint y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
 // -- products: C += A B, C of 16 x 8, K columns of A -----------------------------------------------------------------
 
 INLINE void mma_m16n8k16_f16(float (&c)[4], const uint (&a)[4], uint b0, uint b1) {
@@ -111,6 +131,12 @@ INLINE void mma_m16n8k16_bf16(float (&c)[4], const uint (&a)[4], uint b0, uint b
 INLINE void mma_m16n8k8_tf32(float (&c)[4], const uint (&a)[4], uint b0, uint b1) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+INLINE void mma_m16n8k32_s8(int (&c)[4], const uint (&a)[4], uint b0, uint b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 

@@ -29,6 +29,18 @@ PTX(rcp_approx_ftz_f32, float& d, float a) { d = flushed(1.0f / flushed(a)); }
 PTX(lg2_approx_f32, float& d, float a) { d = float(std::log2(double(a))); }
 PTX(lg2_approx_ftz_f32, float& d, float a) { d = float(std::log2(double(flushed(a)))); }
 
+// -- device memory: hints change nothing --------------------------------------------------------------------------------
+
+// "ld.v4: the address must be aligned to the size of the whole access."
+PTX(ld_global_nc_L1__no_allocate_L2__256B_v4_u32, uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, uint64_t from) {
+  const char* source = reinterpret_cast<const char*>(from);
+  if (from % 16 != 0) {
+    misaligned(source, 16, false, PC);
+  }
+  access(source, 16, false, false, PC);
+  memcpy(&a, source, 4), memcpy(&b, source + 4, 4), memcpy(&c, source + 8, 4), memcpy(&d, source + 12, 4);
+}
+
 // -- matrices in shared memory --------------------------------------------------------------------------------------
 
 namespace simulator {

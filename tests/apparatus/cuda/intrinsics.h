@@ -78,12 +78,13 @@ CUDA_VECTOR(int2, int, 8, x, y)
 CUDA_VECTOR(int4, int, 16, x, y, z, w)
 CUDA_VECTOR(float2, float, 8, x, y)
 CUDA_VECTOR(float4, float, 16, x, y, z, w)
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-inline int2 make_int2(int x, int y) { return {x, y}; }
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+// Macros, as g++ does not tell the runtime of what a call's result is stored to.
+#define make_uint2(...) (uint2{__VA_ARGS__})
+#define make_uint4(...) (uint4{__VA_ARGS__})
+#define make_int2(...) (int2{__VA_ARGS__})
+#define make_int4(...) (int4{__VA_ARGS__})
+#define make_float2(...) (float2{__VA_ARGS__})
+#define make_float4(...) (float4{__VA_ARGS__})
 
 template <typename T>
 inline T __ldg(const T* at) {

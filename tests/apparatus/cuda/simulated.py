@@ -83,7 +83,6 @@ class Simulated:
         library = built(text if self.change is None else self.change(text), self.checks)
         assert not any(isinstance(scalar, float) for scalar in scalars), "MLX refuses Python floats"
         assert all(block <= whole for block, whole in zip(threadgroup, grid, strict=True)), "a block beyond the grid"
-        words = np.array([shared_memory, *scalars], np.int64).astype(np.int32)
         arrays = [mx.contiguous(array) if ensure_row_contiguous else array for array in inputs]
         mx.eval(arrays)
         names = [name for kind, name in parameters_of(text) if "*" in kind]
@@ -95,6 +94,7 @@ class Simulated:
         for name, output in zip(names[len(arrays) :], outputs, strict=True):
             place = (output.ctypes.data, output.nbytes, output.itemsize)
             arguments.append(Argument(name, *place, 0, True, init_value is not None))
+        words = np.array([shared_memory, *scalars, *_places(arguments)], np.int64).astype(np.int32)
         arguments.append(Argument("scalars", words.ctypes.data, words.nbytes, 4))
         report = launch(library, name, arguments, grid, threadgroup, self.order, self.checks)
         self.reports.append(report)
@@ -196,6 +196,21 @@ def _input(name: str, array: mx.array) -> Argument:
     steps = [(size - 1) * stride for size, stride in zip(array.shape, strides, strict=True)]
     low, high = sum(min(0, step) for step in steps), sum(max(0, step) for step in steps) + 1
     return Argument(name, address + low * item, (high - low) * item, item, -low * item)
+
+
+def _places(arguments: Sequence[Argument]) -> Iterator[int]:
+    """The buffer in which each argument lies, and the bytes from where that one begins: an array that is part of one
+    before shares its memory, as for a GPU."""
+    for i, argument in enumerate(arguments):
+        start = argument.address + argument.origin
+        whole = next(
+            j
+            for j, other in enumerate(arguments)
+            if j == i
+            or (other.address <= argument.address and argument.address + argument.size <= other.address + other.size)
+        )
+        yield whole
+        yield start - arguments[whole].address - arguments[whole].origin
 
 
 def _filled(shape: tuple[int, ...], dtype: mx.Dtype, value: float | None) -> np.ndarray[Any, Any]:

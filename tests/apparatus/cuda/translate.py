@@ -24,9 +24,11 @@ def to_host(text: str) -> str:
         ValueError: it has no entry, or PTX that this does not read.
     """
     body, given, words = _shared(_instructions(text)), list[str](), 0
+    scalars = sum("*" not in kind for kind, _ in parameters_of(text))
     for kind, _ in parameters_of(text):
         if "*" in kind:
-            given.append(f"({kind})buffers[{len(given)}].address")
+            place = 1 + scalars + 2 * len(given)  # of a word that names its buffer, and of one for bytes from there
+            given.append(f"({kind})((char*)buffers[words[{place}]].address + words[{place + 1}])")
         else:
             words += 1
             given.append(f"({kind})words[{words}]")
