@@ -54,6 +54,7 @@ struct Run {
 };
 
 static Run* run = nullptr;
+static bool (*when_idle)() = nullptr;  // what the device does while all lanes wait; false: nothing
 static uintptr_t arena_begin = ~uintptr_t(0);
 
 static uint32_t relative(const void* pc) { return uint32_t(uintptr_t(pc) - run->module_base); }

@@ -91,6 +91,9 @@ static void run_simdgroup(Simdgroup& simd) {
   const Lane *waiting = nullptr, *absent = nullptr;
   for (unsigned i = 0; i < simd.lanes; i++) {
     const Lane& lane = run->lanes[simd.first + i];
+    if (lane.state == AT_OTHERS) {
+      return;  // it comes when they let it
+    }
     (lane.state == AT_SIMDGROUP ? waiting : absent) = &lane;
   }
   diverged(*waiting, *absent, waiting->pc, waiting->operation);
@@ -130,9 +133,9 @@ static void run_group() {
     for (unsigned i = 0; i < run->lane_count; i++) {
       const Lane& lane = run->lanes[i];
       some_ready |= lane.state == READY;
-      (lane.state == AT_THREADGROUP || lane.state == AT_OTHERS ? waiting : absent) = &lane;
+      (lane.state == DONE || lane.state == READY ? absent : waiting) = &lane;
     }
-    if (some_ready) {
+    if (some_ready || (when_idle != nullptr && when_idle())) {
       continue;
     }
     if (waiting == nullptr) {

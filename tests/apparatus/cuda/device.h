@@ -12,6 +12,18 @@ enum CudaVote { CUDA_OR, CUDA_AND, CUDA_COUNT };
 enum CudaShuffle { CUDA_FROM, CUDA_UP, CUDA_DOWN, CUDA_XOR };
 enum CudaReduction { CUDA_ADD, CUDA_MIN, CUDA_MAX, CUDA_ALL_BITS, CUDA_ANY_BIT, CUDA_ODD_BITS, CUDA_ADD_UNSIGNED };
 
+// An operand of an instruction that takes as many as it has columns.
+struct CudaOperand {
+  float* sum = nullptr;
+  unsigned long bits = 0;
+  CudaOperand(float& x) : sum(&x) {}
+  CudaOperand(unsigned long x) : bits(x) {}
+  CudaOperand(unsigned x) : bits(x) {}
+  CudaOperand(int x) : bits((unsigned long)(long)x) {}
+  CudaOperand(bool x) : bits(x) {}
+};
+void cuda_wgmma(const char* name, const CudaOperand* operands, int count);
+
 CudaIndex cuda_place(int of);
 void* cuda_dynamic_shared();
 unsigned cuda_shared_address(const void* at);

@@ -3,6 +3,8 @@
 #define SIM_THREADGROUP_BYTES 232448  // what a block may have on sm_90
 #define SIM_STACK_BYTES (1024 * 1024)
 #define SIM_ALIGNED
+#include <cstdio>
+
 #include <simulator_runtime.cpp>
 
 #include "device.h"
@@ -77,7 +79,8 @@ static void land_groups(int left) {
 
 constexpr int NAMED = 16;
 static unsigned arrived_at[NAMED];
-static int waits_at[1024];
+constexpr int MBARRIER = -1, LET_OTHERS = -2;
+static int waits_at[1024];  // of a lane AT_OTHERS: the named barrier, or one of these
 
 // "bar.sync", "bar.arrive": the barrier completes when so many threads have come to it, and is then as it was.
 static void wait_at_named(int id, int threads, bool waits, const void* pc) {
@@ -125,6 +128,7 @@ static void need_every_lane(unsigned mask, const void* pc) {
 
 }  // namespace simulator
 
+#include "asynchronous.h"
 #include "instructions.h"
 
 void cuda_begin(unsigned shared_bytes) {
@@ -133,6 +137,7 @@ void cuda_begin(unsigned shared_bytes) {
   if (block_began != run->threadgroup_clock.begin) {
     block_began = run->threadgroup_clock.begin;
     memset(arrived_at, 0, sizeof arrived_at);
+    begin_asynchronous();
   }
   if (shared_bytes > 0) {
     sim_threadgroup(0, shared_bytes, 1024, "dynamic shared memory");  // the first of all: address 0

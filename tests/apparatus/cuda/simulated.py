@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from flextrace.cache import Store, key_of
 from flextrace.kernels import registry
 from flextrace.kernels.buffers import locate
 from flextrace.kernels.cuda import device, nvrtc
+from flextrace.kernels.cuda.hopper.maps import shaped_maps
 from flextrace.kernels.simulator.build import (
     CHECKED,
     LANGUAGE,
@@ -38,7 +40,7 @@ from flextrace.kernels.simulator.report import Report
 
 from .translate import FOLDER, parameters_of, to_host
 
-HEADERS = ("device.h", "intrinsics.h", "instructions.h", "floats.h", "runtime.cpp")
+HEADERS = ("device.h", "intrinsics.h", "instructions.h", "asynchronous.h", "floats.h", "runtime.cpp")
 FLAGS = ("-std=c++17", *(flag for flag in LANGUAGE[1:] if flag != "-fsingle-precision-constant"))
 _libraries: dict[str, Library] = {}
 
@@ -91,9 +93,9 @@ class Simulated:
         outputs = [
             _filled(tuple(shape), dtype, init_value) for shape, dtype in zip(output_shapes, output_dtypes, strict=True)
         ]
-        for name, output in zip(names[len(arrays) :], outputs, strict=True):
+        for label, output in zip(names[len(arrays) :], outputs, strict=True):
             place = (output.ctypes.data, output.nbytes, output.itemsize)
-            arguments.append(Argument(name, *place, 0, True, init_value is not None))
+            arguments.append(Argument(label, *place, 0, True, init_value is not None))
         words = np.array([shared_memory, *scalars, *_places(arguments)], np.int64).astype(np.int32)
         arguments.append(Argument("scalars", words.ctypes.data, words.nbytes, 4))
         report = launch(library, name, arguments, grid, threadgroup, self.order, self.checks)
@@ -112,7 +114,7 @@ def simulated_cuda(architecture: int = 80, **options: Any) -> Iterator[Simulated
     options: of `Simulated`.
     """
     found = Simulated(**options)
-    replaced = {device.capability: lambda: architecture, nvrtc.find_nvrtc: lambda: found}
+    replaced = {device.capability: lambda: architecture, nvrtc.find_nvrtc: lambda: found, device.driver: Driver}
     with (
         mock.patch.dict(registry.made),
         mock.patch.object(mx.fast, "precompiled_cuda_kernel", found.precompiled_cuda_kernel),
@@ -123,17 +125,42 @@ def simulated_cuda(architecture: int = 80, **options: Any) -> Iterator[Simulated
         patches = [
             mock.patch.object(module, name, replaced[value])
             for title, module in list(sys.modules.items())
-            if title.startswith("flextrace.kernels.cuda")
+            if title.startswith("flextrace.kernels.cuda") and module is not device
             for name, value in list(vars(module).items())
             if callable(value) and getattr(value, "__hash__", None) and value in replaced
         ]
         for patch in patches:
             patch.start()
+        shaped_maps.cache_clear()
         try:
             yield found
         finally:
+            shaped_maps.cache_clear()
             for patch in reversed(patches):
                 patch.stop()
+
+
+class Driver:
+    """What libcuda does for the backend."""
+
+    @staticmethod
+    def cuTensorMapEncodeTiled(
+        to: Any, dtype: int, rank: int, address: Any, sizes: Any, strides: Any, box: Any, *rest: Any
+    ) -> int:
+        """A tensor map as asynchronous.h reads it: TensorMap. Not 0: what the driver's manual forbids."""
+        element_strides, interleave, swizzle, _, fill = rest
+        inner = 2 * box[0]
+        wrong = any(stride % 16 for stride in strides) or any(not 0 < size <= 256 for size in box) or inner % 16
+        wrong = wrong or (swizzle == 3 and inner > 128) or any(step != 1 for step in element_strides)
+        wrong = wrong or interleave or fill or address.value % 16 or dtype not in (6, 9)
+        if wrong:
+            return 1
+        padded = lambda values: [*values, *[1] * (5 - len(values))]  # noqa: E731
+        packed = struct.pack(
+            "<Q3I5I5I4x4Q", address.value, rank, dtype, swizzle, *padded(box), *padded(sizes), *padded(strides)[:4]
+        )
+        ctypes.memmove(to, packed.ljust(128, b"\0"), 128)
+        return 0
 
 
 def built(text: str, checks: bool) -> Library:

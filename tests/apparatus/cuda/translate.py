@@ -4,15 +4,20 @@ that the runtime watches, an entry that gives a lane its arguments."""
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+
+from flextrace.kernels.simulator.build import compiler
 
 FOLDER = Path(__file__).parent
 _ASM = re.compile(r"\basm\b\s*(?:volatile\b)?\s*\(")
 _SHARED = re.compile(
     r"(extern\s+)?__shared__\s+(?:(?:__align__|alignas)\((\d+)\)\s+)?([\w:<>, ]+?)\s+(\w+)\s*((?:\[[^\]]*\])*)\s*;"
 )
-_ENTRY = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\s*\(([^{]*?)\)\s*\{')
+_ENTRY = re.compile(
+    r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s+)?(?!__launch)(\w+)\s*\(([^{]*?)\)\s*\{'
+)
 # How an operand is passed, by its constraint.
 _IN = {"f": "float", "d": "double", "r": "unsigned", "l": "unsigned long", "h": "unsigned short", "n": "int"}
 
@@ -23,7 +28,7 @@ def to_host(text: str) -> str:
     Raises:
         ValueError: it has no entry, or PTX that this does not read.
     """
-    body, given, words = _shared(_instructions(text)), list[str](), 0
+    body, given, words = _shared(_instructions(_expanded(text))), list[str](), 0
     scalars = sum("*" not in kind for kind, _ in parameters_of(text))
     for kind, _ in parameters_of(text):
         if "*" in kind:
@@ -45,6 +50,15 @@ def to_host(text: str) -> str:
             "}\n",
         ]
     )
+
+
+def _expanded(text: str) -> str:
+    """The text with its macros and #if done: PTX may come out of them."""
+    command = [compiler().path, "-E", "-x", "c++", "-D__CUDACC__", "-D__CUDA_ARCH__=900", "-w", "-"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(done.stderr)
+    return done.stdout
 
 
 def _entry(text: str) -> re.Match[str]:
@@ -70,7 +84,7 @@ def parameters_of(text: str) -> list[tuple[str, str]]:
 
 def prototypes() -> list[str]:
     """Declarations of all instructions that instructions.h defines."""
-    text = (FOLDER / "instructions.h").read_text(encoding="ascii")
+    text = "".join((FOLDER / name).read_text(encoding="ascii") for name in ("instructions.h", "asynchronous.h"))
     found = [f"void ptx_{name}({given});" for name, given in re.findall(r"^PTX\((\w+), ([^)]*)\) \{", text, re.M)]
     for name, element in re.findall(r"^PTX_MMA\((\w+), (\w+),", text, re.M):
         sums, words = f"{element}&, " * 4, "uint32_t, " * 6
@@ -80,14 +94,13 @@ def prototypes() -> list[str]:
 
 def instructions_of(text: str) -> set[str]:
     """The names of the PTX instructions in a text."""
-    return {name for _, _, template, _ in _statements(text) for name, _ in _parsed(template)}
+    statements = _statements(_expanded(text))
+    return {name.split()[-1] for _, _, template, _ in statements for name, _ in _parsed(template) if name != "_reg"}
 
 
 def _statements(text: str) -> Iterator[tuple[int, int, str, list[tuple[str, str]]]]:
     """Each asm statement: where it begins and ends, its template, and constraint and expression of each operand."""
     for found in _ASM.finditer(text):
-        if text.rfind("//", text.rfind("\n", 0, found.start()) + 1, found.start()) >= 0:
-            continue
         end, parts = _parts(text, found.end())
         template = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', parts[0])).replace("\\n", " ").replace("\\t", " ")
         operands = [(constraint, expression) for part in parts[1:3] for constraint, expression in _operands(part)]
@@ -136,7 +149,7 @@ def _parsed(template: str) -> Iterator[tuple[str, list[str]]]:
         guard, words = re.match(r"(@!?\w+\s+)?(.*)", words, re.S).groups()  # type: ignore[union-attr]
         name, _, rest = words.partition(" ")
         operands = re.findall(r"%\d+|-?\b0x[0-9a-fA-F]+\b|-?\b\d+\b|%?\b[A-Za-z_]\w*\b", rest)
-        yield (guard or "") + re.sub(r"\W", "_", name), operands
+        yield (guard or "") + re.sub(r"\W", "_", name), [word for word in operands if word != "_"]
 
 
 def _instructions(text: str) -> str:
@@ -154,6 +167,9 @@ def _call(name: str, given: list[str], operands: list[tuple[str, str]]) -> str:
         kinds = {"pred": "bool", "f32": "float", "b64": "unsigned long", "u64": "unsigned long"}
         return "".join(f"{kinds.get(given[0], 'unsigned')} ptx_{register}{{}}; " for register in given[1:])
     guard, _, name = name.rpartition(" ")
+    if name.startswith("wgmma_mma_async"):
+        given_ = ", ".join(_argument(word, operands) for word in given)
+        return f'{{ CudaOperand all[] = {{{given_}}}; cuda_wgmma("{name}", all, {len(given)}); }}'
     condition = f"if ({'!' if '!' in guard else ''}ptx_{guard.strip(' @!')}) " if guard else ""
     return f"{condition}ptx_{name}({', '.join(_argument(word, operands) for word in given)});"
 

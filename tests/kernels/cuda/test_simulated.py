@@ -5,21 +5,33 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import mlx.core as mx
+import numpy as np
 import pytest
+import reference
 import zoo
 from apparatus import simulated
 from apparatus.cuda import translate
 from apparatus.cuda.simulated import simulated_cuda
 from apparatus.simulated import DTYPES, ORDERS, SHAPES, Shape
 
+import flextrace as flex
 from flextrace.kernels.cuda import backend
 from flextrace.kernels.cuda.backend import CudaBackend
 from flextrace.kernels.cuda.generate import FOLDER
 from flextrace.kernels.simulator.report import SimulationError
+from flextrace.kernels.template.assemble import assemble
 
 SMALL: Shape = (1, 2, 70, 32, 1, 1, 100, 24)
+LONGER: Shape = (1, 1, 150, 64, 1, 1, 700, 128)
+
+
+def many_rows() -> Any:
+    """Few rows have kernels of their own; here they have that of any call."""
+    return mock.patch.object(backend, "plan_of", lambda call: None)
 
 
 def check(
@@ -29,33 +41,85 @@ def check(
     order: str = "forward",
     block_size: int | None = None,
     change: Callable[[str], str] | None = None,
+    architecture: int = 80,
 ) -> None:
-    many = mock.patch.object(backend, "plan_of", lambda call: None)  # few rows have kernels of their own
-    with simulated_cuda(order=order, change=change), many:
+    with simulated_cuda(architecture, order=order, change=change), many_rows():
         simulated.check(shape, dtype, names, order, block_size, on=CudaBackend())
 
 
-@pytest.mark.sampled(40)
+# One of each way through the kernel, every day.
+FORWARD: dict[str, tuple[Shape, str, tuple[str, ...], int | None, int]] = {
+    "bounds": ((1, 2, 150, 40, 1, 1, 200, 24), "float16", ("alibi", "causal"), None, 80),
+    "cut_blocks": ((2, 2, 140, 16, 1, 1, 150, 16), "bfloat16", ("softcap", "video_heads"), 24, 80),
+    "whole_blocks": ((1, 1, 300, 16, 1, 1, 400, 16), "float16", ("causal_window",), 128, 80),
+    "unaligned": ((1, 2, 70, 33, 1, 2, 90, 19), "float32", ("causal_window",), None, 80),
+    "hopper": ((2, 3, 150, 40, 1, 1, 300, 72), "bfloat16", ("alibi", "causal"), None, 90),
+    "hopper_blocks": ((1, 2, 140, 16, 1, 1, 300, 16), "float16", ("video_heads",), 24, 90),
+}
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_forward(name: str) -> None:
+    shape, dtype, names, block_size, architecture = FORWARD[name]
+    check(shape, dtype, names, "shuffled", block_size, architecture=architecture)
+
+
+def test_keys_far_behind_those_that_the_mask_leaves_out() -> None:
+    """Two looks ahead, of 32 stretches of 32 tiles each."""
+    rng = np.random.default_rng(0)
+    q, k, v = (mx.array(rng.normal(size=(1, 1, n, 8))).astype(mx.float16) for n in (2, 70_000, 70_000))
+    with simulated_cuda() as simulated, many_rows():
+        out = flex.flex_attention(q, k, v, None, far, kernel_options={"BACKEND": "cuda"})
+    exact = (np.array(x).astype(np.float64) for x in (q, k[:, :, 66_000:], v[:, :, 66_000:]))
+    want = reference.attention(*exact, scale=8**-0.5)
+    reference.assert_close(out, want.out, 2e-3, 2e-3, "out")
+    assert simulated.reports[-1].buffers["k"].read < 16 * 4_200, "tiles that are left out were read"
+
+
+def far(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+    return kv_idx >= 66_000
+
+
+def test_a_value_that_is_left_out_may_be_nan() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (np.asarray(rng.normal(size=(1, 2, 40, 16)), np.float16) for _ in range(3))
+    want = reference.attention(*(x.astype(np.float64) for x in (q, k, v)), mask_mod=reference_causal, scale=0.25)
+    v[:, :, 38:] = np.nan
+    with simulated_cuda():
+        out = flex.flex_attention(*map(mx.array, (q, k, v)), None, flex.mods.causal, kernel_options={"BACKEND": "cuda"})
+    reference.assert_close(out[:, :, :38], want.out[:, :, :38], 2e-3, 2e-3, "out")
+    assert np.isnan(np.array(out[:, :, 38:])).all()
+
+
+def reference_causal(b: int, h: int, q_idx: int, kv_idx: int) -> bool:
+    return kv_idx <= q_idx
+
+
+KERNELS = [(80, dtype) for dtype in DTYPES] + [(90, "float16"), (90, "bfloat16")]
+
+
+@pytest.mark.sampled(150)
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("architecture", "dtype"), KERNELS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shapes(shape: str, dtype: str, order: str) -> None:
-    check(SHAPES[shape], dtype, order=order)
+def test_shapes(shape: str, architecture: int, dtype: str, order: str) -> None:
+    check(SHAPES[shape], dtype, order=order, architecture=architecture)
 
 
-@pytest.mark.sampled(80)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.sampled(200)
+@pytest.mark.parametrize(("architecture", "dtype"), KERNELS)
 @pytest.mark.parametrize("name", zoo.ZOO)
-def test_the_zoo(name: str, dtype: str) -> None:
-    check((2, 3, 37, 16, 2, 3, 75, 16), dtype, (name,))
+def test_the_zoo(name: str, architecture: int, dtype: str) -> None:
+    check((2, 3, 37, 16, 2, 3, 75, 16), dtype, (name,), architecture=architecture)
 
 
-@pytest.mark.sampled(18)
+@pytest.mark.sampled(60)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("block_size", [16, 24, 64, 128])
 @pytest.mark.parametrize("names", [("causal",), ("alibi", "causal"), ("document_ids",)], ids="+".join)
-def test_block_masks(names: tuple[str, ...], block_size: int, order: str) -> None:
-    check((2, 2, 140, 16, 2, 1, 150, 16), "float16", names, order, block_size)
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_block_masks(architecture: int, names: tuple[str, ...], block_size: int, order: str) -> None:
+    check((2, 2, 140, 16, 2, 1, 150, 16), "float16", names, order, block_size, architecture=architecture)
 
 
 # A mistake, where it is, and what is to be seen: a finding, or a wrong number.
@@ -76,29 +140,57 @@ MISTAKES = {
     ),
     "the order of a pair": ("f16x2_of_f32(second, first)", "f16x2_of_f32(first, second)", "Not equal to tolerance"),
 }
+HOPPER_MISTAKES = {
+    "a wait for the keys": ("wait_for(&memory.has_keys[turn.stage], turn.phase);", "", "Not equal|uninitialised|race"),
+    "a wait for the values": ("wait_for(&memory.has_values[turn.stage], turn.phase);", "", "Not equal|bad lane"),
+    "a wait for the queries": ("wait_for(&memory.has_queries, 0);", "", "Not equal|race|uninitialised"),
+    "a wait for a free stage": ("wait_for(&memory.free_keys[turn.stage], turn.phase ^ 1);", "", "Not equal|race"),
+    "a stage that is never free": ("released(&memory.free_keys[turn.stage]);", "", "divergent"),
+    "a stage that is free too early": (
+        "wait_for_products<0>();\n      pin(mine.out);\n      released(&memory.free_values[before.stage]);",
+        "released(&memory.free_values[before.stage]);\n      wait_for_products<0>();\n      pin(mine.out);",
+        "Not equal|race",
+    ),
+    "a wait for a product": ("wait_for_products<1>();", "", "Not equal"),
+    "bytes of a box": ("sizeof(stage.values)", "sizeof(stage.values) / 2", "divergent|Not equal|race"),
+    "a slab": ("(values, d / SLAB * SLAB_BYTES + 16 * j", "(values, d / SLAB * SLAB_BYTES + 8 * j", "Not equal"),
+    "the stride of eight rows": ("1ull << 16 | 64ull << 32", "1ull << 16 | 32ull << 32", "Not equal|race"),
+}
 
 
-@pytest.mark.sampled(5)
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_each_mistake_is_seen(mistake: str) -> None:
-    right, wrong, seen = MISTAKES[mistake]
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize(
+    ("architecture", "mistake"), [(80, name) for name in MISTAKES] + [(90, name) for name in HOPPER_MISTAKES]
+)
+def test_each_mistake_is_seen(architecture: int, mistake: str) -> None:
+    right, wrong, seen = (MISTAKES if architecture == 80 else HOPPER_MISTAKES)[mistake]
 
     def plant(text: str) -> str:
-        if right not in text:
-            raise LookupError(right)
+        planted.append(right in text)
         return text.replace(right, wrong, 1)
 
+    planted: list[bool] = []
+
     with pytest.raises((SimulationError, AssertionError)) as found:
-        check(SMALL, "float16", change=plant)
+        check(
+            SMALL if architecture == 80 else LONGER, "float16", (), "reverse", change=plant, architecture=architecture
+        )
+    assert any(planted)
     assert re.search(seen, str(found.value))
 
 
-def test_ptx_stands_in_one_file_and_each_instruction_has_a_twin() -> None:
+PTX_FILES = {"tile/ptx.h", "hopper/barriers.h", "hopper/wgmma.h", "hopper/maps.cu"}
+
+
+def test_ptx_stands_in_few_files_and_each_instruction_has_a_twin() -> None:
     texts = {path.relative_to(FOLDER).as_posix(): path.read_text(encoding="ascii") for path in _sources()}
-    hopper = {"hopper/barriers.h", "hopper/maps.cu", "hopper/wgmma.h"}  # no twins: seen right on a GPU only
-    assert {name for name, text in texts.items() if translate.instructions_of(text)} == {"tile/ptx.h", *hopper}
+    assert {name for name, text in texts.items() if re.search(r"\basm\b", text)} == PTX_FILES
     known = {re.match(r"void ptx_(\w+)", line)[1] for line in translate.prototypes()}  # type: ignore[index]
-    assert translate.instructions_of(texts["tile/ptx.h"]) - known == set()
+    for kernel in PTX_FILES:
+        used = translate.instructions_of(assemble(FOLDER, kernel, {}))
+        assert {name for name in used - known if not name.startswith("wgmma_mma_async_sync_aligned_m64")} == set(), (
+            kernel
+        )
 
 
 def _sources() -> list[Path]:
