@@ -314,7 +314,7 @@ STATED: dict[str, tuple[Stated, ...]] = {  # by mask
         (4096, "steps", "steel", 1.0, False),
     ),
     BACKWARD: (
-        (0, "device_read", "dense", 8.0, False),
+        (0, "device_read", "dense", 4.0, False),
         (0, "device_written", "dense", 4.0, False),
         (0, "matrix_multiplies", "dense", 3.5, True),  # seven products against two
     ),

@@ -29,6 +29,7 @@ class Mutant(NamedTuple):
 # file -> the tests that hold it, and (old, new) or, where other tests hold a line, (old, new, tests).
 Change = tuple[str, str] | tuple[str, str, str]
 TWENTY_ARRAYS = "tests/kernels/metal/test_metal_captures.py::test_twenty_arrays_in_the_fused_kernel"
+SHARED_ROWS = "tests/kernels/metal/backward/test_metal_gradients.py::test_simdgroups_share_rows"
 TABLE: dict[tuple[str, str], list[Change]] = {
     # ---- tracer ------------------------------------------------------------------------------------------------
     ("tracer/expr/node.py", "tests/tracer/expr/test_expr.py"): [
@@ -1294,6 +1295,16 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ],
     ("kernels/metal/backward/query.metal", "tests/kernels/metal/backward/test_metal_gradients.py"): [
         ("MAY_LEAVE_OUT && gaps", "false"),
+    ],
+    ("kernels/metal/backward/query.metal", SHARED_ROWS): [
+        ("&& rows.part == 0", ""),
+    ],
+    ("kernels/metal/backward/own_rows.h", SHARED_ROWS): [
+        ("d / OF_TILE * P::PARTS + part", "d / OF_TILE * P::PARTS"),
+    ],
+    ("kernels/metal/backward/products.h", SHARED_ROWS): [
+        ("  others += part * COLUMNS * FRAGMENT;\n", ""),
+        ("(own.part * Own::OF_TILE + d)", "d"),
     ],
     ("kernels/metal/backward/ties.metal", "tests/kernels/metal/backward/test_metal_gradients.py"): [
         ("most[r] == of_row ? count[r] : 0.0f", "count[r]"),

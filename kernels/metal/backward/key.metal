@@ -9,7 +9,8 @@
 //   d_k = scale dK; d_v = dV                                                                     write_rows
 //
 // All of the forward kernel's headers serve with keys for rows and query rows for keys: so are p and the tile lists.
-// Q and d_out pass through two halves of threadgroup memory, as stream.h says; each once where neither is cut.
+// Q and d_out pass through two halves of threadgroup memory, as stream.h says; each once where neither is cut. Where
+// simdgroups share rows, each multiplies its part of the columns, and S and dP are summed over the parts.
 #include "differentiate.h"
 #include "gradient_rows.h"
 #include "../attention/stream.h"
@@ -96,6 +97,8 @@ INLINE void backward_key(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out,
         if (d + 1 < P::VALUE_TILES) tiles.read_values(next, walk.keys(tile), d + 1, rows, mods);
         else if (!G::WHOLE) tiles.read_values(next, walk.keys(tile), slice * G::VALUE_TILES, rows, mods);
         if (tile.live) multiply_own<P, P::BV>(slopes, values, rows.q_idx, tiles.values(), d, rows.place);
+        if (P::PARTS > 1 && d + 1 == P::VALUE_TILES)
+          sum_parts<P>(scores, slopes, votes + 2 * P::SIMDGROUPS, tile.live, at);
         if (tile.live && d + 1 == P::VALUE_TILES) {
           gaps = differentiate<P, true, G::MAX>(scores, slopes, tile, walk, mask, rows, terms, sites, mods);
           if (!MAY_LEAVE_OUT) gaps = false;
@@ -110,7 +113,7 @@ INLINE void backward_key(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out,
         if (d + 1 < G::VALUE_TILES)
           tiles.read_values(next, walk.keys(tile), slice * G::VALUE_TILES + d + 1, rows, mods);
         else if (!G::WHOLE) tiles.read_keys(next, walk.keys(tile), slice * G::HEAD_TILES);
-        if (tile.live) add_rows<P, P::BV>(value_sums, scores, tiles.values(), d, gaps, rows.place);
+        if (tile.live) add_rows<P, P::BV>(value_sums, scores, tiles.values(), d, gaps, rows.part, rows.place);
         if (G::WHOLE) G::turn_back(tiles);
         else tiles.turn_to(next);
       }
@@ -121,25 +124,26 @@ INLINE void backward_key(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_out,
         next.kind = Tiles::NOTHING;
         if (d + 1 < G::HEAD_TILES) tiles.read_keys(next, walk.keys(tile), slice * G::HEAD_TILES + d + 1);
         else if (following.exists) tiles.read_keys(next, walk.keys(following), 0);
-        if (tile.live) add_rows<P, P::BD>(key_sums, slopes, tiles.keys(), d, gaps, rows.place);
+        if (tile.live) add_rows<P, P::BD>(key_sums, slopes, tiles.keys(), d, gaps, rows.part, rows.place);
         tiles.turn_to(next);
       }
       tile = following;
     }
-    if (SITES > 0 && slice == 0) sites.write(site_sums, int64_t(rows.b) * p.query_heads + rows.h, rows, p);
+    if (SITES > 0 && slice == 0 && rows.part == 0)
+      sites.write(site_sums, int64_t(rows.b) * p.query_heads + rows.h, rows, p);
   }
   const int64_t head = int64_t(rows.kv_batch) * p.kv_heads + rows.kv_head;
-  write_rows<P>(d_k, key_sums, p.scale, slice * G::HEAD_TILES * P::BD, P::HEAD_DIM, rows, head, p);
-  write_rows<P>(d_v, value_sums, 1.0f, slice * G::VALUE_TILES * P::BV, P::VALUE_DIM, rows, head, p);
+  write_rows<P, P::BD>(d_k, key_sums, p.scale, slice * G::HEAD_TILES * P::BD, P::HEAD_DIM, rows, head, p);
+  write_rows<P, P::BV>(d_v, value_sums, 1.0f, slice * G::VALUE_TILES * P::BV, P::VALUE_DIM, rows, head, p);
 }
 
 // -- body: what MLX puts between the braces --
-typedef Plan<HEAD_DIM, VALUE_DIM, 1, SIMDGROUPS, BK, BD, BV, VALUE_TILES, false> P;
+typedef Plan<HEAD_DIM, VALUE_DIM, 1, SIMDGROUPS, BK, BD, BV, VALUE_TILES, false, PARTS> P;
 typedef GradientPlan<P, HEAD_KEPT, VALUE_KEPT, SLICES, HEAD_STAGED, WITH_MAX> G;
 threadgroup T staged[STAGED];
 threadgroup T own[OWN_STAGED];
 threadgroup float staged_terms[4 * BK];
-threadgroup uint votes[2 * SIMDGROUPS];
+threadgroup uint votes[2 * SIMDGROUPS + PARTIAL];
 const auto mods = captured_by_mods(params CAPTURED_ARRAYS);
 backward_key<P, G, BLOCKS>(
     tensor(q, q_strides), tensor(k, k_strides), tensor(v, v_strides), tensor(d_out, d_out_strides), statistics, d_k,

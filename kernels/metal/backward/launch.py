@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -59,7 +58,7 @@ class Launches:
         call, of_keys = self.call, kernel == KEY
         batch, query_heads, q_len, kv_len = self.sizes
         kv_batches, kv_heads = call.k.shape[:2]
-        plan = replace(self._plan(of_keys), with_max=self.with_max)
+        plan = self._plan(of_keys)
         blocks = _turned(call.blocks) if of_keys else call.blocks
         rows, others = (kv_len, q_len) if of_keys else (q_len, kv_len)
         tiles = tiles_for(blocks, plan, rows, others)
@@ -99,7 +98,7 @@ class Launches:
     ) -> mx.array:
         """float32 of that shape: what the threadgroups of `groups` make of a site, as pairs.metal has it. The first of
         `groups` is 0 for one of each tile."""
-        plan = replace(self._plan(False, WORDS_OF_PAIR[pattern]), with_max=self.with_max)
+        plan = self._plan(False, WORDS_OF_PAIR[pattern])
         tiles = tiles_for(self.call.blocks, plan, *self.sizes[2:])
         made, arrays, behind = self._made(PAIRS, (site,))
 
@@ -152,7 +151,7 @@ class Launches:
 
     def _plan(self, of_keys: bool, words_of_pair: int | None = None) -> GradientPlan:
         dtype = str(self.call.q.dtype).removeprefix("mlx.core.")
-        return gradient_plan(of_keys, *self.dims, dtype, words_of_pair)
+        return gradient_plan(of_keys, *self.dims, dtype, words_of_pair, self.with_max)
 
     def _made(self, kernel: str, sites: tuple[int, ...]) -> tuple[Launchable, list[mx.array], list[mx.array]]:
         """A kernel; the captured arrays, and what it reads of their blocks."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from ..attention.plan import padded
+from ..attention.plan import padded, plan_for
 from ..device import FRAGMENT, LANES, REGISTERS, THREADGROUP_BYTES
 
 IN_REGISTERS, IN_THREADGROUP, IN_DEVICE = 0, 1, 2  # enum Keeping of own_rows.h
@@ -24,6 +24,9 @@ CUT_REGISTERS = 24  # several tiles of columns, whose code the compiler interlea
 SPILLED = 8  # registers, of which it costs little to keep as many in memory
 NARROWEST = 32  # tile of columns, where there is a choice
 TERMS = 4  # of differentiate.h
+# Times what the forward kernel reads of device memory for a pair, in each of the two kernels: above that rather
+# simdgroups share rows, so that a threadgroup has more of them; what follows from scores is computed in each.
+ENOUGH = 1.9
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class GradientPlan:
 
     of_keys: own rows are those of k and v, and their gradients are summed; otherwise those of q and d_out, for dQ.
     head_kept, value_kept: where own rows of q or k, and of d_out or v, lie. slices: threadgroups that share the columns
-    of a tile of rows. with_max: max_scores has a gradient. words_of_pair: in threadgroup memory, for each pair of
-    a tile, where pairs.metal sums them and not their rows.
+    of a tile of rows; parts: simdgroups that do, each with its part of every tile. with_max: max_scores has a gradient.
+    words_of_pair: in threadgroup memory, for each pair of a tile, where pairs.metal sums them and not their rows.
     """
 
     of_keys: bool
@@ -47,6 +50,7 @@ class GradientPlan:
     value_kept: int
     slices: int
     dtype: str
+    parts: int = 1
     with_max: bool = False
     words_of_pair: int | None = None
 
@@ -57,7 +61,7 @@ class GradientPlan:
     @property
     def bq(self) -> int:
         """Own rows of a threadgroup."""
-        return self.simdgroups * FRAGMENT
+        return self.simdgroups // self.parts * FRAGMENT
 
     @property
     def threads(self) -> int:
@@ -100,7 +104,13 @@ class GradientPlan:
         """The tiles, own rows, the votes of walk.h, and the terms of a tile of query rows."""
         terms = 4 * TERMS * self.bk if self.of_keys else 0
         pairs = 0 if self.words_of_pair is None else 4 * sum(self._pair_words)
-        return (self.staged + self.own_staged) * self.element_bytes + 8 * self.simdgroups + terms + pairs
+        votes = 4 * (2 * self.simdgroups + self.partial)
+        return (self.staged + self.own_staged) * self.element_bytes + votes + terms + pairs
+
+    @property
+    def partial(self) -> int:
+        """Words of threadgroup memory for S and dP of parts."""
+        return 2 * self.simdgroups * self.bk // FRAGMENT * 2 * LANES if self.parts > 1 else 0
 
     @property
     def _pair_words(self) -> tuple[int, int]:
@@ -111,9 +121,10 @@ class GradientPlan:
     @property
     def registers(self) -> int:
         """What one thread needs at the same time; two elements of every fragment lie in each lane."""
-        head, value = padded(self.head_dim), padded(self.value_dim)
+        head, value = padded(self.head_dim) // self.parts, padded(self.value_dim) // self.parts
         sums = 2 * _parts(self.head_tiles, self.slices) * self.bd // FRAGMENT if self.words_of_pair is None else 0
         sums += 2 * _parts(self.value_tiles, self.slices) * self.bv // FRAGMENT if self.of_keys else 0
+        sums //= self.parts
         kept = ((head, self.head_kept), (value, self.value_kept))
         own = sum(self._held(columns) for columns, where in kept if where == IN_REGISTERS)
         ahead = _parts(self.bk * max(self.bd, self.bv) * self.element_bytes, self.threads * 4)
@@ -138,7 +149,8 @@ class GradientPlan:
     def barriers_per_row(self) -> float:
         """Each tile of columns ends with one."""
         sums = _parts(self.head_tiles, self.slices) + self.of_keys * _parts(self.value_tiles, self.slices)
-        return (self.head_tiles + self.value_tiles * (not (self.whole and self.of_keys)) + sums) / self.bk
+        whole = self.head_tiles + self.value_tiles * (not (self.whole and self.of_keys)) + sums + (self.parts > 1)
+        return whole / self.bk
 
     def fits(self) -> bool:
         return self.registers <= REGISTERS + SPILLED and self.threadgroup_bytes <= THREADGROUP_BYTES
@@ -158,6 +170,8 @@ class GradientPlan:
             ("HEAD_KEPT", self.head_kept),
             ("VALUE_KEPT", self.value_kept),
             ("SLICES", self.slices),
+            ("PARTS", self.parts),
+            ("PARTIAL", self.partial),
             ("STAGED", self.staged),
             ("HEAD_STAGED", self.head_staged),
             ("OWN_STAGED", self.own_staged),
@@ -168,30 +182,53 @@ class GradientPlan:
 
 @functools.lru_cache(maxsize=256)
 def gradient_plan(
-    of_keys: bool, head_dim: int, value_dim: int, dtype: str, words_of_pair: int | None = None
+    of_keys: bool,
+    head_dim: int,
+    value_dim: int,
+    dtype: str,
+    words_of_pair: int | None = None,
+    with_max: bool = False,
 ) -> GradientPlan:
     """The plan that reads the least device memory; of these one with the fewest barriers, and the fewest registers.
 
-    Slices compute all scores again, so there are several only where nothing else fits.
+    Slices compute all scores again, so there are several only where nothing else fits. Simdgroups share rows only where
+    too much is read without; never where the largest score is looked for, as scores would be summed in another order
+    than the forward kernel's, nor where pairs are summed.
     """
     most = padded(max(head_dim, value_dim)) // FRAGMENT
+    forward = plan_for(head_dim, value_dim, dtype)
+    enough = ENOUGH * forward.value_slices * (padded(head_dim) + padded(value_dim)) / forward.bq
+    all_parts = (1,) if with_max or words_of_pair is not None else (1, 2, 4)
     for narrowest, slices in product((NARROWEST, FRAGMENT), range(1, most + 1)):
-        plans = _plans(of_keys, head_dim, value_dim, slices, dtype, narrowest)
-        plans = (replace(plan, words_of_pair=words_of_pair) for plan in plans)
+        plans = _plans(of_keys, head_dim, value_dim, slices, dtype, narrowest, all_parts)
+        plans = (replace(plan, words_of_pair=words_of_pair, with_max=with_max) for plan in plans)
         fitting = [plan for plan in plans if plan.fits()]
         if fitting:
-            return min(fitting, key=lambda plan: (plan.device_columns, plan.barriers_per_row, plan.registers))
+            return min(fitting, key=lambda plan: _cost(plan, enough))
     raise ValueError(f"head dims {head_dim} and {value_dim} do not fit a threadgroup; use fewer columns per head")
 
 
+def _cost(plan: GradientPlan, enough: float) -> tuple[float, ...]:
+    columns = plan.device_columns
+    return max(columns, enough), plan.parts, columns, plan.barriers_per_row, plan.registers
+
+
 def _plans(
-    of_keys: bool, head_dim: int, value_dim: int, slices: int, dtype: str, narrowest: int
+    of_keys: bool,
+    head_dim: int,
+    value_dim: int,
+    slices: int,
+    dtype: str,
+    narrowest: int,
+    all_parts: tuple[int, ...],
 ) -> Iterator[GradientPlan]:
-    kept = (IN_REGISTERS, IN_THREADGROUP, IN_DEVICE)
+    places = tuple(product((IN_REGISTERS, IN_THREADGROUP, IN_DEVICE), repeat=2))
     widths = (_tilings(columns, narrowest) for columns in (head_dim, value_dim))
-    cuts = product((8, 6, 4), (32, 16, 8), *widths, kept, kept)
-    for simdgroups, bk, bd, bv, head_kept, value_kept in cuts:
-        yield GradientPlan(of_keys, head_dim, value_dim, simdgroups, bk, bd, bv, head_kept, value_kept, slices, dtype)
+    for simdgroups, bk, bd, bv, kept, parts in product((12, 8, 6, 4), (32, 16, 8), *widths, places, all_parts):
+        if bd % (FRAGMENT * parts) == bv % (FRAGMENT * parts) == 0:
+            yield GradientPlan(
+                of_keys, head_dim, value_dim, simdgroups, bk, bd, bv, *kept, slices=slices, dtype=dtype, parts=parts
+            )
 
 
 def _tilings(columns: int, narrowest: int) -> list[int]:

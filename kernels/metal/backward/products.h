@@ -6,7 +6,8 @@
 #include "../attention/products.h"
 #include "own_rows.h"
 
-// sums += own rows, times the rows of a tile transposed, in fragment d of its columns. `tile` counts tiles of columns.
+// sums += own rows, times the rows of a tile transposed, in fragment d of this part's columns. `tile` counts tiles of
+// columns.
 template <typename P, int B, typename Own, typename T>
 INLINE void multiply_own_fragment(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
                                   const thread Own& own, const thread int* row, const threadgroup T* others, int tile,
@@ -14,11 +15,12 @@ INLINE void multiply_own_fragment(thread Fragment<float> (&sums)[P::ROW_FRAGMENT
   typedef typename ProductOf<T>::type F;
   constexpr int LD = Leading<T, B>::value;
   Fragment<F> mine[P::ROW_FRAGMENTS], other;
+  others += (own.part * Own::OF_TILE + d) * FRAGMENT;
   UNROLL
-  for (int r = 0; r < P::ROW_FRAGMENTS; r++) own.get(mine[r], r, row, tile * (B / FRAGMENT) + d, place);
+  for (int r = 0; r < P::ROW_FRAGMENTS; r++) own.get(mine[r], r, row, tile * Own::OF_TILE + d, place);
   UNROLL
   for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
-    load_transposed<LD>(other, others + j * FRAGMENT * LD + d * FRAGMENT, place);
+    load_transposed<LD>(other, others + j * FRAGMENT * LD, place);
     UNROLL
     for (int r = 0; r < P::ROW_FRAGMENTS; r++)
       metal::simdgroup_multiply_accumulate(sums[r][j], mine[r], other, sums[r][j]);
@@ -32,14 +34,15 @@ INLINE void multiply_own(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::KEY
                          const thread int* row, const threadgroup T* others, int tile, LanePlace place) {
   if (Own::HELD) {
     UNROLL
-    for (int d = 0; d < B / FRAGMENT; d++) multiply_own_fragment<P, B>(sums, own, row, others, tile, d, place);
+    for (int d = 0; d < Own::OF_TILE; d++) multiply_own_fragment<P, B>(sums, own, row, others, tile, d, place);
   } else {
     ROLLED
-    for (int d = 0; d < B / FRAGMENT; d++) multiply_own_fragment<P, B>(sums, own, row, others, tile, d, place);
+    for (int d = 0; d < Own::OF_TILE; d++) multiply_own_fragment<P, B>(sums, own, row, others, tile, d, place);
   }
 }
 
-// sums += weights, times the rows of a tile: dS K, dS^T Q, P^T d_out. The sums' columns begin with those of `tile`.
+// sums += weights, times the rows of a tile, in this part of its columns: dS K, dS^T Q, P^T d_out. The sums' columns
+// begin with those of `tile`.
 //
 // GAPS: some weights are 0 because a row and a row of the tile do not attend to each other, and what the latter holds
 // must not reach the former, be it infinite or nan: such values count as 0. Where a weight is not 0 beside one, it is
@@ -47,8 +50,9 @@ INLINE void multiply_own(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][P::KEY
 template <bool GAPS, typename P, int B, int N, typename T>
 INLINE void add_weighted(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][N],
                          thread Fragment<float> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
-                         const threadgroup T* others, int tile, LanePlace place) {
-  constexpr int LD = Leading<T, B>::value, COLUMNS = B / FRAGMENT;
+                         const threadgroup T* others, int tile, int part, LanePlace place) {
+  constexpr int LD = Leading<T, B>::value, COLUMNS = B / FRAGMENT / P::PARTS;
+  others += part * COLUMNS * FRAGMENT;
   UNROLL
   for (int j = 0; j < P::KEY_FRAGMENTS; j++) {
     UNROLL
@@ -69,7 +73,7 @@ INLINE void add_weighted(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][N],
 template <typename P, int B, int N, typename T>
 INLINE void add_rows(thread Fragment<float> (&sums)[P::ROW_FRAGMENTS][N],
                      thread Fragment<float> (&weights)[P::ROW_FRAGMENTS][P::KEY_FRAGMENTS],
-                     const threadgroup T* others, int tile, bool gaps, LanePlace place) {
-  if (gaps) add_weighted<true, P, B>(sums, weights, others, tile, place);
-  else add_weighted<false, P, B>(sums, weights, others, tile, place);
+                     const threadgroup T* others, int tile, bool gaps, int part, LanePlace place) {
+  if (gaps) add_weighted<true, P, B>(sums, weights, others, tile, part, place);
+  else add_weighted<false, P, B>(sums, weights, others, tile, part, place);
 }

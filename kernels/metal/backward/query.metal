@@ -7,7 +7,8 @@
 //     dQ = dQ + dS K                                                                            add_rows
 //   d_q = scale dQ                                                                              write_rows
 //
-// K and V pass through two halves of threadgroup memory, as stream.h says; K once where neither is cut.
+// K and V pass through two halves of threadgroup memory, as stream.h says; K once where neither is cut. Where simdgroups
+// share rows, each multiplies its part of the columns, and S and dP are summed over the parts.
 #include "differentiate.h"
 #include "gradient_rows.h"
 #include "../attention/stream.h"
@@ -75,6 +76,8 @@ INLINE void backward_query(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_ou
       if (d + 1 < P::VALUE_TILES) tiles.read_values(next, walk.keys(tile), d + 1, rows, mods);
       else if (!G::WHOLE) tiles.read_keys(next, walk.keys(tile), slice * G::HEAD_TILES);
       if (tile.live) multiply_own<P, P::BV>(slopes, d_outs, rows.q_idx, tiles.values(), d, rows.place);
+      if (P::PARTS > 1 && d + 1 == P::VALUE_TILES)
+        sum_parts<P>(scores, slopes, votes + 2 * P::SIMDGROUPS, tile.live, at);
       if (tile.live && d + 1 == P::VALUE_TILES)
         gaps = differentiate<P, false, G::MAX>(scores, slopes, tile, walk, mods, rows, terms, sites, mods);
       if (G::WHOLE) G::turn_back(tiles);
@@ -88,22 +91,23 @@ INLINE void backward_query(Tensor<T> q, Tensor<T> k, Tensor<T> v, Tensor<T> d_ou
       if (d + 1 < G::HEAD_TILES) tiles.read_keys(next, walk.keys(tile), slice * G::HEAD_TILES + d + 1);
       else if (following.exists) tiles.read_keys(next, walk.keys(following), 0);
       if (tile.live)
-        add_rows<P, P::BD>(sums, slopes, tiles.keys(), d, MAY_LEAVE_OUT && gaps, rows.place);
+        add_rows<P, P::BD>(sums, slopes, tiles.keys(), d, MAY_LEAVE_OUT && gaps, rows.part, rows.place);
       tiles.turn_to(next);
     }
     tile = following;
   }
-  write_rows<P>(d_q, sums, p.scale, slice * G::HEAD_TILES * P::BD, P::HEAD_DIM, rows,
+  write_rows<P, P::BD>(d_q, sums, p.scale, slice * G::HEAD_TILES * P::BD, P::HEAD_DIM, rows,
                 int64_t(rows.b) * p.query_heads + rows.h, p);
-  if (SITES > 0 && slice == 0) sites.write(site_sums, int64_t(rows.b) * p.query_heads + rows.h, rows, p);
+  if (SITES > 0 && slice == 0 && rows.part == 0)
+    sites.write(site_sums, int64_t(rows.b) * p.query_heads + rows.h, rows, p);
 }
 
 // -- body: what MLX puts between the braces --
-typedef Plan<HEAD_DIM, VALUE_DIM, 1, SIMDGROUPS, BK, BD, BV, VALUE_TILES, false> P;
+typedef Plan<HEAD_DIM, VALUE_DIM, 1, SIMDGROUPS, BK, BD, BV, VALUE_TILES, false, PARTS> P;
 typedef GradientPlan<P, HEAD_KEPT, VALUE_KEPT, SLICES, HEAD_STAGED, WITH_MAX> G;
 threadgroup T staged[STAGED];
 threadgroup T own[OWN_STAGED];
-threadgroup uint votes[2 * SIMDGROUPS];
+threadgroup uint votes[2 * SIMDGROUPS + PARTIAL];
 const auto mods = captured_by_mods(params CAPTURED_ARRAYS);
 backward_query<P, G, BLOCKS>(
     tensor(q, q_strides), tensor(k, k_strides), tensor(v, v_strides), tensor(d_out, d_out_strides), statistics, d_q,

@@ -32,7 +32,7 @@ def counted(length: int, dim: int, dtype: str = "float32", mask: Any = None, blo
 
 
 def test_a_dense_backward_pass_moves_what_the_plan_says() -> None:
-    length, dim = 128, 64
+    length, dim = 192, 64
     forward, of_query, of_key = counted(length, dim)
     assert of_query.matrix_multiplies + of_key.matrix_multiplies == 3.5 * forward.matrix_multiplies
     tensor = length * dim * 4
@@ -47,29 +47,27 @@ def test_a_dense_backward_pass_moves_what_the_plan_says() -> None:
     ] * 3
 
 
-ROWS = 64
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dim", [64, 80, 128])
 def test_a_backward_pass_costs_so_many_forward_passes(dim: int, dtype: str) -> None:
-    """Seven products against two, and at most so many times the bytes; each kernel's memory fits a threadgroup."""
+    """Seven products against two, and at most four times the bytes; each kernel's memory fits a threadgroup."""
     forward, of_query, of_key = counted(512, dim, dtype)
     assert of_query.matrix_multiplies + of_key.matrix_multiplies == 3.5 * forward.matrix_multiplies
-    moved = [report.device_read + report.device_written for report in (forward, of_query, of_key)]
-    rows = plan_for(dim, dim, dtype).bq  # for which the forward pass reads K and V once
-    assert sum(moved[1:]) <= (8 if (dim, dtype) == (128, "float32") else 4) * moved[0] * rows / ROWS
+    read = [report.device_read for report in (forward, of_query, of_key)]
+    assert sum(read[1:]) <= 4 * read[0]
+    written = [report.device_written for report in (forward, of_query, of_key)]
+    assert sum(written[1:]) <= 4 * written[0]
     assert max(of_query.threadgroup_allocated, of_key.threadgroup_allocated) <= 32 * 1024
 
 
-def test_bytes_grow_as_the_plans_say() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_bytes_grow_as_the_plans_say(dtype: str) -> None:
     """So what holds at length 512 holds for longer rows."""
-    for dim in (64, 128):
-        for dtype in ("float32", "float16", "bfloat16"):
-            columns = 2 * dim / ROWS  # of a forward pass
-            both = (gradient_plan(of_keys, dim, dim, dtype).device_columns for of_keys in (False, True))
-            assert sum(both) <= (7 if (dim, dtype) == (128, "float32") else 3.5) * columns
+    for dim in range(16, 144, 16):  # two parts of whole fragments
+        forward = 2 * dim / plan_for(dim, dim, dtype).bq
+        both = [gradient_plan(of_keys, dim, dim, dtype).device_columns for of_keys in (False, True)]
+        assert sum(both) <= 4 * forward, dim
 
 
 def causal(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
