@@ -3,6 +3,7 @@
 cpu: one kernel of C++ for a pair of mods and a way to read keys, for all shapes and dtypes; another for few query rows.
 simulator: another for each dtype, head_dim, kind of captured array, and for a BlockMask.
 metal: the text only; MLX compiles that in every process anew.
+cuda: a cubin for each dtype, head dims, kind of mask and architecture, which need not be that of this machine.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
 from flextrace.cache import Store
-from flextrace.kernels import AttentionCall, Backend, backend_for
+from flextrace.kernels import AttentionCall, Backend, BackendUnavailable, backend_for
+from flextrace.kernels.cuda.device import LEAST, capability_of, made_for
+from flextrace.kernels.cuda.nvrtc import REMEDY, find_nvrtc
 from flextrace.kernels.stages.pipeline import mask_shape
 
 from .block_mask import create_block_mask
@@ -60,33 +65,43 @@ def steps(
     options: Mapping[str, Any] | None = None,
     block_mask: bool = False,
     gradients: bool = False,
+    architecture: str | None = None,
 ) -> list[Step]:
     """What to do so that `flex_attention` on any of these shapes of (query, key, value) and dtypes compiles nothing.
 
     Kernels that several of the calls share are built once. block_mask: the calls pass `create_block_mask` of the mask,
-    not the mask_mod itself. gradients: they are differentiated.
+    not the mask_mod itself. gradients: they are differentiated. architecture: of the NVIDIA GPU that the calls will run
+    on, as "sm_90a"; None for the one here. A process there finds the kernels if its NVRTC is of the same version.
 
     Raises:
         ValueError: the backend keeps no kernels of gradients on disk.
         ValueError: the backend does not follow the options, or an option is not known.
+        ValueError: the architecture is not known, too old, or the backend has none.
         BackendUnavailable: it cannot run here.
         TraceError, OverflowError, ZeroDivisionError: a mod cannot be used.
     """
-    chosen = backend_for(backend)
+    if architecture is not None and backend != "cuda":
+        raise ValueError(
+            f"only kernels of the cuda backend are of an architecture, and this is {backend}; leave it out"
+        )
+    elsewhere = _other_machine(architecture)
+    chosen = backend_for(backend, to_run=architecture is None)
     if gradients and not chosen.keeps_gradients:
         raise ValueError(f"the {backend} backend keeps no kernels of gradients on disk; leave that out, or choose cpu")
-    calls = [
-        (title_of(*pair) or "no mod", _call(chosen, pair, shape, dtype, options, block_mask))
-        for pair in pairs
-        for shape in shapes
-        for dtype in dtypes
-    ]
+    with elsewhere():
+        calls = [
+            (title_of(*pair) or "no mod", _call(chosen, pair, shape, dtype, options, block_mask))
+            for pair in pairs
+            for shape in shapes
+            for dtype in dtypes
+        ]
     disk, seen = _Disk(), set[str]()
 
     def step(title: str, call: AttentionCall) -> Step:
         def run() -> list[Warmed]:
             start = time.perf_counter()
-            built = chosen.build(call, gradients)
+            with elsewhere():
+                built = chosen.build(call, gradients)
             found = [each for each in built if each.for_readers or each.key not in seen]
             seconds = (time.perf_counter() - start) / max(1, len(found))
             seen.update(each.key for each in found)
@@ -98,6 +113,20 @@ def steps(
         return Step(title, run)
 
     return [step(title, call) for title, call in calls]
+
+
+def _other_machine(architecture: str | None) -> Callable[[], AbstractContextManager[None]]:
+    """What makes kernels those of that architecture. Raises ValueError, BackendUnavailable."""
+    if architecture is None:
+        return nullcontext
+    found, nvrtc = capability_of(architecture), find_nvrtc()
+    if nvrtc is None:
+        raise BackendUnavailable(f"NVRTC is missing; {REMEDY}")
+    if found not in nvrtc.architectures():
+        known = ", ".join(f"sm_{each}" for each in nvrtc.architectures() if each >= LEAST)
+        version = ".".join(map(str, nvrtc.version))
+        raise ValueError(f"NVRTC {version} does not know {architecture}; it knows {known}")
+    return partial(made_for, found)
 
 
 class _Disk:

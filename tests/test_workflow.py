@@ -36,7 +36,7 @@ def test_its_make_targets_exist(jobs: dict[str, Any]) -> None:
 
 
 def test_its_files_and_markers_exist(jobs: dict[str, Any], pytestconfig: pytest.Config) -> None:
-    lines = "\n".join(commands(jobs["metal"]))
+    lines = "\n".join([*commands(jobs["metal"]), *commands(jobs["cuda"])])
     files = re.findall(r"tests/[\w/]+\.py", lines)
     assert files and all((ROOT / file).is_file() for file in files)
     markers = {line.partition(":")[0] for line in pytestconfig.getini("markers")}

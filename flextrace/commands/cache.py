@@ -151,7 +151,7 @@ def _manifest(row: CacheRow) -> dict[str, Any]:
 def _text(row: CacheRow, manifest: dict[str, Any]) -> str:
     from flextrace.cache import Store
 
-    names = [name for name in ("kernel.metal", "kernel.cpp") if name in manifest.get("files", {})]
+    names = [name for name in ("kernel.metal", "kernel.cu", "kernel.cpp") if name in manifest.get("files", {})]
     if not names or row.damage:
         raise CommandError(f"{row.key[:12]} has no kernel text to show{': ' + row.damage if row.damage else ''}")
     entry = Store().get(row.key)

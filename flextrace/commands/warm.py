@@ -57,13 +57,20 @@ def warm(
         Optional[KernelBackend],  # noqa: UP045
         typer.Option(help="Whose kernels; without, the one that runs here."),
     ] = None,
+    arch: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="SM", help="With --backend cuda: the GPU that they are for, as sm_90a; none is needed here."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compile ahead what flex_attention will need for these mods, so that a later process only loads it.
 
     One kernel of the cpu backend serves all shapes, dtypes and BlockMasks of its mods, and another one few query rows
     (give that shape, too). On metal only the kernel's text
-    is kept: MLX compiles it once in every process.
+    is kept: MLX compiles it once in every process. On cuda a kernel is for a dtype, head dims and an architecture;
+    --arch names that of another machine, which finds it if its NVRTC is of the same version.
     """
     from flextrace import CacheWarning
     from flextrace.warm import Warmed, steps
@@ -76,11 +83,13 @@ def warm(
     problems = [problem_of(given, DType.float32, kv_heads, kv_len) for given in shape or ["1,8,1024,64"]]
     with prints_to_stderr():
         pairs = [find_mods(target) for target in targets]
-    name = backend.value if backend is not None else default_backend()
+    name = backend.value if backend is not None else "cuda" if arch is not None else default_backend()
     dtypes = [each.value for each in dtype or [DType.float32]]
     try:
         with prints_to_stderr(), cache_reachable():
-            todo = steps(pairs, [problem.shapes for problem in problems], dtypes, name, options, block_mask, gradients)
+            todo = steps(
+                pairs, [problem.shapes for problem in problems], dtypes, name, options, block_mask, gradients, arch
+            )
     except (ValueError, OverflowError, ZeroDivisionError) as error:
         raise CommandError(str(error)) from error
     made: list[Warmed] = []

@@ -23,6 +23,9 @@ import flextrace
 from flextrace.cache import CacheError, Store, key_of
 from flextrace.kernels import BACKENDS, backend_for
 from flextrace.kernels.cpu.launch import thread_count
+from flextrace.kernels.cuda.device import capability
+from flextrace.kernels.cuda.nvrtc import REMEDY as NVRTC_REMEDY
+from flextrace.kernels.cuda.nvrtc import find_nvrtc
 from flextrace.kernels.registry import chosen_name, default_name
 from flextrace.kernels.toolchain import find_compiler, no_compiler
 from flextrace.show.cache_table import REMEDY as CACHE_REMEDY
@@ -90,8 +93,18 @@ def environment() -> Iterator[Check]:
         yield Check("mlx", name, OK if found else NOT_AVAILABLE, "" if found else "MLX finds no such device here")
     yield _compiler("C++ compiler", _cpu_compiler)
     yield _compiler("g++ of the simulator", _simulator_compiler)
+    yield _nvrtc()
     yield _chosen_backend()
     yield _threads()
+
+
+def _nvrtc() -> Check:
+    """The compiler of CUDA kernels, with the architecture that it would make them for."""
+    found, gpu = find_nvrtc(), capability()
+    if found is None:
+        return Check("system", "NVRTC", NOT_AVAILABLE, f"for NVIDIA GPUs alone: {NVRTC_REMEDY}")
+    for_gpu = ", for no GPU here" if gpu is None else f", for sm_{gpu}"
+    return Check("system", "NVRTC", OK, ".".join(map(str, found.version)) + for_gpu)
 
 
 def _chosen_backend() -> Check:

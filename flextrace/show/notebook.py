@@ -24,7 +24,7 @@ from .html import display as as_display
 from .html import table
 from .mods import kernel_html
 
-BACKENDS = ("metal", "cpu")
+BACKENDS = ("metal", "cuda", "cpu")
 STORES = ("STORE_NAME", "STORE_GLOBAL")  # the instructions by which a cell binds a name
 
 
@@ -49,7 +49,7 @@ class Magics:
         self.shell: Any = shell
 
     def flex_source(self, line: str, cell: str) -> None:
-        """%%flex_source [metal|cpu]: define the mods of the cell, then show what each becomes in the kernel.
+        """%%flex_source [metal|cuda|cpu]: define the mods of the cell, then show what each becomes in the kernel.
 
         Without a backend, that of the device that MLX uses.
         """

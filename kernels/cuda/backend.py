@@ -148,7 +148,14 @@ class CudaBackend:
             (folder / REPORT).write_text(report)
             self.built += 1
             mlx = importlib.metadata.version("mlx")
-            return {"backend": self.name, "kernel": spec.title, **spec.mods.described(), "mlx": mlx}
+            compiler = f"{nvrtc.fingerprint} {architecture()}"
+            return {
+                "backend": self.name,
+                "kernel": spec.title,
+                **spec.mods.described(),
+                "compiler": compiler,
+                "mlx": mlx,
+            }
 
         _, cubin = Store().load_or_build(key, build, CUBIN, Path.read_bytes, [SOURCE, REPORT])
         variant = _variant(spec)

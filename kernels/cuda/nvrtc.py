@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flextrace.tracer.errors import Brief
+from ..toolchain import CompileError
 
 LIBRARIES = ("libnvrtc.so.13", "libnvrtc.so.12")
 FLAGS = ("-std=c++17", "-default-device", "--ptxas-options=-v")
 REMEDY = 'install MLX with CUDA, which brings it: pip install "mlx[cuda13]"; or: pip install nvidia-cuda-nvrtc'
 
 
-class CudaCompileError(Brief, RuntimeError):
+class CudaCompileError(CompileError):
     """NVRTC refused a kernel; the message holds what it said."""
 
 
@@ -30,6 +30,14 @@ class Nvrtc:
     @property
     def fingerprint(self) -> str:
         return f"nvrtc {self.version[0]}.{self.version[1]} {' '.join(FLAGS)}"
+
+    def architectures(self) -> tuple[int, ...]:
+        """The compute capabilities, times 10, that it compiles for."""
+        count = ctypes.c_int()
+        self._call("GetNumSupportedArchs", ctypes.byref(count))
+        found = (ctypes.c_int * count.value)()
+        self._call("GetSupportedArchs", found)
+        return tuple(found)
 
     def compile(self, text: str, architecture: str) -> tuple[bytes, str]:
         """The cubin, and what the compiler says of its resources.

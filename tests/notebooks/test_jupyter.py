@@ -337,7 +337,7 @@ sloped
 x = 1
 
 # %% unknown backend
-%%flex_source cuda
+%%flex_source tpu
 x = 1
 
 # %% cache
@@ -517,7 +517,7 @@ def test_flex_source_raises_what_its_cell_raises(ran: Ran) -> None:
     [
         ("class source", "defines no mod; Slopes.bias is a method, take that of an instance: my = Slopes(...).bias"),
         ("no mod", "defines no mod; decorate a function with @flex.score_mod or @flex.mask_mod"),
-        ("unknown backend", "takes a backend, metal or cpu, or nothing; got 'cuda'"),
+        ("unknown backend", "takes a backend, metal or cuda or cpu, or nothing; got 'tpu'"),
         ("cache argument", "%flex_cache takes no argument, got 'all'"),
     ],
 )

@@ -58,6 +58,11 @@ class Simulated:
     texts: list[str] = field(default_factory=list)
     change: Any = None  # (text) -> text, a mistake that a test plants
     fingerprint: str = "simulated"
+    version: tuple[int, int] = (13, 0)
+
+    def architectures(self) -> tuple[int, ...]:
+        """In place of Nvrtc.architectures."""
+        return (75, 80, 90, 120)
 
     def compile(self, text: str, architecture: str) -> tuple[bytes, str]:
         """In place of Nvrtc.compile: the text itself is the cubin."""
@@ -108,13 +113,17 @@ class Simulated:
 
 
 @contextmanager
-def simulated_cuda(architecture: int = 80, **options: Any) -> Iterator[Simulated]:
+def simulated_cuda(architecture: int | None = 80, **options: Any) -> Iterator[Simulated]:
     """kernel_options={"BACKEND": "cuda"} works inside, on arrays of the CPU, as on a GPU of that compute capability.
 
-    options: of `Simulated`.
+    architecture: None for a machine with NVRTC and without a GPU. options: of `Simulated`.
     """
     found = Simulated(**options)
-    replaced = {device.capability: lambda: architecture, nvrtc.find_nvrtc: lambda: found, device.driver: Driver}
+    replaced: dict[int, Any] = {
+        id(nvrtc.find_nvrtc): lambda: found,
+        id(device.driver): Driver,
+        id(device.capability): lambda: device._made_for.get() or architecture,
+    }
     with (
         mock.patch.dict(registry.made),
         mock.patch.object(mx.fast, "precompiled_cuda_kernel", found.precompiled_cuda_kernel),
@@ -123,11 +132,11 @@ def simulated_cuda(architecture: int = 80, **options: Any) -> Iterator[Simulated
         import flextrace.kernels.cuda.backend  # noqa: F401  (its modules are patched below)
 
         patches = [
-            mock.patch.object(module, name, replaced[value])
+            mock.patch.object(module, name, replaced[id(value)])
             for title, module in list(sys.modules.items())
-            if title.startswith("flextrace.kernels.cuda") and module is not device
+            if title.startswith("flextrace.") and module is not device
             for name, value in list(vars(module).items())
-            if callable(value) and getattr(value, "__hash__", None) and value in replaced
+            if id(value) in replaced
         ]
         for patch in patches:
             patch.start()

@@ -15,6 +15,8 @@ import flextrace as flex
 from flextrace.decorators import bound
 from flextrace.kernels.cuda.attention.plan import SHARED_BYTES, plan_for
 from flextrace.kernels.cuda.generate import attention_text
+from flextrace.kernels.cuda.hopper.plan import hopper_plan
+from flextrace.kernels.cuda.hopper.text import hopper_text
 from flextrace.kernels.gpu.extremes import looked_up
 from flextrace.kernels.spec import Formulas
 from flextrace.mods import alibi, causal, document, softcap
@@ -28,7 +30,16 @@ def formulas(score_mod: Any = None, mask_mod: Any = None) -> Formulas:
     return bound(score, None if mask_mod is None else flex.mask_mod(mask_mod)).formulas
 
 
-def text_of(mods: Formulas, dtype: str = "float16", dims: tuple[int, int] = (64, 64), blocks: int = 0) -> str:
+def text_of(
+    mods: Formulas,
+    dtype: str = "float16",
+    dims: tuple[int, int] = (64, 64),
+    blocks: int = 0,
+    architecture: str = "sm_80",
+) -> str:
+    hopper = hopper_plan(*dims, dtype, mods.mask is not None) if architecture == "sm_90a" else None
+    if hopper is not None:
+        return hopper_text(mods, hopper, blocks, looked_up(mods)).text
     return attention_text(mods, plan_for(*dims, dtype, 90), blocks, looked_up(mods)).text
 
 
@@ -42,7 +53,7 @@ def check(text: str, architecture: str, folder: Path) -> None:
 def test_scores_and_masks_that_capture_compile(architecture: str, tmp_path: Path) -> None:
     ids = mx.zeros((2, 512), mx.int32)
     mods = formulas(alibi(4), document(ids) & causal)
-    check(text_of(mods, "bfloat16" if architecture == "sm_80" else "float32"), architecture, tmp_path)
+    check(text_of(mods, "bfloat16", architecture=architecture), architecture, tmp_path)
 
 
 @pytest.mark.long
@@ -52,15 +63,18 @@ def test_scores_and_masks_that_capture_compile(architecture: str, tmp_path: Path
 def test_the_zoo_compiles(entry: zoo.Entry, architecture: str, dtype: str, tmp_path: Path) -> None:
     mod = entry.make(2, 4, 130, 150, np.random.default_rng(0))
     mods = formulas(mod, None) if entry.kind == "score" else formulas(None, mod)
-    check(text_of(mods, dtype), architecture, tmp_path)
+    check(text_of(mods, dtype, architecture=architecture), architecture, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("blocks", [0, 1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dims", [(64, 64), (80, 80), (96, 96), (128, 128), (256, 256), (192, 128), (576, 512), (5, 3)])
-def test_every_head_dim_compiles(dims: tuple[int, int], dtype: str, blocks: int, tmp_path: Path) -> None:
-    check(text_of(formulas(softcap(30.0), causal), dtype, dims, blocks), "sm_80", tmp_path)
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+def test_every_head_dim_compiles(
+    architecture: str, dims: tuple[int, int], dtype: str, blocks: int, tmp_path: Path
+) -> None:
+    check(text_of(formulas(softcap(30.0), causal), dtype, dims, blocks, architecture), architecture, tmp_path)
 
 
 @pytest.mark.parametrize("architecture", [*SHARED_BYTES, 120])
