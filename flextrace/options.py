@@ -30,6 +30,7 @@ class Option(NamedTuple):
 
 
 ALL, COMPILED, ON_METAL = tuple(BACKENDS), ("metal", "simulator", "cpu"), ("metal", "simulator")
+QUANTISING = ("metal", "cuda", "simulator", "cpu")
 OPTIONS: dict[str, Option] = {
     "BACKEND": Option((str,), ALL, '"metal", "cuda", "simulator", "cpu" or "ops".'),
     "NUM_THREADS": Option((int,), ("cpu",), "how many threads the cpu backend takes.", as_int),
@@ -58,18 +59,18 @@ OPTIONS: dict[str, Option] = {
     ),
     "QK_QUANT": Option(
         (str, QKQuant),
-        COMPILED,
-        '"int8" or a `QKQuant` multiplies query and key as int8, with key smoothed (cpu: not for the few rows '
-        "of decode). See `QKQuant`.",
+        QUANTISING,
+        '"int8" or a `QKQuant` multiplies query and key as int8, with key smoothed (cpu and cuda: not for the few '
+        "rows of decode). See `QKQuant`.",
         choices=("int8",),
     ),
     "SMOOTH_K": Option(
         (bool,),
-        COMPILED,
+        QUANTISING,
         "False, beside QK_QUANT, leaves key as it is; True by itself smooths and does not quantise.",
         as_bool,
     ),
-    "SMOOTH_Q": Option((bool,), COMPILED, "True, beside QK_QUANT, smooths query too.", as_bool),
+    "SMOOTH_Q": Option((bool,), QUANTISING, "True, beside QK_QUANT, smooths query too.", as_bool),
 }
 _TILES = "flextrace chooses tile sizes for each call"
 _LAUNCH = "flextrace chooses how its kernels are launched"

@@ -66,6 +66,7 @@ kernels/cuda/hopper/
 kernels/cuda/backward/
 kernels/cuda/captured/
 kernels/cuda/decode/
+kernels/cuda/int8/
 kernels/cuda/
 kernels/simulator/runtime/
 kernels/simulator/stdlib/

@@ -31,6 +31,8 @@ from .gradients import gradients
 from .hopper.launch import run_hopper
 from .hopper.plan import HopperPlan, hopper_plan
 from .hopper.text import hopper_text, maps_text
+from .int8.launch import run_rounded
+from .int8.operands import scoring_of, values
 from .launch import empty, run
 from .nvrtc import REMEDY, Nvrtc, find_nvrtc
 
@@ -70,7 +72,7 @@ class CudaBackend:
 
     name = "cuda"
     lazy = True
-    quantises = False
+    quantises = True
     keeps_gradients = False
     forward: tuple[str, ...] = (ATTENTION, DECODE)
 
@@ -97,9 +99,10 @@ class CudaBackend:
         dtype = str(call.q.dtype).removeprefix("mlx.core.")
         dims, found = (call.q.shape[3], call.v.shape[3]), capability() or PLAIN_CAPABILITY
         plan: Plan | HopperPlan | None = None
-        if found == HOPPER:
+        scoring = scoring_of(call)
+        if found == HOPPER and scoring is None:
             plan = hopper_plan(*dims, dtype, call.mods.mask is not None or call.blocks is not None)
-        plan = plan or plan_for(*dims, dtype, found)
+        plan = plan or plan_for(*dims, dtype, found, scoring)
         tiles = tiles_for(call.blocks, plan, call.q.shape[2], call.k.shape[2])
         return KernelSpec(ATTENTION, call.mods.formulas, Variant(plan, tiles.mode, slots_by_blocks(call)))
 
@@ -198,6 +201,10 @@ class CudaKernel:
             assert self.other is not None
             return run_decode(self.launch, self.other.launch, plan, extremes, call)
         tiles = tiles_for(call.blocks, plan, call.q.shape[2], call.k.shape[2])
+        if isinstance(plan, Plan) and plan.scoring is not None:
+            return run_rounded(self.cubin, self.name, plan, tiles, extremes, call)
+        if call.k.dtype != call.q.dtype or call.v.dtype != call.q.dtype:  # in int8, and without an element of q or k
+            call = call._replace(k=call.k.astype(call.q.dtype), v=values(call))
         if self.other is None or not isinstance(plan, HopperPlan):
             return run(self.cubin, self.name, plan, tiles, extremes, call)
         return run_hopper(self.cubin, self.name, self.other.cubin, self.other.name, plan, tiles, extremes, call)

@@ -57,16 +57,27 @@ def element_type(dtype: str) -> str:
 def attention_text(mods: Formulas, plan: Plan, blocks: int, extremes: Collection[int] = ()) -> CudaText:
     """The attention kernel. blocks: enum Blocks of walk.h. extremes: slots of arrays whose blocks tile_state reads."""
     approximate = plan.dtype != "float32"
+    keys = element_type(plan.dtype if plan.scoring is None else "int8")
     headers = {
         HOLE: mod_header(mods, approximate, extremes),
         PLAN: fill(
             FOLDER / PLAN,
-            {"element": f"typedef {element_type(plan.dtype)} T;"},
+            {"elements": f"typedef {element_type(plan.dtype)} T;\ntypedef {keys} K;"},
             {**plan.constants(), "BLOCKS": str(blocks)},
         ),
     }
     text = assemble(FOLDER, "attention/forward.cu", headers)
-    return attention_entry(text, mods, extremes, "THREADS", "const T* q, const T* k, const T* v", "q, k, v")
+    if plan.scoring is None:
+        return attention_entry(text, mods, extremes, "THREADS", "const T* q, const T* k, const T* v", "q, k, v")
+    given = {"row_scales": "float", "key_scales": "float"}
+    given |= {"row_terms": "float"} if plan.scoring.add_back else {}
+    given |= {"mean_rows": "int", "mean_scores": "float"} if plan.scoring.smoothed_q else {}
+    names = ("row_scales", "key_scales", "row_terms", "mean_rows", "mean_scores")
+    rounded = ", ".join(name if name in given else "nullptr" for name in names)
+    tensors = ", ".join(["const K* q, const K* k, const T* v", *(f"const {kind}* {x}" for x, kind in given.items())])
+    run = f"attention_forward({{q, k, v, tile_lists, {{out, lse, max_scores}}, {{{rounded}}}}}, params, mods);"
+    inputs, outputs = (tensors, "const int* tile_lists"), ("T* out", "float* lse", "float* max_scores")
+    return with_entry("attention_int8", text, mods, extremes, inputs, outputs, run)
 
 
 class Assignments(NamedTuple):

@@ -189,8 +189,10 @@ def test_calls(quant: QKQuant, name: str, dtype: str, backend: str) -> None:
     # rows then differ by what one step of an element of q or k makes of a score.
     step = D**-0.5 * abs(exact[0]).max() * abs(exact[1]).max() / 127
     unit = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    # CUDA's tanh of 16-bit inputs is right to 2^-11, by PTX, and the softcap is 4.
+    tanh = 4 * 2.0**-11 if backend == "cuda" and dtype != "float32" and "softcap" in name else 0.0
     for got, expected in ((out, want.out), (aux.lse, want.lse), (aux.max_scores, want.max_scores)):
-        allowed = 2e-5 + (2e-5 + (unit if got is out else 0)) * abs(expected)
+        allowed = 2e-5 + tanh + (2e-5 + (unit if got is out else 0)) * abs(expected)
         error = abs(np.array(got.astype(mx.float32)) - expected)
         assert (error <= allowed + (0 if dtype == "float32" else step)).all(), (name, quant, error.max(), step)
         assert (error > allowed).mean() < 0.03, (name, quant)

@@ -13,21 +13,24 @@
 #include "params.h"
 #include "../tile/products.h"
 #include "../tile/staging.h"
+#include "rounded.h"
 #include "rows.h"
 #include "scoring.h"
 #include "softmax.h"
 #include "walk.h"
 
 typedef Walk<BQ, BK, BLOCKS> Tiles;
-typedef Staged<T, BQ, HEAD_DIM, HEADS, LD_HEADS, THREADS> StagedQueries;
-typedef Staged<T, BK, HEAD_DIM, HEADS, LD_HEADS, THREADS> StagedKeys;
+typedef Staged<K, BQ, HEAD_DIM, HEADS, LD_HEADS, THREADS> StagedQueries;
+typedef Staged<K, BK, HEAD_DIM, HEADS, LD_HEADS, THREADS> StagedKeys;
 typedef Staged<T, BK, VALUE_DIM, VALUES, LD_VALUES, THREADS> StagedValues;
 
 // q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM]; v: [.., VALUE_DIM]; row after row.
 struct Tensors {
-  const T *q, *k, *v;
+  const K *q, *k;
+  const T* v;
   const int* tile_lists;
   Results<T> results;
+  Rounded rounded;  // of q and k in int8
 };
 
 // The accumulators of a warp.
@@ -46,23 +49,24 @@ struct Accumulators {
 };
 
 // S = Q K^T
-INLINE void multiply_keys(Sums (&scores)[ROW_TILES][KEY_TILES], const T* queries, const T* keys, int lane) {
+template <typename Products>
+INLINE void multiply_keys(Products (&products)[ROW_TILES][KEY_TILES], const K* queries, const K* keys, int lane) {
   UNROLL
   for (int r = 0; r < ROW_TILES; r++) {
     UNROLL
-    for (int j = 0; j < KEY_TILES; j++) scores[r][j] = Sums();
+    for (int j = 0; j < KEY_TILES; j++) products[r][j] = Products();
   }
-#pragma unroll(sizeof(T) == 4 ? 1 : HEADS <= 128 ? HEADS / 16 : 2)
-  for (int d = 0; d < HEADS; d += Step<T>::K) {
-    typename Step<T>::Left left[ROW_TILES];
+#pragma unroll(sizeof(K) == 4 ? 1 : HEADS <= 128 ? HEADS / 16 : 2)
+  for (int d = 0; d < HEADS; d += Step<K>::K) {
+    typename Step<K>::Left left[ROW_TILES];
     UNROLL
-    for (int r = 0; r < ROW_TILES; r++) Step<T>::template load_left<LD_HEADS>(left[r], queries + 16 * r * LD_HEADS + d, lane);
+    for (int r = 0; r < ROW_TILES; r++) Step<K>::template load_left<LD_HEADS>(left[r], queries + 16 * r * LD_HEADS + d, lane);
     UNROLL
     for (int j = 0; j < KEY_TILES; j += 2) {
-      typename Step<T>::Right right;
-      Step<T>::template load_keys<LD_HEADS>(right, keys + 8 * j * LD_HEADS + d, lane);
+      typename Step<K>::Right right;
+      Step<K>::template load_keys<LD_HEADS>(right, keys + 8 * j * LD_HEADS + d, lane);
       UNROLL
-      for (int r = 0; r < ROW_TILES; r++) Step<T>::multiply_pair(scores[r][j], scores[r][j + 1], left[r], right);
+      for (int r = 0; r < ROW_TILES; r++) Step<K>::multiply_pair(products[r][j], products[r][j + 1], left[r], right);
     }
   }
 }
@@ -127,9 +131,9 @@ INLINE void add_special_values(Sums (&out)[ROW_TILES][VALUE_TILES], const Sums (
 
 INLINE void attention_forward(const Tensors& tensors, const AttentionParams& p, const Mods& mods) {
   extern __shared__ __align__(16) unsigned char memory[];
-  T* queries = (T*)memory;
-  T* keys = queries + BQ * LD_HEADS;
-  T* values = keys + BK * LD_HEADS;
+  K* queries = (K*)memory;
+  K* keys = queries + BQ * LD_HEADS;
+  T* values = (T*)(keys + BK * LD_HEADS);
   constexpr int SPECIAL_WORDS = (BK + 31) / 32;
   __shared__ uint special_keys[SPECIAL_WORDS];  // a bit for each key
   constexpr bool MAY_LEAVE_OUT = HAS_SCORE_MOD || HAS_MASK_MOD || BLOCKS == CUT_TILES;
@@ -144,8 +148,8 @@ INLINE void attention_forward(const Tensors& tensors, const AttentionParams& p, 
 
   const int64_t head = int64_t(place.b) * p.query_heads + place.h;
   const int64_t kv_head = int64_t(p.kv_batches == 1 ? 0 : place.b) * p.kv_heads + place.h / (p.query_heads / p.kv_heads);
-  const Rows<T> q = rows_of(tensors.q + head * p.q_len * HEAD_DIM, HEAD_DIM, p.q_len);
-  const Rows<T> k = rows_of(tensors.k + kv_head * p.kv_len * HEAD_DIM, HEAD_DIM, p.kv_len);
+  const Rows<K> q = rows_of(tensors.q + head * p.q_len * HEAD_DIM, HEAD_DIM, p.q_len);
+  const Rows<K> k = rows_of(tensors.k + kv_head * p.kv_len * HEAD_DIM, HEAD_DIM, p.kv_len);
   const Rows<T> v = rows_of(tensors.v + kv_head * p.kv_len * VALUE_DIM, VALUE_DIM, p.kv_len);
 
   Tiles walk(p, mods, place, tensors.tile_lists, q_tile);
@@ -155,10 +159,17 @@ INLINE void attention_forward(const Tensors& tensors, const AttentionParams& p, 
   KeyTile tile = walk.next();
   if (tile.exists) StagedKeys::load(keys, k, tile.first, 0, thread);
   ptx::cp_async_commit_group();
+  RoundedRows rounded[ROW_TILES];
+  KeyScales<BK> key_scales(tensors.rounded, kv_head * p.kv_len, p.kv_len);
+  if constexpr (QUANTISED) {
+    if (tile.exists) key_scales.load(tile.first, thread);
+    UNROLL
+    for (int r = 0; r < ROW_TILES; r++) rounded[r].load(tensors.rounded, p, head, first_row + 16 * r, lane);
+  }
   // Without a score_mod, scores stay without their scale, where it is positive: it goes to the exponents.
   const bool scaled = HAS_SCORE_MOD || !(p.scale > 0.0f);
   const float exponent_scale = scaled ? LOG2_E : LOG2_E * p.scale;
-  const T* own_queries = queries + warp * ROW_TILES * 16 * LD_HEADS;
+  const K* own_queries = queries + warp * ROW_TILES * 16 * LD_HEADS;
 
   while (tile.exists) {
     ptx::cp_async_wait_group<0>();
@@ -166,16 +177,29 @@ INLINE void attention_forward(const Tensors& tensors, const AttentionParams& p, 
     StagedValues::load(values, v, tile.first, slice * VALUES, thread);
     ptx::cp_async_commit_group();
     Sums scores[ROW_TILES][KEY_TILES];
-    if (tile.live) multiply_keys(scores, own_queries, keys, lane);
+    if constexpr (QUANTISED) {
+      Step<K>::Products products[ROW_TILES][KEY_TILES];
+      if (tile.live) multiply_keys(products, own_queries, keys, lane);
+      UNROLL
+      for (int r = 0; r < ROW_TILES; r++) {
+        if (tile.live) rounded[r].scores(scores[r], products[r], key_scales.held, tile.first, p.kv_len, lane);
+      }
+    } else {
+      if (tile.live) multiply_keys(scores, own_queries, keys, lane);
+    }
     const KeyTile following = walk.next();
     __syncthreads();
     if (following.exists) StagedKeys::load(keys, k, following.first, 0, thread);
+    if constexpr (QUANTISED) {
+      if (following.exists) key_scales.load(following.first, thread);
+    }
     ptx::cp_async_commit_group();
 
     if (tile.live) {
       UNROLL
       for (int r = 0; r < ROW_TILES; r++) {
         if (scaled) scale_scores(scores[r], p.scale);
+        if constexpr (ADD_BACK) rounded[r].add_back(scores[r]);
         const int row = first_row + 16 * r;
         if (tile.masked) {
           modify<true, true, BLOCKS>(scores[r], tile.first, tile.state, walk.states, p, mods, place.b, place.h, row, lane);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # Bytes of shared memory that one block may have, by compute capability (CUDA C++ Programming Guide, table of features
 # and technical specifications); others are taken to have the least.
@@ -14,9 +15,17 @@ OTHER_REGISTERS = 48  # addresses, row statistics, the walk, factors of a produc
 WIDEST = 256  # columns of v of a block
 
 
+class Scoring(NamedTuple):
+    """How q and k in int8 give scores. smoothed_q: q lacks a mean, of which there are scores too; add_back: each row
+    has a term that its scores get before score_mod."""
+
+    smoothed_q: bool = False
+    add_back: bool = False
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The constants of plan.h."""
+    """The constants of plan.h. scoring: of q and k in int8."""
 
     head_dim: int
     value_dim: int
@@ -25,6 +34,7 @@ class Plan:
     row_tiles: int
     bk: int
     values: int
+    scoring: Scoring | None = None
 
     @property
     def element_bytes(self) -> int:
@@ -48,6 +58,8 @@ class Plan:
     def shared_bytes(self) -> int:
         """The queries, a tile of keys and one of values; each row is 16 bytes longer than its columns."""
         heads, values = (_padded(columns) * self.element_bytes + 16 for columns in (self.head_dim, self.values))
+        if self.scoring is not None:
+            heads = -(-max(1, self.head_dim) // 32) * 32 + 16
         return (self.bq + self.bk) * heads + self.bk * values
 
     @property
@@ -66,11 +78,15 @@ class Plan:
             "BK": self.bk,
             "VALUES": self.values,
         }
-        return {name: str(value) for name, value in found.items()}
+        constants = {name: str(value) for name, value in found.items()}
+        if self.scoring is not None:
+            flags = {"ADD_BACK": self.scoring.add_back, "SMOOTHED_Q": self.scoring.smoothed_q}
+            constants |= {name: str(flag).lower() for name, flag in flags.items()}
+        return constants
 
 
 @functools.lru_cache(maxsize=256)
-def plan_for(head_dim: int, value_dim: int, dtype: str, architecture: int) -> Plan:
+def plan_for(head_dim: int, value_dim: int, dtype: str, architecture: int, scoring: Scoring | None = None) -> Plan:
     """The first plan that fits, most wanted first: few slices, 32 rows of a warp, long tiles of keys, four warps.
 
     Raises:
@@ -84,7 +100,7 @@ def plan_for(head_dim: int, value_dim: int, dtype: str, architecture: int) -> Pl
             for row_tiles, bk in ((2, 64), (1, 64), (1, 32), (1, 16)):
                 if bk > 32 and (head_dim > WIDEST or (dtype == "float32" and values > 96)):
                     continue  # the compiler spills
-                plan = Plan(head_dim, value_dim, dtype, warps, row_tiles, bk, values)
+                plan = Plan(head_dim, value_dim, dtype, warps, row_tiles, bk, values, scoring)
                 if plan.registers <= MOST_REGISTERS and plan.shared_bytes <= shared:
                     return plan
     raise ValueError(f"head dims {head_dim} and {value_dim} do not fit a block; use fewer columns per head")

@@ -57,9 +57,6 @@ struct KeyFormat<float> {
   }
 };
 
-struct WholeSums {
-  int at[4];
-};
 template <>
 struct KeyFormat<int8_t> {
   static constexpr bool QUANTISED = true;

@@ -34,7 +34,8 @@ def plan_of(call: AttentionCall) -> DecodePlan | None:
     """
     _, query_heads, q_len, head_dim = call.q.shape
     kv_heads, value_dim = call.v.shape[1], call.v.shape[3]
-    if call.q.size * call.k.size * value_dim == 0 or not are_few(q_len, query_heads // kv_heads):
+    rounds = call.quant is not None and call.k_scales is None
+    if call.q.size * call.k.size * value_dim == 0 or not are_few(q_len, query_heads // kv_heads, rounds):
         return None
     means = call.k_scales is not None and call.smoothing is not None
     return decode_plan(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 FEW_ROWS = 16  # of a query head, or FEW_IN_ALL of all heads that share one head of keys
 FEW_IN_ALL = 64
+FEW_TO_ROUND = 8  # of a query head: so few rows do not wait until keys are rounded; as on the cpu
 BK = 16  # keys of a tile; of plan.h
 WARPS = 8  # of a block; of plan.h
 LEAST_KEYS = 256  # of a split; of live.h
@@ -110,8 +111,15 @@ def decode_plan(
     return plan if plan.shared_bytes <= MOST_SHARED else None
 
 
-def are_few(rows: int, group: int) -> bool:
-    """Whether the kernel for few query rows is the better one. rows: of a query head; group: heads that share keys."""
+def are_few(rows: int, group: int, rounds: bool = False) -> bool:
+    """Whether the kernel for few query rows is the better one.
+
+    Args:
+        rows: of a query head. group: query heads that share keys.
+        rounds: keys are to be rounded, which this kernel does not do.
+    """
+    if rounds:
+        return 0 < rows <= FEW_TO_ROUND
     return 0 < rows <= FEW_ROWS or 0 < rows * group <= FEW_IN_ALL
 
 

@@ -27,6 +27,7 @@ INLINE void multiply<bfloat16_t>(Sums& c, const uint (&a)[4], uint b0, uint b1) 
 template <typename T>
 struct Step {
   static constexpr int K = 16;
+  typedef Sums Products;
   struct Left {
     uint at[4];
   };
@@ -81,6 +82,7 @@ INLINE Split split(float x) {
 template <>
 struct Step<float> {
   static constexpr int K = 16;  // two products of 8
+  typedef Sums Products;
   struct Left {
     uint high[2][4], low[2][4];
   };
@@ -138,5 +140,35 @@ struct Step<float> {
       put(a.high[k][2], a.low[k][2], sums[k].at[1]);
       put(a.high[k][3], a.low[k][3], sums[k].at[3]);
     }
+  }
+};
+
+// -- 8 bits: whole numbers, whose products are exact ------------------------------------------------------------------
+
+struct WholeSums {
+  int at[4];
+};
+// 32 columns lie in memory, and in registers, as 16 of 16 bits do.
+template <>
+struct Step<int8_t> {
+  static constexpr int K = 32;
+  typedef WholeSums Products;
+  struct Left {
+    uint at[4];
+  };
+  struct Right {
+    uint at[4];
+  };
+  template <int LD>
+  static INLINE void load_left(Left& a, const int8_t* rows, int lane) {
+    ptx::ldmatrix_x4(a.at, ptx::shared_address(rows + (lane & 15) * LD + (lane >> 4) * 16));
+  }
+  template <int LD>
+  static INLINE void load_keys(Right& b, const int8_t* rows, int lane) {
+    ptx::ldmatrix_x4(b.at, ptx::shared_address(rows + ((lane >> 4) * 8 + (lane & 7)) * LD + ((lane >> 3) & 1) * 16));
+  }
+  static INLINE void multiply_pair(WholeSums& c0, WholeSums& c1, const Left& a, const Right& b) {
+    ptx::mma_m16n8k32_s8(c0.at, a.at, b.at[0], b.at[1]);
+    ptx::mma_m16n8k32_s8(c1.at, a.at, b.at[2], b.at[3]);
   }
 };

@@ -19,7 +19,11 @@ from flextrace.int8.smoothing import smoothing
 from flextrace.kernels import BACKENDS, AttentionCall, QKQuant, backend_for
 
 RNG = np.random.default_rng(0)
-QUANTISING = [name for name in BACKENDS if backend_for(name, to_run=False).quantises and name != "metal"]
+QUANTISING = [
+    name
+    for name in BACKENDS
+    if backend_for(name, to_run=False).quantises and backend_for(name, to_run=False).unavailable() is None
+]
 L = 48
 OFFSETS = [0, 10, 11, 30, 48]
 

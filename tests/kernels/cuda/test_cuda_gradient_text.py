@@ -104,7 +104,7 @@ def test_a_kernel_of_gradients_is_shown_by_its_name() -> None:
     bias = flex.score_mod(lambda score, b, h, q_idx, kv_idx: score + table[q_idx - kv_idx + 150])
     backend = CudaBackend()
     named = backend.named(bound(bias, None).formulas)
-    assert list(named) == ["attention", "backward_query", "backward_key", "backward_pairs_0"]
+    assert list(named) == ["attention", "decode", "backward_query", "backward_key", "backward_pairs_0"]
     assert "INLINE auto score_gradient(int b" in backend.text(named["backward_query"])
     assert "void sum_pairs(" in bias.source("cuda", kernel="backward_pairs_0")
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -22,10 +21,10 @@ from decode_masks import MASKED
 
 import flextrace as flex
 from flextrace.decorators import bound
-from flextrace.kernels import AttentionCall, Result
+from flextrace.kernels import AttentionCall, QKQuant, Result
 from flextrace.kernels.cuda.backend import CudaBackend
 from flextrace.kernels.cuda.decode.launch import neighbours
-from flextrace.kernels.cuda.decode.plan import FEW_IN_ALL, FEW_ROWS, decode_plan, splits_for
+from flextrace.kernels.cuda.decode.plan import FEW_IN_ALL, FEW_ROWS, FEW_TO_ROUND, decode_plan, splits_for
 from flextrace.kernels.simulator.report import SimulationError
 from flextrace.kernels.spec import ATTENTION, DECODE
 
@@ -71,9 +70,9 @@ def check(got: Result, want: reference.Attention, dtype: str = "float32") -> Non
 # ---- which kernel, and how many splits ----------------------------------------------------------------------------
 
 
-def kernel_of(q_len: int, heads: int, kv_heads: int, dim: int = 8) -> str:
+def kernel_of(q_len: int, heads: int, kv_heads: int, dim: int = 8, **asked: Any) -> str:
     q, k = mx.zeros((1, heads, q_len, dim)), mx.zeros((1, kv_heads, 300, dim))
-    return str(CudaBackend().spec(attention_call(q, k, k, 1.0)).kernel)
+    return str(CudaBackend().spec(attention_call(q, k, k, 1.0, **asked)).kernel)
 
 
 def test_few_rows_have_their_own_kernel() -> None:
@@ -81,6 +80,8 @@ def test_few_rows_have_their_own_kernel() -> None:
         kernel_of(1, 8, 8) == kernel_of(1, 71, 1) == kernel_of(FEW_ROWS, 8, 1) == kernel_of(FEW_IN_ALL, 2, 2) == DECODE
     )
     assert kernel_of(FEW_IN_ALL + 1, 4, 4) == kernel_of(FEW_ROWS + 1, 8, 1) == ATTENTION
+    rounded = {rows: kernel_of(rows, 4, 4, quant=QKQuant()) for rows in (1, FEW_TO_ROUND, FEW_TO_ROUND + 1)}
+    assert rounded == {1: DECODE, FEW_TO_ROUND: DECODE, FEW_TO_ROUND + 1: ATTENTION}
     assert kernel_of(1, 2, 1, 512) == DECODE and decode_plan(8192, 8, "float32", 1) is None, "such rows fit no block"
 
 
@@ -293,7 +294,7 @@ def test_int8_rows(shape: str, dtype: str, int8_values: bool, how: str) -> None:
 
 def with_mods(call: AttentionCall, score: Any, mask: Any) -> AttentionCall:
     mods = bound(None if score is None else flex.score_mod(score), None if mask is None else flex.mask_mod(mask))
-    return replace(call, mods=mods)
+    return call._replace(mods=mods)
 
 
 @pytest.mark.long
