@@ -1,6 +1,7 @@
 // differentiate.h: a tile's products Q K^T and d_out V^T -> P, and the gradients of the products Q K^T, in registers.
+// The kernel has its plan before it.
 #pragma once
-#include "products.h"
+#include "../tile/products.h"
 #include "../attention/softmax.h"
 #include "../attention/walk.h"
 #include "../mod/score_gradient.h"
@@ -66,6 +67,14 @@ INLINE bool may_be_special(const Sums (&products)[ROW_TILES][OTHERS]) {
   return is_special<float>(__float_as_uint(sum));
 }
 
+// A tile of rows that pass by, and what is asked of the mask: its first row, a TileState, whether some pair of it may be
+// left out, and the blocks of this batch and head (Walk::states).
+struct Passing {
+  int first, state;
+  bool masked;
+  const uint8_t* states;
+};
+
 // The pair of positions that an element of a lane is for, each the last one where it does not exist.
 struct Position {
   int own, other, passing;  // passing: as `other`, also behind the last one
@@ -73,7 +82,7 @@ struct Position {
 };
 // KEY_ROWS: own rows are keys, and query rows pass by.
 template <bool KEY_ROWS, bool RAGGED = true>
-INLINE Position position_of(int own, int other, const KeyTile& tile, int first_row, const AttentionParams& p, int lane) {
+INLINE Position position_of(int own, int other, const Passing& tile, int first_row, const AttentionParams& p, int lane) {
   Position at;
   at.own = smaller(first_row + 8 * own + lane / 4, p.q_len - 1);
   at.passing = tile.first + other / 2 * 8 + 2 * (lane & 3) + other % 2;
@@ -94,15 +103,13 @@ INLINE ScoreGradient score_at(float product, const Position& at, const Attention
 }
 
 // Whether the two attend to each other, in a tile that is masked.
-template <bool KEY_ROWS, typename Tiles>
-INLINE bool is_kept(const Position& at, const KeyTile& tile, const Tiles& walk, const GradientMods& mods,
+INLINE bool is_kept(const Position& at, const Passing& tile, const AttentionParams& p, const GradientMods& mods,
                     const Place& place) {
-  const AttentionParams& p = walk.p;
   bool kept = at.passing < p.kv_len;
   int asked = tile.state;
   if constexpr (BLOCKS == CUT_TILES) {
     if (asked == LOOK_UP) {
-      const int block = walk.states[int64_t(at.own / p.q_block) * p.kv_blocks + at.other / p.kv_block];
+      const int block = tile.states[int64_t(at.own / p.q_block) * p.kv_blocks + at.other / p.kv_block];
       kept = kept && block != 0;
       asked = block == 1 ? ASK : NO_MASK;
     }
@@ -115,11 +122,10 @@ INLINE bool is_kept(const Position& at, const KeyTile& tile, const Tiles& walk, 
 
 // scores: Q K^T becomes P. slopes: d_out V^T becomes the gradient of scale Q K^T.
 // sites: takes the gradients of modified scores, for captures.
-template <bool KEY_ROWS, bool MASKED, typename Tiles, typename Terms, typename Sites>
-INLINE void differentiate(Sums (&scores)[ROW_TILES][OTHERS], Sums (&slopes)[ROW_TILES][OTHERS], const KeyTile& tile,
-                          const Tiles& walk, const GradientMods& mods, const Place& place, int first_row,
+template <bool KEY_ROWS, bool MASKED, typename Terms, typename Sites>
+INLINE void differentiate(Sums (&scores)[ROW_TILES][OTHERS], Sums (&slopes)[ROW_TILES][OTHERS], const Passing& tile,
+                          const AttentionParams& p, const GradientMods& mods, const Place& place, int first_row,
                           const Terms& terms, float factor, Sites& sites) {
-  const AttentionParams& p = walk.p;
   constexpr int OWN_ROWS = 2 * ROW_TILES, OTHER_ROWS = 2 * OTHERS;
   UNROLL
   for (int query = 0; query < (KEY_ROWS ? OTHER_ROWS : OWN_ROWS); query++) {
@@ -132,7 +138,7 @@ INLINE void differentiate(Sums (&scores)[ROW_TILES][OTHERS], Sums (&slopes)[ROW_
       const ScoreGradient found = score_at(score, at, p, mods, place);
       const float above = HAS_SCORE_MOD ? found.score - of_query.lse : fmaf(score, p.scale, -of_query.lse);
       float weight = ptx::ex2_approx_ftz(above * LOG2_E);
-      if (MASKED && !is_kept<KEY_ROWS>(at, tile, walk, mods, place)) weight = 0.0f;
+      if (MASKED && !is_kept(at, tile, p, mods, place)) weight = 0.0f;
       float change = weight * fmaf(slope, factor, -of_query.delta);
       if (WITH_MAX && found.score == of_query.max) change += of_query.d_max;
       if ((MASKED || HAS_SCORE_MOD || WITH_MAX) && weight == 0.0f) change = 0.0f;
@@ -144,9 +150,9 @@ INLINE void differentiate(Sums (&scores)[ROW_TILES][OTHERS], Sums (&slopes)[ROW_
 }
 
 // The same, masked or not. Returns whether the products that follow must leave out what is not attended to.
-template <bool KEY_ROWS, typename Tiles, typename Terms, typename Sites>
-INLINE bool differentiate(Sums (&scores)[ROW_TILES][OTHERS], Sums (&slopes)[ROW_TILES][OTHERS], const KeyTile& tile,
-                          const Tiles& walk, const GradientMods& mods, const Place& place, int first_row,
+template <bool KEY_ROWS, typename Terms, typename Sites>
+INLINE bool differentiate(Sums (&scores)[ROW_TILES][OTHERS], Sums (&slopes)[ROW_TILES][OTHERS], const Passing& tile,
+                          const AttentionParams& p, const GradientMods& mods, const Place& place, int first_row,
                           const Terms& terms, float factor, Sites& sites) {
   constexpr bool MAY_LEAVE_OUT = HAS_SCORE_MOD || HAS_MASK_MOD || BLOCKS == CUT_TILES;
   bool gaps = false;
@@ -154,8 +160,8 @@ INLINE bool differentiate(Sums (&scores)[ROW_TILES][OTHERS], Sums (&slopes)[ROW_
     const bool special = may_be_special(scores) || (KEY_ROWS && may_be_special(slopes));
     gaps = __any_sync(EVERY_LANE, special);
   }
-  if (tile.masked) differentiate<KEY_ROWS, true>(scores, slopes, tile, walk, mods, place, first_row, terms, factor, sites);
-  else differentiate<KEY_ROWS, false>(scores, slopes, tile, walk, mods, place, first_row, terms, factor, sites);
+  if (tile.masked) differentiate<KEY_ROWS, true>(scores, slopes, tile, p, mods, place, first_row, terms, factor, sites);
+  else differentiate<KEY_ROWS, false>(scores, slopes, tile, p, mods, place, first_row, terms, factor, sites);
   if (KEY_ROWS && gaps) {
     // A cotangent that is infinite or nan makes delta so, and the weights of its row, also where they meet zeros.
     UNROLL

@@ -6,9 +6,12 @@
 //     P = exp(mask(score_mod(scale S)) - lse); dS = P (dP - delta) score_mod'                   differentiate
 //     dQ = dQ + dS K, while the next K and V are on their way                                   add_rows
 //   d_q = scale dQ                                                                              write_rows
+#include "plan.h"
 #include "differentiate.h"
+#include "products.h"
 #include "../tile/staging.h"
 #include "resident.h"
+#include "rows.h"
 #include "site_sums.h"
 
 // q, d_out: [batch, query_heads, q_len, HEAD_DIM or VALUE_DIM]; k, v: [kv_batches, kv_heads, kv_len, ..]; row after row.
@@ -54,9 +57,10 @@ INLINE void backward_query(const Tensors& tensors, const AttentionParams& p, con
     if (STAGES > 1 && following.exists) ring.load(following.first, thread);
     if (tile.live) {
       Sums scores[ROW_TILES][OTHERS], slopes[ROW_TILES][OTHERS];
+      const Passing passing = {tile.first, tile.state, tile.masked, walk.states};
       multiply_own<HEADS, LD_HEADS, false>(scores, own.heads_of_warp(), ring.heads_here(), lane);
       multiply_own<VALUES, LD_VALUES, false>(slopes, own.values_of_warp(), ring.values_here(), lane);
-      const bool gaps = differentiate<false>(scores, slopes, tile, walk, mods, place, first_row, terms, factor, sites);
+      const bool gaps = differentiate<false>(scores, slopes, passing, p, mods, place, first_row, terms, factor, sites);
       add_rows<HEADS, LD_HEADS>(sums, slopes, ring.heads_here(), slice * HEAD_SUMS * 8, gaps, lane);
     }
     if (STAGES == 1) {

@@ -26,6 +26,7 @@ from ..generate import (
     reciprocals,
     with_entry,
 )
+from .hopper.plan import HopperGradientPlan
 from .plan import WORDS_OF_PAIR, GradientPlan, gradient_plan
 
 QUERY, KEY, TERMS, TIES, PAIRS, ELEMENTS, SEGMENTS = KERNELS = (
@@ -34,6 +35,7 @@ QUERY, KEY, TERMS, TIES, PAIRS, ELEMENTS, SEGMENTS = KERNELS = (
 )
 PATTERNS = (Pattern.DIAGONAL, Pattern.DENSE, Pattern.TABLE)  # enum Pattern of pair_sums.h
 PLAN, GRADIENT_HOLE = "backward/plan.h", "mod/score_gradient.h"
+HOPPER_PLAN, MAPS = "backward/hopper/plan.h", "backward_maps"
 _TENSORS = tuple(f"const T* {name}" for name in ("q", "k", "v", "d_out"))
 _INPUTS = (*_TENSORS, "const float* terms", "const float* factor", "const int* tile_lists")
 _STATISTICS = tuple(f"const float* {name}" for name in ("lse", "d_lse", "largest", "ties", "d_max", "factor"))
@@ -84,7 +86,7 @@ class GradientVariant(NamedTuple):
     tile_state reads. sites: the numbers of the reads whose gradients it sums. pattern: of PATTERNS, for PAIRS.
     """
 
-    plan: GradientPlan | None = None
+    plan: GradientPlan | HopperGradientPlan | None = None
     blocks: int = 0
     extremes: tuple[int, ...] = ()
     sites: tuple[int, ...] = ()
@@ -109,34 +111,41 @@ def gradient_specs(mods: Formulas, architecture: int) -> dict[str, KernelSpec]:
 
 
 def gradient_text(kernel: str, mods: Formulas, variant: GradientVariant) -> CudaText:
-    """The kernel of that name in KERNELS; TERMS and SEGMENTS have no mods."""
+    """The kernel of that name in KERNELS; MAPS, TERMS and SEGMENTS have no mods."""
+    plan, file = variant.plan, file_of(kernel, isinstance(variant.plan, HopperGradientPlan))
+    if kernel == MAPS:
+        return CudaText("flextrace_gradient_maps", assemble(FOLDER, file, {}))
     inputs, outputs, run = _ENTRIES[kernel]
-    plan = variant.plan
+    headers = {} if plan is None else _plan(plan, variant)
     if kernel in (TERMS, SEGMENTS):
-        text = assemble(FOLDER, file_of(kernel), {} if plan is None else {PLAN: _plan(plan, variant)})
+        text = assemble(FOLDER, file, headers)
         parameters, body = ", ".join((*inputs, *outputs)), f"  {run}"
         entry = f'extern "C" __global__ void __launch_bounds__(THREADS) NAME({parameters}) {{\n{body}\n}}\n'
         return named(kernel, text, entry)
     approximate = plan is not None and plan.dtype != "float32"
-    headers = {
+    headers |= {
         HOLE: mod_header(mods, approximate, variant.extremes),
         GRADIENT_HOLE: _score_gradient(mods, [mods.sites[number] for number in variant.sites], approximate),
     }
-    if plan is not None:
-        headers[PLAN] = _plan(plan, variant)
-    text = assemble(FOLDER, file_of(kernel), headers)
-    return with_entry(kernel, text, mods, variant.extremes, inputs, outputs, run, "GradientMods")
+    launched = "THREADS"
+    if isinstance(plan, HopperGradientPlan):
+        inputs, run, launched = ("const uint8_t* maps", *inputs), run.replace("({q,", "({maps, q,"), "THREADS, 1"
+    text = assemble(FOLDER, file, headers)
+    return with_entry(kernel, text, mods, variant.extremes, inputs, outputs, run, "GradientMods", launched)
 
 
-def file_of(kernel: str) -> str:
+def file_of(kernel: str, hopper: bool = False) -> str:
     """Where a kernel lies."""
     room = "captured" if kernel in (PAIRS, ELEMENTS, SEGMENTS) else "backward"
-    return f"{room}/{kernel.removeprefix('backward_')}.cu"
+    return f"{room}/{'hopper/' if hopper or kernel == MAPS else ''}{kernel.removeprefix('backward_')}.cu"
 
 
-def _plan(plan: GradientPlan, variant: GradientVariant) -> str:
-    values = {**plan.constants(), "BLOCKS": str(variant.blocks), "PATTERN": str(variant.pattern)}
-    return fill(FOLDER / PLAN, {"element": f"typedef {element_type(plan.dtype)} T;"}, values)
+def _plan(plan: GradientPlan | HopperGradientPlan, variant: GradientVariant) -> dict[str, str]:
+    """The header of the plan, by its name."""
+    name, values = HOPPER_PLAN, {**plan.constants(), "BLOCKS": str(variant.blocks)}
+    if isinstance(plan, GradientPlan):
+        name, values = PLAN, values | {"PATTERN": str(variant.pattern)}
+    return {name: fill(FOLDER / name, {"element": f"typedef {element_type(plan.dtype)} T;"}, values)}
 
 
 def _score_gradient(mods: Formulas, sites: Sequence[Site], approximate: bool) -> str:

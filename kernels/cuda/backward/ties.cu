@@ -2,7 +2,9 @@
 //
 // query.cu as far as the scores; of k the first column passes by as values too. Largest scores are found anew, as the
 // gradient kernels compute them.
+#include "plan.h"
 #include "differentiate.h"
+#include "products.h"
 #include "../tile/staging.h"
 #include "resident.h"
 
@@ -54,14 +56,15 @@ INLINE void count_ties(const Tensors& tensors, const AttentionParams& p, const G
     if (STAGES > 1 && following.exists) ring.load(following.first, thread);
     if (tile.live) {
       Sums scores[ROW_TILES][OTHERS];
+      const Passing passing = {tile.first, tile.state, tile.masked, walk.states};
       multiply_own<HEADS, LD_HEADS, false>(scores, own.heads_of_warp(), ring.heads_here(), lane);
       UNROLL
       for (int i = 0; i < 2 * ROW_TILES; i++) {
         UNROLL
         for (int other = 0; other < 2 * OTHERS; other++) {
-          const Position at = position_of<false>(i, other, tile, first_row, p, lane);
+          const Position at = position_of<false>(i, other, passing, first_row, p, lane);
           const ScoreGradient found = score_at(element_of(scores, i, other), at, p, mods, place);
-          largest.add(i, other, !tile.masked || is_kept<false>(at, tile, walk, mods, place), found);
+          largest.add(i, other, !tile.masked || is_kept(at, passing, p, mods, place), found);
         }
       }
     }

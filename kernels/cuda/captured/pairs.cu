@@ -2,7 +2,9 @@
 //
 // query.cu as far as dS, whose pairs go to the sums of pair_sums.h. Each block takes tiles of query rows, of batches and
 // of heads, one after the other, and adds to sums of its own.
+#include "../backward/plan.h"
 #include "../backward/differentiate.h"
+#include "../backward/products.h"
 #include "../backward/resident.h"
 #include "../tile/staging.h"
 #include "pair_sums.h"
@@ -63,9 +65,10 @@ INLINE void sum_pairs(const Tensors& tensors, const AttentionParams& p, const Gr
       if (STAGES > 1 && following.exists) ring.load(following.first, thread);
       if (tile.live) {
         Sums scores[ROW_TILES][OTHERS], slopes[ROW_TILES][OTHERS];
+        const Passing passing = {tile.first, tile.state, tile.masked, walk.states};
         multiply_own<HEADS, LD_HEADS, false>(scores, own.heads_of_warp(), ring.heads_here(), lane);
         multiply_own<VALUES, LD_VALUES, false>(slopes, own.values_of_warp(), ring.values_here(), lane);
-        differentiate<false>(scores, slopes, tile, walk, mods, place, first_row, terms, factor, pairs);
+        differentiate<false>(scores, slopes, passing, p, mods, place, first_row, terms, factor, pairs);
       } else {
         pairs.add_nothing(lane);
       }

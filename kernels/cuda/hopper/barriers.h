@@ -33,6 +33,11 @@ INLINE void wait_for(uint64_t* barrier, int phase) {
   while (!has_ended(barrier, phase)) continue;
 }
 
+// Arrives when all of this thread's cp.async have come.
+INLINE void arrive_after_copies(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(ptx::shared_address(barrier)) : "memory");
+}
+
 // Rows of a box of 64 columns, from column `column` and row `row` of a head on; those that do not exist are zeros.
 INLINE void load_box(void* to, const void* map, uint64_t* barrier, int column, int row, int head, int batch) {
   asm volatile(

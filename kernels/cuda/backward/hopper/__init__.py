@@ -1,0 +1,1 @@
+"""Gradients of q, k and v on Hopper GPUs: wgmma and TMA."""
