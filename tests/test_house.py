@@ -63,6 +63,9 @@ kernels/cuda/mod/
 kernels/cuda/attention/
 kernels/cuda/generate kernels/cuda/launch
 kernels/cuda/hopper/
+kernels/cuda/backward/differentiate kernels/cuda/backward/rows kernels/cuda/backward/transposed
+kernels/cuda/backward/site_sums
+kernels/cuda/backward/hopper/
 kernels/cuda/backward/
 kernels/cuda/captured/
 kernels/cuda/decode/

@@ -20,12 +20,11 @@ from ..loading import Kernels
 from ..spec import ATTENTION, DECODE, Formulas, KernelSpec
 from ..stages.protocol import Stages
 from .attention.plan import Plan, plan_for
-from .backward.text import KERNELS as GRADIENT_KERNELS
 from .backward.text import GradientVariant, gradient_specs, gradient_text
 from .decode.launch import decode_tiles, plan_of, run_decode
 from .decode.plan import PLAIN, DecodePlan
 from .decode.text import decode_text, merge_text
-from .device import LEAST, capability
+from .device import HOPPER, LEAST, capability
 from .generate import CudaText, attention_text
 from .gradients import gradients
 from .hopper.launch import run_hopper
@@ -39,7 +38,6 @@ from .nvrtc import REMEDY, Nvrtc, find_nvrtc
 CUBIN, SOURCE, REPORT = "kernel.cubin", "kernel.cu", "resources.txt"
 MAPS = "tensor_maps"  # the kernel before that of Hopper
 MERGE = "attention_merge"  # the kernel behind that of few query rows
-HOPPER = 90  # its capability
 PLAIN_CAPABILITY = 80  # whose text is shown where there is no GPU
 
 
@@ -233,7 +231,7 @@ def _variant(spec: KernelSpec) -> Variant | DecodeVariant | MergeVariant:
 def _text(spec: KernelSpec) -> CudaText:
     if spec.kernel == MAPS:
         return maps_text()
-    if spec.kernel in GRADIENT_KERNELS and isinstance(spec.variant, GradientVariant):
+    if isinstance(spec.variant, GradientVariant):
         return gradient_text(spec.kernel, spec.mods, spec.variant)
     variant = _variant(spec)
     if isinstance(variant, MergeVariant):

@@ -71,7 +71,7 @@ INLINE bool may_be_special(const Sums (&products)[ROW_TILES][OTHERS]) {
 // left out, and the blocks of this batch and head (Walk::states).
 struct Passing {
   int first, state;
-  bool masked;
+  bool masked, ragged;  // ragged: some of its rows may not exist
   const uint8_t* states;
 };
 
@@ -102,11 +102,12 @@ INLINE ScoreGradient score_at(float product, const Position& at, const Attention
   return found;
 }
 
-// Whether the two attend to each other, in a tile that is masked.
+// Whether the two attend to each other, in a tile that is masked. RAGGED: which may be for its last rows alone.
+template <bool RAGGED = true>
 INLINE bool is_kept(const Position& at, const Passing& tile, const AttentionParams& p, const GradientMods& mods,
                     const Place& place) {
-  bool kept = at.passing < p.kv_len;
-  int asked = tile.state;
+  bool kept = !RAGGED || at.passing < p.kv_len;
+  int asked = RAGGED || BLOCKS != NO_BLOCKS ? tile.state : ASK;
   if constexpr (BLOCKS == CUT_TILES) {
     if (asked == LOOK_UP) {
       const int block = tile.states[int64_t(at.own / p.q_block) * p.kv_blocks + at.other / p.kv_block];
@@ -122,7 +123,7 @@ INLINE bool is_kept(const Position& at, const Passing& tile, const AttentionPara
 
 // scores: Q K^T becomes P. slopes: d_out V^T becomes the gradient of scale Q K^T.
 // sites: takes the gradients of modified scores, for captures.
-template <bool KEY_ROWS, bool MASKED, typename Terms, typename Sites>
+template <bool KEY_ROWS, bool MASKED, bool RAGGED, typename Terms, typename Sites>
 INLINE void differentiate(Sums (&scores)[ROW_TILES][OTHERS], Sums (&slopes)[ROW_TILES][OTHERS], const Passing& tile,
                           const AttentionParams& p, const GradientMods& mods, const Place& place, int first_row,
                           const Terms& terms, float factor, Sites& sites) {
@@ -132,13 +133,13 @@ INLINE void differentiate(Sums (&scores)[ROW_TILES][OTHERS], Sums (&slopes)[ROW_
     UNROLL
     for (int key = 0; key < (KEY_ROWS ? OWN_ROWS : OTHER_ROWS); key++) {
       const int own = KEY_ROWS ? key : query, other = KEY_ROWS ? query : key;
-      const Position at = position_of<KEY_ROWS, MASKED>(own, other, tile, first_row, p, place.lane);
+      const Position at = position_of<KEY_ROWS, RAGGED>(own, other, tile, first_row, p, place.lane);
       const RowTerms of_query = terms.of(own, other);
       float &score = element_of(scores, own, other), &slope = element_of(slopes, own, other);
       const ScoreGradient found = score_at(score, at, p, mods, place);
       const float above = HAS_SCORE_MOD ? found.score - of_query.lse : fmaf(score, p.scale, -of_query.lse);
       float weight = ptx::ex2_approx_ftz(above * LOG2_E);
-      if (MASKED && !is_kept(at, tile, p, mods, place)) weight = 0.0f;
+      if (MASKED && !is_kept<RAGGED>(at, tile, p, mods, place)) weight = 0.0f;
       float change = weight * fmaf(slope, factor, -of_query.delta);
       if (WITH_MAX && found.score == of_query.max) change += of_query.d_max;
       if ((MASKED || HAS_SCORE_MOD || WITH_MAX) && weight == 0.0f) change = 0.0f;
@@ -149,29 +150,36 @@ INLINE void differentiate(Sums (&scores)[ROW_TILES][OTHERS], Sums (&slopes)[ROW_
   }
 }
 
-// The same, masked or not. Returns whether the products that follow must leave out what is not attended to.
+constexpr bool MAY_LEAVE_OUT = HAS_SCORE_MOD || HAS_MASK_MOD || BLOCKS == CUT_TILES;
+
+// The same, masked or not.
 template <bool KEY_ROWS, typename Terms, typename Sites>
-INLINE bool differentiate(Sums (&scores)[ROW_TILES][OTHERS], Sums (&slopes)[ROW_TILES][OTHERS], const Passing& tile,
+INLINE void differentiate(Sums (&scores)[ROW_TILES][OTHERS], Sums (&slopes)[ROW_TILES][OTHERS], const Passing& tile,
                           const AttentionParams& p, const GradientMods& mods, const Place& place, int first_row,
                           const Terms& terms, float factor, Sites& sites) {
-  constexpr bool MAY_LEAVE_OUT = HAS_SCORE_MOD || HAS_MASK_MOD || BLOCKS == CUT_TILES;
-  bool gaps = false;
-  if (MAY_LEAVE_OUT && (HAS_SCORE_MOD || tile.masked)) {
-    const bool special = may_be_special(scores) || (KEY_ROWS && may_be_special(slopes));
-    gaps = __any_sync(EVERY_LANE, special);
-  }
-  if (tile.masked) differentiate<KEY_ROWS, true>(scores, slopes, tile, p, mods, place, first_row, terms, factor, sites);
-  else differentiate<KEY_ROWS, false>(scores, slopes, tile, p, mods, place, first_row, terms, factor, sites);
-  if (KEY_ROWS && gaps) {
-    // A cotangent that is infinite or nan makes delta so, and the weights of its row, also where they meet zeros.
+  constexpr bool K = KEY_ROWS;
+  if (tile.ragged) differentiate<K, true, true>(scores, slopes, tile, p, mods, place, first_row, terms, factor, sites);
+  else if (tile.masked)
+    differentiate<K, MAY_LEAVE_OUT, false>(scores, slopes, tile, p, mods, place, first_row, terms, factor, sites);
+  else differentiate<K, false, false>(scores, slopes, tile, p, mods, place, first_row, terms, factor, sites);
+}
+
+// Whether the products that follow must leave out what is not attended to. All lanes of a warp ask.
+template <bool KEY_ROWS>
+INLINE bool have_gaps(const Sums (&scores)[ROW_TILES][OTHERS], const Sums (&slopes)[ROW_TILES][OTHERS], bool masked) {
+  if (!MAY_LEAVE_OUT || !(HAS_SCORE_MOD || masked)) return false;
+  return __any_sync(EVERY_LANE, may_be_special(scores) || (KEY_ROWS && may_be_special(slopes)));
+}
+
+// A cotangent that is infinite or nan makes delta so, and with this the weights of its row, also where they meet zeros.
+template <typename Terms>
+INLINE void spread_specials(Sums (&scores)[ROW_TILES][OTHERS], const Terms& terms) {
+  UNROLL
+  for (int own = 0; own < 2 * ROW_TILES; own++) {
     UNROLL
-    for (int own = 0; own < 2 * ROW_TILES; own++) {
-      UNROLL
-      for (int other = 0; other < 2 * OTHERS; other++) {
-        float& weight = element_of(scores, own, other);
-        if (weight != 0.0f && is_special<float>(__float_as_uint(terms.of(own, other).delta))) weight = NAN;
-      }
+    for (int other = 0; other < 2 * OTHERS; other++) {
+      float& weight = element_of(scores, own, other);
+      if (weight != 0.0f && is_special<float>(__float_as_uint(terms.of(own, other).delta))) weight = NAN;
     }
   }
-  return gaps;
 }

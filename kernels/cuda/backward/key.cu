@@ -68,11 +68,13 @@ INLINE void backward_key(const Tensors& tensors, const AttentionParams& p, const
       if (STAGES > 1 && following.exists) ring.load(following.first, thread);
       if (tile.live) {
         Sums scores[ROW_TILES][OTHERS], slopes[ROW_TILES][OTHERS];
-        const Passing passing = {tile.first, tile.state, tile.masked, walk.states};
+        const Passing passing = passing_of(tile, p, walk.states);
         multiply_own<HEADS, LD_HEADS, true>(scores, own.heads_of_warp(), ring.heads_here(), lane);
         multiply_own<VALUES, LD_VALUES, true>(slopes, own.values_of_warp(), ring.values_here(), lane);
         const TermsOfOthers terms = {ring.terms_here(), lane};
-        const bool gaps = differentiate<true>(scores, slopes, passing, p, mods, place, first_row, terms, factor, sites);
+        const bool gaps = have_gaps<true>(scores, slopes, tile.masked);
+        differentiate<true>(scores, slopes, passing, p, mods, place, first_row, terms, factor, sites);
+        if (gaps) spread_specials(scores, terms);
         add_rows<VALUES, LD_VALUES>(value_sums, scores, ring.values_here(), slice * VALUE_SUMS * 8, gaps, lane);
         add_rows<HEADS, LD_HEADS>(key_sums, slopes, ring.heads_here(), slice * HEAD_SUMS * 8, gaps, lane);
       }

@@ -18,13 +18,19 @@ from ...gpu.captured import places_by_element
 from ...gpu.extremes import extremes_of_blocks, slots_by_blocks
 from ...gpu.tile_lists import PARAMS, Tiles, tiles_for
 from ...spec import Formulas, KernelSpec
+from ..device import HOPPER
+from ..hopper.maps import MAP_BYTES, shaped_maps
+from .hopper.plan import HEAD_GROUP, ROWS, HopperGradientPlan, hopper_gradient_plan
 from .plan import WORDS_OF_PAIR, GradientPlan, gradient_plan
-from .text import ELEMENTS, KEY, PAIRS, PATTERNS, QUERY, SEGMENTS, TERMS, TIES, GradientVariant
+from .text import ELEMENTS, KEY, MAPS, PAIRS, PATTERNS, QUERY, SEGMENTS, TERMS, TIES, GradientVariant
 
 THREADS = 128  # of kernels with a thread, or a warp, for each number
 ROWS_OF_A_BLOCK = 4  # of terms.cu
 POSITIONS = (Pattern.ROW, Pattern.COLUMN, Pattern.DIAGONAL)  # enum Positions of elements.cu
 LARGEST_COTANGENT = -2  # power of two that the largest one of float16 is brought to
+
+
+AnyPlan = GradientPlan | HopperGradientPlan
 
 
 class GradientKernel(Protocol):
@@ -48,10 +54,10 @@ class Launches:
         self.with_max: bool = call.d_max_scores is not None
         self.load: Load = load
         self.architecture: int = architecture
-        q, k, v = (some_columns(x) for x in (self.call.q, self.call.k, self.call.v))
+        q, k, v, d_out = (some_columns(x) for x in (self.call.q, self.call.k, self.call.v, call.d_out))
         self.sizes: tuple[int, ...] = (*q.shape[:3], k.shape[2])  # batch, query heads, q_len, kv_len
         self.dims: tuple[int, int] = (q.shape[3], v.shape[3])
-        self.tensors: list[mx.array] = [q, k, v, some_columns(call.d_out)]
+        self.tensors: list[mx.array] = [mx.contiguous(x) for x in (q, k, v, d_out)]  # all nodes see the same memory
         self.factor: mx.array = factor_of(call.d_out)
         self.arrays: list[mx.array] = captured_arrays(self.call.mods, False)
         self.extremes: tuple[int, ...] = slots_by_blocks(self.call)
@@ -85,22 +91,22 @@ class Launches:
 
     def query(self, terms: mx.array, sites: tuple[int, ...]) -> Sequence[mx.array]:
         """d_q, and the sums of these sites, [batch, query_heads, q_len, sites]; one number without any."""
-        plan = self._plan(False)
         batch, heads, q_len, kv_len = self.sizes
+        plan = self._hopper_plan(False) or self._plan(False)
         tiles = tiles_for(self.call.blocks, plan, q_len, kv_len)
         outputs = [(self.tensors[0].shape, self.call.q.dtype), (self._of_sites(q_len, sites), mx.float32)]
-        groups = (-(-q_len // plan.bq) * plan.slices, heads, batch)
-        return self._run(QUERY, plan, tiles, groups, self._inputs(terms, tiles), outputs, sites)
+        groups = _groups(plan, q_len, heads, batch)
+        return self._run(QUERY, plan, tiles, groups, self._inputs(terms, tiles, plan), outputs, sites)
 
     def key(self, terms: mx.array, sites: tuple[int, ...]) -> Sequence[mx.array]:
         """d_k, d_v, and the sums of these sites, [batch, query_heads, kv_len, sites]; one number without any."""
-        plan = self._plan(True)
         batch, _, q_len, kv_len = self.sizes
+        plan = self._hopper_plan(True) or self._plan(True)
         kv_batches, kv_heads = self.call.k.shape[:2]
         tiles = tiles_for(_turned(self.call.blocks), plan, kv_len, q_len)
         outputs = [(x.shape, x.dtype) for x in self.tensors[1:3]] + [(self._of_sites(kv_len, sites), mx.float32)]
-        groups = (-(-kv_len // plan.bq) * plan.slices, kv_heads, kv_batches)
-        inputs, sharing = self._inputs(terms, tiles), batch // kv_batches
+        groups = _groups(plan, kv_len, kv_heads, kv_batches)
+        inputs, sharing = self._inputs(terms, tiles, plan), batch // kv_batches
         return self._run(KEY, plan, tiles, groups, inputs, outputs, sites, [sharing], turned=True)
 
     def q_tiles(self, pattern: Pattern) -> int:
@@ -121,7 +127,7 @@ class Launches:
         tiles = tiles_for(self.call.blocks, plan, *self.sizes[2:])
         blocks = (groups[0] or self.q_tiles(pattern), *groups[1:])
         (sums,) = self._run(
-            *(PAIRS, plan, tiles, blocks, self._inputs(tail[0], tiles), [(shape, mx.float32)], (site,)),
+            *(PAIRS, plan, tiles, blocks, self._inputs(tail[0], tiles, plan), [(shape, mx.float32)], (site,)),
             [self.sizes[0]],
             pattern=PATTERNS.index(pattern),
             init_value=0,
@@ -156,8 +162,24 @@ class Launches:
     def _plan(self, of_keys: bool, words_of_pair: int | None = None) -> GradientPlan:
         return gradient_plan(of_keys, *self.dims, self._dtype, self.architecture, self.with_max, words_of_pair)
 
-    def _inputs(self, terms: mx.array, tiles: Tiles) -> list[mx.array]:
-        return [*self.tensors, terms, self.factor, tiles.lists]
+    def _hopper_plan(self, of_keys: bool) -> HopperGradientPlan | None:
+        if self.architecture != HOPPER:
+            return None
+        masked = self.call.mods.mask is not None or self.call.blocks is not None
+        return hopper_gradient_plan(of_keys, *self.dims, self._dtype, masked, self.with_max)
+
+    @functools.cached_property
+    def _maps(self) -> mx.array:
+        """The tensor maps of q, k, v and d_out, and whether TMA can take each: what maps.cu writes."""
+        kernel = self.load(KernelSpec(MAPS, Formulas(), GradientVariant()))
+        shaped = shaped_maps(tuple((x.shape, ROWS) for x in self.tensors), self._dtype)
+        size = (len(self.tensors) + 1) * MAP_BYTES
+        (maps,) = _launch(kernel, [shaped, *self.tensors], [((size,), mx.uint8)], [], (1, 1, 1), 32 * len(self.tensors))
+        return maps
+
+    def _inputs(self, terms: mx.array, tiles: Tiles, plan: AnyPlan) -> list[mx.array]:
+        maps = [self._maps] if isinstance(plan, HopperGradientPlan) else []
+        return [*maps, *self.tensors, terms, self.factor, tiles.lists]
 
     def _of_sites(self, rows: int, sites: tuple[int, ...]) -> tuple[int, ...]:
         return (*self.sizes[:2], rows, len(sites)) if sites else (1,)
@@ -173,7 +195,7 @@ class Launches:
     def _run(
         self,
         name: str,
-        plan: GradientPlan,
+        plan: AnyPlan,
         tiles: Tiles,
         groups: tuple[int, int, int],
         inputs: Sequence[mx.array],
@@ -194,6 +216,14 @@ class Launches:
             plan.shared_bytes,
             init_value,
         )
+
+
+def _groups(plan: AnyPlan, rows: int, heads: int, batches: int) -> tuple[int, int, int]:
+    """The blocks of a kernel whose own rows are these."""
+    tiles = -(-rows // plan.bq)
+    if isinstance(plan, HopperGradientPlan):
+        return (HEAD_GROUP * tiles, -(-heads // HEAD_GROUP), batches)
+    return (tiles * plan.slices, heads, batches)
 
 
 def _launch(
@@ -240,9 +270,9 @@ def factor_of(d_out: mx.array) -> mx.array:
     where cotangents are small: the largest one is brought near 1. A power of two, so nothing is rounded."""
     if d_out.dtype != mx.float16 or d_out.size == 0:
         return mx.ones(1)
-    largest = mx.abs(d_out).max().astype(mx.float32)
-    exponent = mx.clip(LARGEST_COTANGENT - mx.floor(mx.log2(largest)), -18, 30)
-    return mx.where(mx.isfinite(exponent), mx.power(2.0, exponent), 1).reshape(1)
+    largest = mx.where(mx.isfinite(d_out), mx.abs(d_out), 0).max().astype(mx.float32)
+    exponent = LARGEST_COTANGENT - mx.floor(mx.log2(mx.maximum(largest, 2.0**-24)))  # the least that float16 has
+    return mx.power(2.0, exponent).reshape(1)
 
 
 def _turned(blocks: Blocks | None) -> Blocks | None:

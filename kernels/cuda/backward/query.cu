@@ -57,10 +57,11 @@ INLINE void backward_query(const Tensors& tensors, const AttentionParams& p, con
     if (STAGES > 1 && following.exists) ring.load(following.first, thread);
     if (tile.live) {
       Sums scores[ROW_TILES][OTHERS], slopes[ROW_TILES][OTHERS];
-      const Passing passing = {tile.first, tile.state, tile.masked, walk.states};
+      const Passing passing = passing_of(tile, p, walk.states);
       multiply_own<HEADS, LD_HEADS, false>(scores, own.heads_of_warp(), ring.heads_here(), lane);
       multiply_own<VALUES, LD_VALUES, false>(slopes, own.values_of_warp(), ring.values_here(), lane);
-      const bool gaps = differentiate<false>(scores, slopes, passing, p, mods, place, first_row, terms, factor, sites);
+      const bool gaps = have_gaps<false>(scores, slopes, tile.masked);
+      differentiate<false>(scores, slopes, passing, p, mods, place, first_row, terms, factor, sites);
       add_rows<HEADS, LD_HEADS>(sums, slopes, ring.heads_here(), slice * HEAD_SUMS * 8, gaps, lane);
     }
     if (STAGES == 1) {

@@ -4,6 +4,7 @@
 #include "plan.h"
 #include "../attention/walk.h"
 #include "../tile/staging.h"
+#include "differentiate.h"
 
 // The rows of this thread's block and warp, which are tile `tile` of `rows`; returns the first one of the warp.
 INLINE int take_rows(Place& place, int tile, int rows) {
@@ -12,6 +13,11 @@ INLINE int take_rows(Place& place, int tile, int rows) {
   place.of_block = {tile * BQ, smaller(rows, (tile + 1) * BQ) - 1};
   place.of_warp = {first_row, smaller(rows, first_row + ROW_TILES * 16) - 1};
   return first_row;
+}
+
+// One compiled text for what is masked and what is ragged keeps the kernel small.
+INLINE Passing passing_of(const KeyTile& tile, const AttentionParams& p, const uint8_t* states) {
+  return {tile.first, tile.state, tile.masked, tile.masked, states};
 }
 
 struct Resident {

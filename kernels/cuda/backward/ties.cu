@@ -56,7 +56,7 @@ INLINE void count_ties(const Tensors& tensors, const AttentionParams& p, const G
     if (STAGES > 1 && following.exists) ring.load(following.first, thread);
     if (tile.live) {
       Sums scores[ROW_TILES][OTHERS];
-      const Passing passing = {tile.first, tile.state, tile.masked, walk.states};
+      const Passing passing = passing_of(tile, p, walk.states);
       multiply_own<HEADS, LD_HEADS, false>(scores, own.heads_of_warp(), ring.heads_here(), lane);
       UNROLL
       for (int i = 0; i < 2 * ROW_TILES; i++) {

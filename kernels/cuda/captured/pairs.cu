@@ -65,7 +65,7 @@ INLINE void sum_pairs(const Tensors& tensors, const AttentionParams& p, const Gr
       if (STAGES > 1 && following.exists) ring.load(following.first, thread);
       if (tile.live) {
         Sums scores[ROW_TILES][OTHERS], slopes[ROW_TILES][OTHERS];
-        const Passing passing = {tile.first, tile.state, tile.masked, walk.states};
+        const Passing passing = passing_of(tile, p, walk.states);
         multiply_own<HEADS, LD_HEADS, false>(scores, own.heads_of_warp(), ring.heads_here(), lane);
         multiply_own<VALUES, LD_VALUES, false>(slopes, own.values_of_warp(), ring.values_here(), lane);
         differentiate<false>(scores, slopes, passing, p, mods, place, first_row, terms, factor, pairs);

@@ -51,6 +51,9 @@ INLINE void acquire_map(const void* map) {
   asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(map) : "memory");
 }
 
+// What this thread wrote to shared memory is seen by TMA and wgmma.
+INLINE void show_writes() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // Named barriers of hardware, for whole warps.
 INLINE void sync_named(int name, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory"); }
 INLINE void arrive_named(int name, int threads) {

@@ -26,10 +26,11 @@ def run_hopper(
     """out, lse and max_scores of one call. Nothing is evaluated."""
     batch, query_heads, q_len, _ = call.q.shape
     tensors = [mx.contiguous(x) for x in (call.q, call.k, call.v)]  # both nodes are to see the same memory
+    boxes = tuple((x.shape, rows) for x, rows in zip(tensors, (plan.bq, plan.bk, plan.bk), strict=True))
     (maps,) = mx.fast.precompiled_cuda_kernel(
         name=maps_name,
         compiled_source=maps_cubin,
-        inputs=[shaped_maps(call.q.shape, call.k.shape, call.v.shape, (plan.bq, plan.bk), plan.dtype), *tensors],
+        inputs=[shaped_maps(boxes, plan.dtype), *tensors],
         output_shapes=[(MAPS * MAP_BYTES,)],
         output_dtypes=[mx.uint8],
         scalars=[],

@@ -16,18 +16,16 @@ _FLOAT16, _BFLOAT16, _SWIZZLE_128B, _L2_256B = 6, 9, 3, 3  # of the enums of cud
 
 
 @functools.lru_cache(maxsize=1024)
-def shaped_maps(
-    q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], rows: tuple[int, int], dtype: str
-) -> mx.array:
-    """uint8 [3 * 128]: the maps of q, k and v, which lie row after row, for boxes of `rows` rows of q and of k and v.
+def shaped_maps(boxes: tuple[tuple[tuple[int, ...], int], ...], dtype: str) -> mx.array:
+    """uint8 [arrays * 128]: the maps of arrays that lie row after row.
 
     Args:
-        q, k, v: shapes, [batch, heads, rows, columns].
+        boxes: of each its shape, [batch, heads, rows, columns], and how many rows a box has.
 
     Raises:
         RuntimeError: there is no driver, or it refuses a shape.
     """
-    maps = [_encoded(shape, box, dtype) for shape, box in ((q, rows[0]), (k, rows[1]), (v, rows[1]))]
+    maps = [_encoded(shape, rows, dtype) for shape, rows in boxes]
     return mx.array(np.frombuffer(b"".join(maps), np.uint8))
 
 

@@ -117,6 +117,12 @@ PTX(cp_async_wait_all, ) {
   close_group();
   land_groups(0);
 }
+// "the arrive-on operation is triggered when all prior cp.async operations of the thread complete": here at once.
+PTX(cp_async_mbarrier_arrive_noinc_shared__cta_b64, uint32_t address) {
+  close_group();
+  land_groups(0);
+  arrive_at(address, 1, 0, PC);
+}
 
 // -- products: "mma", its fragments as the figures of PTX ISA have them ----------------------------------------------
 

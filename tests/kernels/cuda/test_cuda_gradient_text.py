@@ -16,6 +16,7 @@ import flextrace as flex
 from flextrace.decorators import bound
 from flextrace.kernels.cuda.attention.plan import SHARED_BYTES
 from flextrace.kernels.cuda.backend import CudaBackend
+from flextrace.kernels.cuda.backward.hopper.plan import hopper_gradient_plan
 from flextrace.kernels.cuda.backward.plan import gradient_plan
 from flextrace.kernels.cuda.backward.text import (
     KEY,
@@ -55,6 +56,27 @@ def test_nothing_is_spilled_where_training_goes(dim: int, kernel: str, tmp_path:
     """Head dims 64 and 128 of 16 bits; those of d_k and d_v have the most sums."""
     plan = gradient_plan(kernel == KEY, dim, dim, "bfloat16", 90)
     check(kernel, formulas(None, causal), GradientVariant(plan), "sm_80", tmp_path, 32 if kernel == QUERY else 128)
+
+
+@pytest.mark.sampled(8)
+@pytest.mark.parametrize("kernel", [QUERY, KEY])
+@pytest.mark.parametrize(
+    "mods", [(None, None), (None, causal), (softcap(30.0), causal)], ids=["none", "causal", "both"]
+)
+@pytest.mark.parametrize("dims", [(64, 64), (128, 128), (72, 128), (128, 8)])
+def test_hopper_multiplies_beside_its_arithmetic(
+    dims: tuple[int, int], mods: tuple[Any, Any], kernel: str, tmp_path: Path
+) -> None:
+    plan = hopper_gradient_plan(kernel == KEY, *dims, "bfloat16", mods[1] is not None)
+    assert plan is not None and plan.shared_bytes <= SHARED_BYTES[90]
+    text = gradient_text(kernel, formulas(*mods), GradientVariant(plan)).text
+    report = compile_cuda(text, "sm_90a", tmp_path)
+    assert report.spilled <= 64 and "serialized" not in report.said, report.said
+
+
+def test_what_hopper_does_not_take_is_for_the_other_kernel() -> None:
+    for dims, dtype in (((64, 64), "float32"), ((4, 64), "float16"), ((64, 130), "bfloat16"), ((192, 128), "float16")):
+        assert hopper_gradient_plan(False, *dims, dtype, True) is None
 
 
 @pytest.mark.long
@@ -104,7 +126,7 @@ def test_a_kernel_of_gradients_is_shown_by_its_name() -> None:
     bias = flex.score_mod(lambda score, b, h, q_idx, kv_idx: score + table[q_idx - kv_idx + 150])
     backend = CudaBackend()
     named = backend.named(bound(bias, None).formulas)
-    assert list(named) == ["attention", "decode", "backward_query", "backward_key", "backward_pairs_0"]
+    assert list(named)[-3:] == ["backward_query", "backward_key", "backward_pairs_0"]
     assert "INLINE auto score_gradient(int b" in backend.text(named["backward_query"])
     assert "void sum_pairs(" in bias.source("cuda", kernel="backward_pairs_0")
 

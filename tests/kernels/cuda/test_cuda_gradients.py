@@ -26,7 +26,10 @@ from flextrace.kernels.simulator.report import SimulationError
 MASKS = [entry.name for entry in zoo.ZOO.values() if entry.kind == "mask"]
 IN_FLOAT32 = ("softcap_array_functions",)  # in plain Python too: too coarse for differences
 SCORES = [entry.name for entry in zoo.ZOO.values() if entry.kind == "score" and entry.name not in IN_FLOAT32]
-SMALL = (2, 4, 21, 8, 1, 2, 27, 12)  # grouped heads, one batch of keys for two of queries
+SMALL = (2, 4, 21, 8, 1, 2, 27, 16)  # grouped heads, one batch of keys for two of queries
+KERNELS = [(80, dtype) for dtype in DTYPES] + [(90, "float16"), (90, "bfloat16")]
+kernels = pytest.mark.parametrize(("architecture", "dtype"), KERNELS)
+one_of_each = pytest.mark.parametrize(("architecture", "dtype"), [(80, "float32"), (90, "float16")])
 
 
 def check(
@@ -35,46 +38,48 @@ def check(
     names: tuple[str, ...] = (),
     order: str = "forward",
     change: Callable[[str], str] | None = None,
+    architecture: int = 80,
     **options: Any,
 ) -> None:
-    with simulated_cuda(order=order, change=change):
+    with simulated_cuda(architecture, order=order, change=change):
         gradients.check(shape, dtype, names, on=CudaBackend(), **options)
 
 
-def run(call: BackwardCall) -> Gradients:
-    with simulated_cuda():
+def run(call: BackwardCall, architecture: int = 80) -> Gradients:
+    with simulated_cuda(architecture):
         return CudaBackend().backward(call)
 
 
 @pytest.mark.sampled(9)
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_order_of_lanes(order: str, dtype: str) -> None:
-    check(SMALL, dtype, ("causal",), order, statistics=True)
+@kernels
+def test_every_order_of_lanes(order: str, architecture: int, dtype: str) -> None:
+    check(SMALL, dtype, ("causal",), order, statistics=True, architecture=architecture)
 
 
 @pytest.mark.sampled(300)
 @pytest.mark.parametrize("statistics", [False, True], ids=["out", "out-lse-max"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@kernels
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape(shape: str, dtype: str, statistics: bool) -> None:
-    check(SHAPES[shape], dtype, statistics=statistics)
+def test_every_shape(shape: str, architecture: int, dtype: str, statistics: bool) -> None:
+    check(SHAPES[shape], dtype, statistics=statistics, architecture=architecture)
 
 
 @pytest.mark.sampled(1200)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("block_size", [None, 16, 64, (17, 33)], ids=str)
 @pytest.mark.parametrize("name", MASKS)
-def test_every_mask(name: str, block_size: Any, order: str) -> None:
-    check(SMALL, "float16", (name,), order, block_size=block_size, statistics=True)
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_every_mask(architecture: int, name: str, block_size: Any, order: str) -> None:
+    check(SMALL, "float16", (name,), order, block_size=block_size, statistics=True, architecture=architecture)
 
 
 @pytest.mark.sampled(500)
 @pytest.mark.parametrize("mask", [(), ("causal",)], ids=["none", "causal"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@kernels
 @pytest.mark.parametrize("name", SCORES)
-def test_every_score_mod(name: str, dtype: str, mask: tuple[str, ...]) -> None:
-    check(SMALL, dtype, (name, *mask))
+def test_every_score_mod(name: str, architecture: int, dtype: str, mask: tuple[str, ...]) -> None:
+    check(SMALL, dtype, (name, *mask), architecture=architecture)
 
 
 @pytest.mark.sampled(100)
@@ -99,10 +104,10 @@ def test_blocks_that_sum_pairs_one_after_the_other(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.sampled(700)
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@kernels
 @pytest.mark.parametrize("name", [entry.name for entry in zoo.ZOO.values() if entry.kind == "score"])
-def test_every_array_of_the_zoo(name: str, dtype: str) -> None:
-    check(SHAPE, dtype, (name, "causal"), wanted=True)
+def test_every_array_of_the_zoo(name: str, architecture: int, dtype: str) -> None:
+    check(SHAPE, dtype, (name, "causal"), wanted=True, architecture=architecture)
 
 
 def test_memory_of_captured_gradients_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,18 +132,18 @@ def test_rows_without_columns(dims: tuple[int, int]) -> None:
     check((1, 2, 20, dims[0], 1, 1, 30, dims[1]), "float16")
 
 
-def _a_row_beside(mask: Any, rows: tuple[int, ...], special: float) -> tuple[BackwardCall, BackwardCall]:
+def _a_row_beside(mask: Any, rows: tuple[int, ...], special: float, dtype: str) -> tuple[BackwardCall, BackwardCall]:
     """A call where nobody attends to some rows of q, k, v and d_out, and where these hold something special."""
     shape = (1, 1, 33, 8, 1, 1, 33, 16)
-    clean, dirty = [np.array(x) for x in inputs(shape, "float32")], []
-    clean.append(np.random.default_rng(0).normal(size=(1, 1, 33, 16)).astype(np.float32))
+    clean, dirty = [np.array(x) for x in inputs(shape, dtype)], []
+    clean.append(np.random.default_rng(0).normal(size=(1, 1, 33, 16)).astype(dtype))
     for array, row in zip(clean, rows, strict=True):
         dirty.append(array.copy())
         dirty[-1][:, :, row] = special
         array[:, :, row] = 0
     plain = (None, mask)
     one, other = (
-        backward_call(shape, "float32", None, flex.mask_mod(mask), plain, given=tuple(map(mx.array, given)))
+        backward_call(shape, dtype, None, flex.mask_mod(mask), plain, given=tuple(map(mx.array, given)))
         for given in (clean, dirty)
     )
     return one, BackwardCall(other.call, one.out, one.lse, other.d_out)  # whose delta is nan
@@ -146,30 +151,36 @@ def _a_row_beside(mask: Any, rows: tuple[int, ...], special: float) -> tuple[Bac
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("special", [np.nan, np.inf])
-def test_what_is_masked_out_reaches_no_gradient(special: float) -> None:
+@one_of_each
+def test_what_is_masked_out_reaches_no_gradient(architecture: int, dtype: str, special: float) -> None:
     def mask(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         return (kv_idx != 5) & (kv_idx <= q_idx + 3) & (q_idx != 7)
 
-    one, other = (run(call) for call in _a_row_beside(mask, (7, 5, 5, 7), special))
+    one, other = (run(call, architecture) for call in _a_row_beside(mask, (7, 5, 5, 7), special, dtype))
     for name in ("q", "k", "v"):
-        close(getattr(other, name), exact(getattr(one, name)), "float32", name)
+        close(getattr(other, name), exact(getattr(one, name)), dtype, name)
 
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("special", [np.nan, np.inf])
-def test_a_cotangent_that_is_not_finite_reaches_what_its_row_attends_to_and_nothing_else(special: float) -> None:
+@one_of_each
+def test_a_cotangent_that_is_not_finite_reaches_what_its_row_attends_to_and_nothing_else(
+    architecture: int, dtype: str, special: float
+) -> None:
     def mask(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         return kv_idx <= q_idx
 
-    call = backward_call((1, 1, 33, 8, 1, 1, 33, 8), "float32", None, flex.mask_mod(mask), (None, mask))
+    call = backward_call((1, 1, 33, 8, 1, 1, 33, 8), dtype, None, flex.mask_mod(mask), (None, mask))
     d_out, rows = np.array(call.d_out), np.arange(33)
     d_out[0, 0, 20, 3] = special
-    clean, found = run(call), run(BackwardCall(call.call, call.out, call.lse, mx.array(d_out)))
+    clean, found = (
+        run(BackwardCall(call.call, call.out, call.lse, x), architecture) for x in (call.d_out, mx.array(d_out))
+    )
     triples = ((found.q, clean.q, rows == 20), (found.k, clean.k, rows <= 20), (found.v, clean.v, rows <= 20))
     for mine, whole, reached in triples:
         array = np.array(mine)[0, 0]
         assert not np.isfinite(array[reached]).all(axis=1).any(), "every row that is reached shows it"
-        close(mx.array(array[~reached]), exact(whole)[0, 0][~reached], "float32", "rows that have no part in it")
+        close(mx.array(array[~reached]), exact(whole)[0, 0][~reached], dtype, "rows that have no part in it")
 
 
 @pytest.mark.sampled(4)
@@ -195,6 +206,23 @@ def test_rows_without_keys_and_keys_without_rows_have_no_gradient() -> None:
     found = run(call)
     assert not any(bool(mx.isnan(x).any()) for x in (found.q, found.k, found.v))
     assert float(mx.abs(found.q[:, :, :4]).max()) == float(mx.abs(found.k[:, :, :41]).max()) == 0
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_rows_that_begin_anywhere_in_memory(architecture: int) -> None:
+    """Arrays that are parts of others begin inside 16 bytes: neither cp.async nor TMA takes them."""
+    shape = (1, 2, 70, 16, 1, 2, 90, 16)
+    whole = backward_call(shape, "float16")
+
+    def moved(x: mx.array) -> mx.array:
+        return mx.concatenate([mx.zeros(1, x.dtype), x.reshape(-1)])[1:].reshape(x.shape)
+
+    parts = tuple(moved(x) for x in (whole.call.q, whole.call.k, whole.call.v, whole.d_out))
+    mx.eval(*parts)
+    one, other = (run(call, architecture) for call in (whole, backward_call(shape, "float16", given=parts)))
+    for name in ("q", "k", "v"):
+        assert mx.array_equal(getattr(one, name), getattr(other, name)), name
 
 
 @pytest.mark.long

@@ -179,7 +179,7 @@ def test_each_mistake_is_seen(architecture: int, mistake: str) -> None:
     assert re.search(seen, str(found.value))
 
 
-PTX_FILES = {"tile/ptx.h", "hopper/barriers.h", "hopper/wgmma.h", "hopper/maps.cu"}
+PTX_FILES = {"tile/ptx.h", "hopper/barriers.h", "hopper/wgmma.h", "hopper/maps.cu", "backward/hopper/maps.cu"}
 
 
 def test_ptx_stands_in_few_files_and_each_instruction_has_a_twin() -> None:

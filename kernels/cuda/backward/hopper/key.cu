@@ -29,7 +29,9 @@ INLINE void backward_key(const Tensors& tensors, const AttentionParams& p, const
     give_registers<PRODUCER_REGISTERS>();
     if (warp == 0) {
       const TransposedMask mask(mods);
-      produce<true>(memory, tensors.maps, tensors.terms, all_rows, tensors.tile_lists, p, mask, of, lane);
+      Sources from;
+      from.start<true>(tensors.maps, tensors.q, tensors.k, tensors.v, tensors.d_out, p);
+      produce_all<true>(memory, from, tensors.terms, all_rows, tensors.tile_lists, p, mask, of, lane);
     }
   } else {
     take_registers<CONSUMER_REGISTERS>();
@@ -41,7 +43,7 @@ INLINE void backward_key(const Tensors& tensors, const AttentionParams& p, const
       const int64_t head = int64_t(of.batch(p, reader)) * p.query_heads + of.query_head(p, reader);
       sites.write(tensors.site_sums + head * p.q_len * SITES, inverse, first_row, p.q_len, lane);
     };
-    consume(mine, memory, p, mods, of, TermsOfRows(), tensors.tile_lists, factor, consumer, warp % 4, lane, write);
+    consume_all(mine, memory, p, mods, of, TermsOfRows(), tensors.tile_lists, factor, consumer, warp % 4, lane, write);
     write_rows(tensors.d_k + kv_head * p.q_len * HEAD_DIM, mine.head_sums, p.scale * inverse, 0, HEAD_DIM, first_row, p.q_len,
                lane);
     write_rows(tensors.d_v + kv_head * p.q_len * VALUE_DIM, mine.value_sums, 1.0f, 0, VALUE_DIM, first_row, p.q_len, lane);

@@ -25,14 +25,20 @@ struct Memory {
   float terms[STAGES][TERMS * BK];
   uint64_t has_own, full[STAGES], free[STAGES];
   int words[STAGES], readers[STAGES];
+  int again;  // some sum is not finite: all is to be done again, with care
 };
+// What passes by is wgmma's second factor, where a weight of 0 beside what is infinite or nan would be nan. With care,
+// such values are replaced by 0 when the scores of their tile are there.
+constexpr int EVERY_CONSUMER = CONSUMERS * WARPGROUP;
+enum Named { CLEANING = 1, DONE = 2 };
 
 // What the producer says of a tile: 8 * tile + 4 where some of its rows do not exist + its TileState; -1 after the last.
 struct Word {
   int bits, reader;  // reader: the number of its head, of those that a key has
   INLINE bool exists() const { return bits >= 0; }
   INLINE Passing passing(const uint8_t* states) const {
-    return {(bits >> 3) * BK, bits & 3, (bits & 7) != NO_MASK, states};
+    const bool masked = (HAS_MASK_MOD || BLOCKS == CUT_TILES) && (bits & 3) != NO_MASK;
+    return {(bits >> 3) * BK, bits & 3, masked, (bits & 4) != 0, states};
   }
 };
 
@@ -61,26 +67,59 @@ struct Heads {
   }
 };
 
-// all_rows: query rows of all batches and heads; terms: theirs, where keys are rows.
-template <bool KEY_ROWS, typename Asked>
-INLINE void produce(Memory& memory, const uint8_t* maps, const float* terms, int64_t all_rows, const int* tile_lists,
-                    const AttentionParams& p, const Asked& mask, const Heads<KEY_ROWS>& of, int lane) {
-  constexpr int MAP = 128;
-  const uint8_t *q = maps, *k = q + MAP, *v = k + MAP, *d_out = v + MAP;
-  const uint8_t *own_heads = KEY_ROWS ? k : q, *own_values = KEY_ROWS ? v : d_out;
-  const uint8_t *heads = KEY_ROWS ? q : k, *values = KEY_ROWS ? d_out : v;
-  if (lane == 0) {
-    for (int map = 0; map < 4; map++) acquire_map(maps + map * MAP);
-    arrive_and_expect(&memory.has_own, sizeof(memory.heads) + sizeof(memory.values));
-    for (int row = 0; row < BQ; row += BOX) {
-      for (int s = 0; s < HEAD_SLABS; s++)
-        load_box(memory.heads[s][row], own_heads, &memory.has_own, s * SLAB, of.own_tile * BQ + row, of.own_head, of.own_batch);
-      for (int s = 0; s < VALUE_SLABS; s++)
-        load_box(memory.values[s][row], own_values, &memory.has_own, s * SLAB, of.own_tile * BQ + row, of.own_head, of.own_batch);
+// A tensor that the producer brings rows of. map: its tensor map; where its elements begin inside 16 bytes TMA cannot
+// take it, and a warp copies the rows: rare, and slow.
+struct Source {
+  const uint8_t* map;
+  const T* data;
+  bool aligned;
+  int columns, heads, rows;
+
+  INLINE int expected(int bytes) const { return aligned ? bytes : 0; }
+  // SLABS of ROWS rows, from row `first` of a head on. All lanes; with TMA a barrier expects them.
+  template <int SLABS, int ROWS>
+  INLINE void load(T (*to)[ROWS][SLAB], uint64_t* barrier, int first, int head, int batch, int lane) const {
+    if (!aligned || lane != 0) return;
+    for (int s = 0; s < SLABS; s++) {
+      for (int row = 0; row < ROWS; row += BOX) load_box(to[s][row], map, barrier, s * SLAB, first + row, head, batch);
     }
   }
-  __syncwarp();
-  Turn turn = {0, 0};
+  // The same before the barrier is told.
+  template <int SLABS, int ROWS>
+  INLINE void copy(T (*to)[ROWS][SLAB], int first, int head, int batch, int lane) const {
+    if (aligned) return;
+    const T* from = data + (int64_t(batch) * heads + head) * rows * columns;
+    ROLLED
+    for (int at = lane; at < SLABS * ROWS * SLAB; at += LANES) {
+      const int column = at % (SLABS * SLAB), row = at / (SLABS * SLAB), inside = column % SLAB;
+      const bool exists = column < columns && first + row < rows;
+      to[column / SLAB][row][((inside / 8) ^ (row & 7)) * 8 + inside % 8] =
+          exists ? from[int64_t(first + row) * columns + column] : narrowed<T>(0.0f);
+    }
+    show_writes();
+  }
+};
+struct Sources {
+  Source own_heads, own_values, heads, values;
+
+  template <bool KEY_ROWS>
+  INLINE void start(const uint8_t* maps, const T* q, const T* k, const T* v, const T* d_out, const AttentionParams& p) {
+    constexpr int MAP = 128;
+    const int* aligned = (const int*)(maps + 4 * MAP);
+    const int q_len = KEY_ROWS ? p.kv_len : p.q_len, kv_len = KEY_ROWS ? p.q_len : p.kv_len;
+    const Source of_q = {maps, q, aligned[0] != 0, HEAD_DIM, p.query_heads, q_len};
+    const Source of_k = {maps + MAP, k, aligned[1] != 0, HEAD_DIM, p.kv_heads, kv_len};
+    const Source of_v = {maps + 2 * MAP, v, aligned[2] != 0, VALUE_DIM, p.kv_heads, kv_len};
+    const Source of_d_out = {maps + 3 * MAP, d_out, aligned[3] != 0, VALUE_DIM, p.query_heads, q_len};
+    own_heads = KEY_ROWS ? of_k : of_q, own_values = KEY_ROWS ? of_v : of_d_out;
+    heads = KEY_ROWS ? of_q : of_k, values = KEY_ROWS ? of_d_out : of_v;
+  }
+};
+
+// all_rows: query rows of all batches and heads; terms: theirs, where keys are rows. turn: of the stages, goes on.
+template <bool KEY_ROWS, typename Asked>
+INLINE void produce(Memory& memory, const Sources& from, const float* terms, int64_t all_rows, const int* tile_lists,
+                    const AttentionParams& p, const Asked& mask, const Heads<KEY_ROWS>& of, Turn& turn, int lane) {
   ROLLED
   for (int reader = 0; reader < of.readers(p); reader++) {
     Place place;
@@ -96,20 +135,23 @@ INLINE void produce(Memory& memory, const uint8_t* maps, const float* terms, int
       Stage& stage = memory.stages[turn.stage];
       uint64_t* full = &memory.full[turn.stage];
       wait_for(&memory.free[turn.stage], turn.phase ^ 1);
+      from.heads.template copy<HEAD_SLABS>(stage.heads, tile.first, head, batch, lane);
+      from.values.template copy<VALUE_SLABS>(stage.values, tile.first, head, batch, lane);
+      __syncwarp();
       if (lane == 0) {
         memory.words[turn.stage] = tile.first / BK * 8 + (tile.first + BK > p.kv_len ? 4 : 0) + tile.state;
         memory.readers[turn.stage] = reader;
-        arrive_and_expect(full, sizeof(stage.heads) + sizeof(stage.values));
-        for (int s = 0; s < HEAD_SLABS; s++) load_box(stage.heads[s], heads, full, s * SLAB, tile.first, head, batch);
-        for (int s = 0; s < VALUE_SLABS; s++) load_box(stage.values[s], values, full, s * SLAB, tile.first, head, batch);
+        arrive_and_expect(full, from.heads.expected(sizeof(stage.heads)) + from.values.expected(sizeof(stage.values)));
       }
+      from.heads.template load<HEAD_SLABS>(stage.heads, full, tile.first, head, batch, lane);
+      from.values.template load<VALUE_SLABS>(stage.values, full, tile.first, head, batch, lane);
       if constexpr (KEY_ROWS) {
-        const float* from = terms + (int64_t(place.b) * p.query_heads + place.h) * p.kv_len;
+        const float* row_terms = terms + (int64_t(place.b) * p.query_heads + place.h) * p.kv_len;
         UNROLL
         for (int i = 0; i < TERMS * BK / LANES; i++) {
           const int at = i * LANES + lane, row = tile.first + at % BK;
           const bool exists = row < p.kv_len;
-          ptx::cp_async_4(ptx::shared_address(&memory.terms[turn.stage][at]), from + at / BK * all_rows + (exists ? row : 0),
+          ptx::cp_async_4(ptx::shared_address(&memory.terms[turn.stage][at]), row_terms + at / BK * all_rows + (exists ? row : 0),
                           exists ? 4 : 0);
         }
         arrive_after_copies(full);
@@ -120,9 +162,42 @@ INLINE void produce(Memory& memory, const uint8_t* maps, const float* terms, int
   wait_for(&memory.free[turn.stage], turn.phase ^ 1);
   if (lane == 0) {
     memory.words[turn.stage] = -1;
+    memory.readers[turn.stage] = 0;
     arrive(&memory.full[turn.stage]);
   }
   if constexpr (KEY_ROWS) arrive(&memory.full[turn.stage]);
+  __syncwarp();
+  turn = turn.next();
+}
+
+// The producer's whole work.
+template <bool KEY_ROWS, typename Asked>
+INLINE void produce_all(Memory& memory, const Sources& from, const float* terms, int64_t all_rows, const int* tile_lists,
+                        const AttentionParams& p, const Asked& mask, const Heads<KEY_ROWS>& of, int lane) {
+  const int first = of.own_tile * BQ;
+  from.own_heads.template copy<HEAD_SLABS>(memory.heads, first, of.own_head, of.own_batch, lane);
+  from.own_values.template copy<VALUE_SLABS>(memory.values, first, of.own_head, of.own_batch, lane);
+  __syncwarp();
+  if (lane == 0) {
+    acquire_map(from.own_heads.map);
+    acquire_map(from.own_values.map);
+    acquire_map(from.heads.map);
+    acquire_map(from.values.map);
+    const int bytes = from.own_heads.expected(sizeof(memory.heads)) + from.own_values.expected(sizeof(memory.values));
+    arrive_and_expect(&memory.has_own, bytes);
+  }
+  from.own_heads.template load<HEAD_SLABS>(memory.heads, &memory.has_own, first, of.own_head, of.own_batch, lane);
+  from.own_values.template load<VALUE_SLABS>(memory.values, &memory.has_own, first, of.own_head, of.own_batch, lane);
+  __syncwarp();
+  Turn turn = {0, 0};
+  ROLLED
+  for (bool again = true; again;) {
+    produce<KEY_ROWS>(memory, from, terms, all_rows, tile_lists, p, mask, of, turn, lane);
+    if (!MAY_LEAVE_OUT) return;
+    sync_named(DONE, EVERY_CONSUMER + LANES);
+    again = __shfl_sync(EVERY_LANE, lane == 0 ? memory.again : 0, 0) == 1;
+    sync_named(DONE, EVERY_CONSUMER + LANES);
+  }
 }
 
 // What one consumer holds. weights, changes: P and dS, as left factors of 16 rows that pass by.
@@ -191,12 +266,23 @@ struct Consumer {
   }
 };
 
-// The whole work of a consumer. terms: of own rows; those of others are in the stages. write: (sites, reader), for the
+// Zeros for what is infinite or nan in rows that pass by, a share for each thread of the consumers.
+template <int SIZE>
+INLINE void clean(T* rows, int thread) {
+  ROLLED
+  for (int at = thread; at < SIZE / 2; at += EVERY_CONSUMER) {
+    uint& pair = ((uint*)rows)[at];
+    const uint low = pair & 0xffffu, high = pair & 0xffff0000u;
+    if (is_special<T>(pair)) pair = (is_special<T>(low) ? 0u : low) | (is_special<T>(high) ? 0u : high);
+  }
+}
+
+// The work of a consumer, with care or without. turn: of the stages, goes on. terms: of own rows; those of others are in the stages. write: (sites, reader), for the
 // sums of a reader.
 template <bool KEY_ROWS, typename Write>
 INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionParams& p, const GradientMods& mods,
                     const Heads<KEY_ROWS>& of, const TermsOfRows& own_terms, const int* tile_lists, float factor,
-                    int consumer, int warp, int lane, const Write& write) {
+                    int consumer, int warp, int lane, const Write& write, bool careful, Turn& turn) {
   const int first_row = of.own_tile * BQ + 64 * consumer + 16 * warp;
   clear(mine.head_sums);
   if constexpr (KEY_ROWS) clear(mine.value_sums);
@@ -240,16 +326,27 @@ INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionPar
     if constexpr (KEY_ROWS) {
       const TermsOfOthers terms = {memory.terms[turn.stage], lane};
       differentiate<KEY_ROWS>(mine.scores, mine.slopes, passing, p, mods, place, first_row, terms, factor, sites);
+      if (careful) spread_specials(mine.scores, terms);
     } else {
       differentiate<KEY_ROWS>(mine.scores, mine.slopes, passing, p, mods, place, first_row, own_terms, factor, sites);
     }
+  };
+
+  const auto clean_if_careful = [&](Turn turn) {  // the scores of all consumers are there
+    if (!careful) return;
+    Stage& stage = memory.stages[turn.stage];
+    const int thread = consumer * WARPGROUP + warp * LANES + lane;
+    sync_named(CLEANING, EVERY_CONSUMER);
+    clean<sizeof(stage.heads) / sizeof(T)>(&stage.heads[0][0][0], thread);
+    if constexpr (KEY_ROWS) clean<sizeof(stage.values) / sizeof(T)>(&stage.values[0][0][0], thread);
+    show_writes();
+    sync_named(CLEANING, EVERY_CONSUMER);
   };
 
   turn_to(0);
   wait_for(&memory.has_own, 0);
   mine.own_heads = moved(by_rows(memory.heads), 64 * consumer * SLAB * int(sizeof(T)));
   mine.own_values = moved(by_rows(memory.values), 64 * consumer * SLAB * int(sizeof(T)));
-  Turn turn = {0, 0};
   Word word = word_of(turn);
   if constexpr (DEFERRED) {
     if (word.exists()) {
@@ -258,6 +355,7 @@ INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionPar
       wait_for_products<0>();
       pin(mine.scores[0]);
       pin(mine.slopes[0]);
+      clean_if_careful(turn);
       weigh(word, turn);
       mine.keep_factors();
       Turn next = turn.next();
@@ -269,6 +367,7 @@ INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionPar
         wait_for_products<1>();
         pin(mine.scores[0]);
         pin(mine.slopes[0]);
+        clean_if_careful(next);
         weigh(word, next);
         // ptxas would move the wait for those sums above all of this, but for the loop that waits for the next tile.
         pin(mine.scores[0]);
@@ -286,6 +385,8 @@ INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionPar
       mine.begin_sums(memory.stages[turn.stage]);
       wait_for_products<0>();
       mine.pin_sums();
+      release(turn);
+      turn = next;
     }
   } else {
     while (word.exists()) {
@@ -294,6 +395,7 @@ INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionPar
       wait_for_products<0>();
       pin(mine.scores[0]);
       pin(mine.slopes[0]);
+      clean_if_careful(turn);
       weigh(word, turn);
       mine.keep_factors();
       begin_products();
@@ -306,12 +408,47 @@ INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionPar
     }
   }
   write_to(of.readers(p));
+  release(turn);  // the stage of the last word
+  turn = turn.next();
+}
+
+template <int N>
+INLINE bool are_finite(const Sums (&sums)[1][N]) {
+  float sum = 0.0f;
+  UNROLL
+  for (int d = 0; d < N; d++) {
+    UNROLL
+    for (int i = 0; i < 4; i++) sum += 0.0f * sums[0][d].at[i];
+  }
+  return sum == 0.0f;
+}
+
+// A consumer's whole work.
+template <bool KEY_ROWS, typename Write>
+INLINE void consume_all(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionParams& p, const GradientMods& mods,
+                        const Heads<KEY_ROWS>& of, const TermsOfRows& own_terms, const int* tile_lists, float factor,
+                        int consumer, int warp, int lane, const Write& write) {
+  Turn turn = {0, 0};
+  ROLLED
+  for (bool careful = false;; careful = true) {
+    consume(mine, memory, p, mods, of, own_terms, tile_lists, factor, consumer, warp, lane, write, careful, turn);
+    if (!MAY_LEAVE_OUT) return;
+    bool finite = are_finite(mine.head_sums);
+    if constexpr (KEY_ROWS) finite = finite && are_finite(mine.value_sums);
+    if (!careful && !finite) atomicOr(&memory.again, 1);
+    sync_named(DONE, EVERY_CONSUMER + LANES);
+    const bool again = !careful && memory.again == 1;
+    sync_named(DONE, EVERY_CONSUMER + LANES);
+    if (!again) return;
+    if (consumer == 0 && warp == 0 && lane == 0) memory.again = 2;
+  }
 }
 
 // Before producer and consumers part.
 template <bool KEY_ROWS>
 INLINE void start_pipeline(Memory& memory) {
   if (threadIdx.x == 0) {
+    memory.again = 0;
     start_barrier(&memory.has_own, 1);
     for (int s = 0; s < STAGES; s++) {
       start_barrier(&memory.full[s], KEY_ROWS ? 1 + LANES : 1);  // each lane brings terms too

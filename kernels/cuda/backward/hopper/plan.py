@@ -74,6 +74,6 @@ def hopper_gradient_plan(
         return None
     narrow = max(head_dim, value_dim) <= SLAB
     deferred = narrow or not of_keys  # the sums of keys and values, and what two tiles need, are too many registers
-    registers = (240, 24) if not masked else (224, 56) if of_keys and not narrow else (216, 72)
+    registers = (232, 40) if not masked else (224, 56) if of_keys and not narrow else (216, 72)
     stages = 4 if narrow else 3 if deferred else 2
     return HopperGradientPlan(of_keys, head_dim, value_dim, dtype, 64, stages, deferred, *registers, with_max)

@@ -28,7 +28,11 @@ INLINE void backward_query(const Tensors& tensors, const AttentionParams& p, con
   start_pipeline<false>(memory);
   if (warpgroup == 0) {
     give_registers<PRODUCER_REGISTERS>();
-    if (warp == 0) produce<false>(memory, tensors.maps, nullptr, all_rows, tensors.tile_lists, p, (const Mods&)mods, of, lane);
+    if (warp == 0) {
+      Sources from;
+      from.start<false>(tensors.maps, tensors.q, tensors.k, tensors.v, tensors.d_out, p);
+      produce_all<false>(memory, from, nullptr, all_rows, tensors.tile_lists, p, (const Mods&)mods, of, lane);
+    }
   } else {
     take_registers<CONSUMER_REGISTERS>();
     const int consumer = warpgroup - 1, first_row = of.own_tile * BQ + 64 * consumer + 16 * (warp % 4);
@@ -40,7 +44,7 @@ INLINE void backward_query(const Tensors& tensors, const AttentionParams& p, con
     const auto write = [&](const SiteSums& sites, int reader) {
       sites.write(tensors.site_sums + head * p.q_len * SITES, inverse, first_row, p.q_len, lane);
     };
-    consume(mine, memory, p, mods, of, terms, tensors.tile_lists, factor, consumer, warp % 4, lane, write);
+    consume_all(mine, memory, p, mods, of, terms, tensors.tile_lists, factor, consumer, warp % 4, lane, write);
     write_rows(tensors.d_q + head * p.q_len * HEAD_DIM, mine.head_sums, p.scale * inverse, 0, HEAD_DIM, first_row, p.q_len,
                lane);
   }
