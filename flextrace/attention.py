@@ -189,8 +189,8 @@ def flex_attention(
             1 ulp.
             "PIPELINE": "staged" runs the stage kernels one after the other instead of the fused one, in quadratic
             memory (cpu, metal, simulator).
-            "QK_QUANT": "int8" or a `QKQuant` multiplies query and key as int8, with key smoothed (cpu and cuda: not for
-            the few rows of decode). See `QKQuant`.
+            "QK_QUANT": "int8" or a `QKQuant` multiplies query and key as int8, with key smoothed (not for the few rows
+            of decode). See `QKQuant`.
             "SMOOTH_K": False, beside QK_QUANT, leaves key as it is; True by itself smooths and does not quantise.
             "SMOOTH_Q": True, beside QK_QUANT, smooths query too.
         return_aux: which by-products to return as an `AuxOutput`.

@@ -60,8 +60,8 @@ OPTIONS: dict[str, Option] = {
     "QK_QUANT": Option(
         (str, QKQuant),
         QUANTISING,
-        '"int8" or a `QKQuant` multiplies query and key as int8, with key smoothed (cpu and cuda: not for the few '
-        "rows of decode). See `QKQuant`.",
+        '"int8" or a `QKQuant` multiplies query and key as int8, with key smoothed (not for the few rows of '
+        "decode). See `QKQuant`.",
         choices=("int8",),
     ),
     "SMOOTH_K": Option(

@@ -27,8 +27,8 @@ class QKQuant:
     q_block, k_block: rows that share a scale; q_block also the rows that share a mean of q.
 
     Rounding takes a pass over all keys, which many query rows share. A few rows (decode) would wait for it longer than
-    for attention itself, so on a CPU and with CUDA they multiply keys as they are, exactly; what makes decode faster is
-    a cache that is in int8 already (`Int8KV`).
+    for attention itself, so they multiply keys as they are, exactly; what makes decode faster is a cache that
+    is in int8 already (`Int8KV`).
 
     Example:
         >>> import mlx.core as mx, flextrace as flex

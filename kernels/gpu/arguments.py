@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..call import Mods
+from ..spec import Formulas
 
 SMALLEST = 8  # MLX passes smaller arrays in Metal's constant address space, where the kernels do not expect theirs
 
@@ -30,6 +31,11 @@ def words_of_captures(mods: Mods) -> list[int]:
     """Captured numbers as 32-bit words, then the shapes of captured arrays."""
     numbers = [bits(float(number)) if dtype == "float" else int(number) for dtype, number in mods.typed_numbers()]
     return [*numbers, *(size for array in mods.arrays for size in array.shape)]
+
+
+def words_for(mods: Formulas) -> int:
+    """How many words these are."""
+    return len(mods.numbers) + sum(array.ndim for array in mods.arrays)
 
 
 def bits(number: float) -> int:

@@ -21,7 +21,7 @@ from ..stages.protocol import Stages
 from .async_copy.probe import why_no_async_copy
 from .backward.text import KERNELS as GRADIENT_KERNELS
 from .backward.text import gradient_specs, gradient_text
-from .decode.launch import plan_of, run_decode
+from .decode.launch import keys_in_place, plan_of, run_decode
 from .decode.plan import decode_plan
 from .decode.text import MERGE, decode_text, merge_text
 from .generate import complete, kernel_text
@@ -69,6 +69,8 @@ class MetalBackend:
 
     def spec(self, call: AttentionCall) -> KernelSpec:
         async_copy = call.async_copy and self.no_async_copy() is None
+        few = not async_copy and plan_of(call) is not None
+        call = keys_in_place(call) if few else call
         variant = Variant(
             async_copy,
             slots_by_blocks(call),
@@ -76,7 +78,6 @@ class MetalBackend:
             capture_kinds(call.mods.arrays),
             fast_math=call.fast_math and call.mods.score is not None,
         )
-        few = not async_copy and plan_of(call) is not None
         return KernelSpec(DECODE if few else ATTENTION, call.mods.formulas, variant)
 
     def named(self, mods: Formulas) -> dict[str, KernelSpec]:
@@ -137,6 +138,8 @@ class MetalKernel(Launchable):
     backend: MetalBackend
 
     def run(self, call: AttentionCall) -> Result:
+        if self.text.kernel == DECODE:
+            call = keys_in_place(call)
         made = operands(call, self.backend.rounding, self.backend.stages())
         if self.text.kernel == DECODE:
             merge = self.backend.load(KernelSpec(MERGE))

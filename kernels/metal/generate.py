@@ -9,6 +9,7 @@ from typing import Protocol
 from flextrace.tracer import METAL, METAL_FAST, Expr, emit
 from flextrace.tracer.emit.c_family import is_uniform
 
+from ..gpu.arguments import SMALLEST, words_for
 from ..gpu.extremes import extremes_type, looked_up, tile_body
 from ..spec import Formulas
 from ..template.hole import fill
@@ -69,7 +70,8 @@ def buffers(text: KernelText) -> list[str]:
     types |= {f"extremes{slot}": extremes_type(text.arrays[slot].element) for slot in text.extremes}
     found, strided = [], (*STRIDED, *text.scoring.strided)
     for name in text.inputs:
-        space = "constant" if dims.get(name) == 0 or name in IN_CONSTANT else "device"
+        in_constant = name in IN_CONSTANT or (name == "params" and text.few_words)
+        space = "constant" if dims.get(name) == 0 or in_constant else "device"
         found.append(f"const {space} {types[name]}{'&' if dims.get(name) == 0 else '*'} {name}")
         with_axes = bool(dims.get(name)) and not text.packed
         found += [f"const constant int* {name}_shape"] if with_axes else []
@@ -108,19 +110,22 @@ def with_mods(
     `extremes` are the slots of captured arrays whose blocks tile_state may read, all without it; arrays that it does
     not look up by row or key are left out, and those for which there is no buffer.
 
+    `text.few_words`: whether the kernel would have few words of captures in the constant address space.
+
     Raises ValueError where the mods capture more arrays than a Metal kernel has buffers, be they packed.
     """
     arrays, scoring = mods.arrays, text.scoring
     packed = are_packed(arrays, len(buffers(text)) + len(scoring.parameters), int(file in WITHOUT_SIZES))
     names = [f"array{slot}" for slot in range(len(arrays))]
     own = [name for name in text.inputs if not (packed and file in WITHOUT_SIZES and name == "sizes")]
-    text = replace(text, inputs=(*own, *names), arrays=arrays, packed=packed)
+    few_words = text.few_words and not packed and words_for(mods) < SMALLEST
+    text = replace(text, inputs=(*own, *names), arrays=arrays, packed=packed, few_words=few_words)
     taken = len(buffers(text)) + len(scoring.parameters)
     slots = [slot for slot in looked_up(mods) if extremes is None or slot in extremes]
     slots = slots[: MAX_BUFFERS - taken]
     of_blocks = [f"extremes{slot}" for slot in slots]
     passed = [*passed_on(arrays, packed), *of_blocks, *(name.rsplit(" ", 1)[1] for name in scoring.parameters)]
-    header, body = texts_of(file, mod_header(mods, slots, scoring, packed, fast_math), passed, others)
+    header, body = texts_of(file, mod_header(mods, slots, scoring, packed, fast_math, few_words), passed, others)
     if packed and file in WITHOUT_SIZES:
         body = body.replace("(sizes)", "(params)").replace("mods(params", "mods(params + PARAM_WORDS")
     return replace(
@@ -138,6 +143,7 @@ def mod_header(
     scoring: Scoring = PLAIN,
     packed: bool = False,
     fast_math: bool = False,
+    few_words: bool = False,
 ) -> str:
     """The text that fills the hole; `extremes` are the slots of arrays whose blocks tile_state reads."""
     mask = mods.mask_expr
@@ -145,7 +151,7 @@ def mod_header(
     for parameter in scoring.parameters:
         made.passed(*parameter.rsplit(" ", 1))
     values = dict(scoring.values)
-    texts = {"captures": made.struct(), "captured_by_mods": made.function()}
+    texts = {"captures": made.struct(), "captured_by_mods": made.function("constant" if few_words else "device")}
     if mods.score is not None and mods.score_expr is not None:
         values["HAS_SCORE_MOD"] = "true"
         texts["score_mod"] = f"// score_mod {ascii_text(mods.score.name)}\n{_body(mods.score_expr, fast_math)}"

@@ -24,7 +24,8 @@ class KernelText:
 
     kernel: what its name begins with; inputs, outputs: as the body names them, captured arrays behind the others.
     packed: the arrays are, as captures.py has it. extremes: the slots of arrays whose blocks tile_state reads, which
-    are inputs behind the arrays. scoring: its inputs come last.
+    are inputs behind the arrays. scoring: its inputs come last. few_words: `params` has so few words that MLX passes it
+    in the constant address space, where no thread reads them of device memory.
     """
 
     kernel: str
@@ -36,6 +37,7 @@ class KernelText:
     packed: bool = False
     extremes: tuple[int, ...] = ()
     scoring: Scoring = PLAIN
+    few_words: bool = False
 
     @functools.cached_property
     def name(self) -> str:

@@ -1262,6 +1262,21 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("if (special) add_marked_columns(sums[d][r], weights[j][r], marks);", ""),
         ("from.column_stride == 1 && exists &&", "exists &&"),
     ],
+    ("kernels/metal/decode/decode.metal", "tests/kernels/metal/decode/test_decode_counts.py"): [
+        (
+            "  bool started = false;  // whether these are read: who has no tile reads nothing\n",
+            "  bool started = true;\n  queries.start(q, rows, head_column);\n  factors.start(p, rows, mods);\n",
+        ),
+    ],
+    ("kernels/metal/decode/text.py", "tests/kernels/metal/decode/test_decode_counts.py"): [
+        (", few_words=True", ""),
+    ],
+    ("kernels/metal/decode/launch.py", "tests/kernels/metal/decode/test_metal_decode.py"): [
+        (
+            "call if call.k_scales is not None else call._replace(quant=None, smoothing=None)",
+            "call",
+        ),
+    ],
     ("kernels/metal/decode/weights.h", "tests/kernels/metal/decode/test_metal_decode.py"): [
         ("gaps = gaps || left_out;", ""),
         ("as_type<uint>(weight) == 0 ? 0.0f : weight * unit", "weight * unit"),

@@ -70,8 +70,8 @@ INLINE void write_rows(device T* to, thread Fragment<float> (&sums)[P::ROW_FRAGM
       for (int d = 0; d < N; d++) {
         UNROLL
         for (int e = 0; e < 2; e++) {
-          const int fragment = (d / OF_TILE * P::PARTS + rows.part) * OF_TILE + d % OF_TILE;
-          const int column = first_column + fragment * FRAGMENT + rows.place.column + e;
+          const int number = (d / OF_TILE * P::PARTS + rows.part) * OF_TILE + d % OF_TILE;  // of fragments
+          const int column = first_column + number * FRAGMENT + rows.place.column + e;
           if (column < columns) to[at + column] = T(factor * elements(sums[r][d])[e]);
         }
       }

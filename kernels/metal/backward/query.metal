@@ -7,8 +7,8 @@
 //     dQ = dQ + dS K                                                                            add_rows
 //   d_q = scale dQ                                                                              write_rows
 //
-// K and V pass through two halves of threadgroup memory, as stream.h says; K once where neither is cut. Where simdgroups
-// share rows, each multiplies its part of the columns, and S and dP are summed over the parts.
+// K and V pass through two halves of threadgroup memory, as stream.h says; K once where neither is cut. Where
+// simdgroups share rows, each multiplies its part of the columns, and S and dP are summed over the parts.
 #include "differentiate.h"
 #include "gradient_rows.h"
 #include "../attention/stream.h"

@@ -176,9 +176,8 @@ INLINE void attention_decode(Tensor<T> q, Tensor<K> k, Tensor<V> v, Partial to, 
   PackedRows<P> rows;
   rows.start(p, at);
   QueryColumns<T, P> queries;
-  queries.start(q, rows, head_column);
   PackedFactors<P> factors;
-  factors.start(p, rows, mods);
+  bool started = false;  // whether these are read: who has no tile reads nothing
   TwoRows state[P::ROW_FRAGMENTS];
   UNROLL
   for (int r = 0; r < P::ROW_FRAGMENTS; r++) state[r].start();
@@ -194,6 +193,11 @@ INLINE void attention_decode(Tensor<T> q, Tensor<K> k, Tensor<V> v, Partial to, 
   while (tiles.next(tile, rows, mods, at.lane)) {
     const uint kept = tiles.kept(tile, rows, mods);
     if (Tiles::UNSURE && !metal::simd_any(kept != 0)) continue;
+    if (!started) {
+      queries.start(q, rows, head_column);
+      factors.start(p, rows, mods);
+      started = true;
+    }
     const Range keys = range_of(tile.first, P::BK, p.kv_len);
     Fragment<float> scores[P::KEY_FRAGMENTS][P::ROW_FRAGMENTS];
     clear(scores);

@@ -21,14 +21,24 @@ from .plan import FEW_ROWS, DecodePlan, decode_plan, splits_for
 COLUMNS = 4  # of a lane of merge.metal
 
 
+def keys_in_place(call: AttentionCall) -> AttentionCall:
+    """The call with keys that are read as they are, unless they are in int8 already.
+
+    Rounding keys, or taking their mean from them, would be a pass over all of them at every step, where reading them as
+    they are is the result, and exact.
+    """
+    return call if call.k_scales is not None else call._replace(quant=None, smoothing=None)
+
+
 def plan_of(call: AttentionCall) -> DecodePlan | None:
-    """The plan for a call of few query rows; None for others, and where a row is too wide."""
+    """The plan for a call of few query rows, its keys in place; None for others, and where a row is too wide."""
     _, query_heads, q_len, head_dim = call.q.shape
     kv_heads, value_dim = call.v.shape[1], call.v.shape[3]
     if not 0 < q_len <= FEW_ROWS or call.q.size * call.k.size * value_dim == 0:
         return None
     dtype = str(call.q.dtype).removeprefix("mlx.core.")
-    return decode_plan(head_dim, value_dim, dtype, query_heads // kv_heads * q_len, scoring_of(call))
+    scoring = scoring_of(keys_in_place(call))
+    return decode_plan(head_dim, value_dim, dtype, query_heads // kv_heads * q_len, scoring)
 
 
 def run_decode(decode: Launch, merge: Launch, call: AttentionCall, made: Operands, text: KernelText) -> Result:
@@ -51,11 +61,12 @@ def run_decode(decode: Launch, merge: Launch, call: AttentionCall, made: Operand
     splits = splits_for(batch * kv_heads * row_tiles, live)
     sizes = [kv_heads, group, kv_batches, q_len, kv_len, bits(call.scale), splits]  # of sizes.h
     arrays = captured_arrays(call.mods, text.packed)
+    words = mx.array(np.array(words_of_captures(call.mods) or [0], np.int32))
     partial, statistics = decode(
         inputs=[
             *(in_device_memory(x) for x in (made.q, made.k, of_batches(call.v, kv_batches))),
             paired([*sizes, *(tiles.params[name] for name in PARAMS), 0]),
-            *(flat(mx.array(np.array(words_of_captures(call.mods), np.int32))), tiles.lists),
+            *(words if text.few_words else flat(words), tiles.lists),
             *arrays,
             *(extremes_of_blocks(arrays[slot]) for slot in text.extremes),
             *factors(call, made, text.scoring),

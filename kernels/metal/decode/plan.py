@@ -72,7 +72,7 @@ class DecodePlan:
         values = _chunks(self.value_dim, 8 * self.value_piece, self.share) * self.value_piece
         held = rows * (values + keys // 2 * product_bytes // 4 + 2 * self.key_fragments + OF_ROW)
         ahead = self.key_fragments * max(keys * key_bytes, 2 * values * value_bytes) // 4
-        factors = rows * (s.quantised + s.add_back + 2 * s.smoothed_q) + s.quantised + s.int8_values
+        factors = rows * (s.quantised + s.add_back) + s.quantised + s.int8_values
         return held + ahead + factors + OTHER_REGISTERS
 
     def fits(self) -> bool:

@@ -24,7 +24,7 @@ def decode_text(
     Raises:
         ValueError: the mods capture more arrays than a Metal kernel has buffers, be they packed.
     """
-    text = KernelText(DECODE, "", "", INPUTS, OUTPUTS, scoring=replace(scoring, value_means=False))
+    text = KernelText(DECODE, "", "", INPUTS, OUTPUTS, scoring=replace(scoring, value_means=False), few_words=True)
     return with_mods(text, "decode/decode.metal", mods, extremes, fast_math=fast_math)
 
 

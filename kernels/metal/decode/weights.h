@@ -1,5 +1,5 @@
 // weights.h: products of keys and queries -> scores -> weights, on what a lane holds of them: one key and two rows of
-// each fragment. What quantised or smoothed keys need is as in attention/smooth.h.
+// each fragment. What keys in int8 need is as in attention/smooth.h.
 #pragma once
 #include "live.h"
 #include "../attention/softmax.h"
@@ -20,7 +20,6 @@ template <typename P>
 struct PackedFactors {
   float scale[P::ROW_FRAGMENTS][2];
   float term[P::ROW_FRAGMENTS][2];
-  int64_t mean_scores[P::ROW_FRAGMENTS][2];  // where those of the row's mean begin
 
   template <typename Captured>
   void start(DecodeSizes p, const thread PackedRows<P>& rows, const thread Captured& mods) thread {
@@ -31,7 +30,6 @@ struct PackedFactors {
         const int64_t number = rows.number(rows.row(r, e), p);
         scale[r][e] = mods.row_scale(number);
         term[r][e] = mods.row_term(number);
-        mean_scores[r][e] = int64_t(mods.mean_of_row(number)) * p.kv_len;
       }
     }
   }
@@ -64,7 +62,6 @@ INLINE void modify(thread Fragment<float> (&scores)[P::KEY_FRAGMENTS][P::ROW_FRA
       for (int e = 0; e < 2; e++) {
         float score = elements(scores[j][r])[e];
         if (QUANTISED) score = score * unit * factors.scale[r][e];  // the scales' product may overflow
-        if (SMOOTHED_Q) score += mods.mean_score(factors.mean_scores[r][e] + kv_idx);
         score *= p.scale;
         if (ADD_BACK) score += factors.term[r][e];
         if (HAS_SCORE_MOD) score = mods.score_mod(score, rows.b, rows.h[r][e], rows.q_idx[r][e], kv_idx);

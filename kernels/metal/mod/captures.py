@@ -63,8 +63,9 @@ class Declared:
         """The head of Mods, and what it holds."""
         return "\n".join([*self._template(), "struct Mods {", *self.fields])
 
-    def function(self) -> str:
-        parameters = ", ".join(["const device int* numbers", *self.parameters])
+    def function(self, space: str) -> str:
+        """The text of captured_by_mods, whose words of captures lie in that address space."""
+        parameters = ", ".join([f"const {space} int* numbers", *self.parameters])
         kind = f"Mods<{', '.join(self.pointers)}>" if self.pointers else "Mods"
         head = f"INLINE {kind} captured_by_mods({parameters}) {{"
         return "\n".join([*self._template(), head, f"  {kind} mods;", *self.assignments, "  return mods;", "}"])

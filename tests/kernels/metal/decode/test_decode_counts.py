@@ -116,6 +116,21 @@ def test_a_window_reads_its_own_keys_alone(as_blocks: bool) -> None:
     assert splits == (1024 // LEAST_KEYS if as_blocks else 320), "what the host knows starts no threadgroup in vain"
 
 
+@pytest.mark.parametrize("as_blocks", [False, True])
+def test_a_window_moves_hardly_more_than_its_own_keys(as_blocks: bool) -> None:
+    """What has no key to read does not read queries either, and captured numbers are in the constant address space."""
+    length, window = 8192, 1024
+    q, k, v = grouped(length, 128, "float16")
+    offset = length - 1
+    mask = flex.mask_mod(lambda b, h, q_idx, kv_idx: q_idx + offset - kv_idx < window)
+    blocks = flex.create_block_mask(mask, None, None, 1, length).blocks if as_blocks else None
+    reports = reports_of(q, k, v, mask, blocks)
+    live = window * (128 + 128) * 2
+    assert reports[0].buffers["k"].read + reports[0].buffers["v"].read == live
+    assert moved(reports) <= 1.05 * live
+    assert reports[0].buffers["params"].space == "constant"
+
+
 def test_the_mask_of_a_block_is_asked_before_keys_are_read() -> None:
     q, k, v = grouped(2048, 16, "float32")
     mask = lambda b, h, q_idx, kv_idx: (kv_idx >= 1024) & (kv_idx < 1024 + 32)  # noqa: E731

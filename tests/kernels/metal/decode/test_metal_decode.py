@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -14,13 +15,14 @@ import reference
 import zoo
 from apparatus.int8_rows import Rows, call_of, compare, expected, run, tensors
 from apparatus.quantised import biased, smoothing
-from apparatus.quantised import compare as compare_rounded
 from apparatus.quantised import run as run_rounded
 from apparatus.simulated import DTYPES, ORDERS, backend
 from calls import attention_call, run_on
 from decode_masks import MASKED
 
 import flextrace as flex
+from flextrace import warm
+from flextrace.cache import Store
 from flextrace.kernels import QKQuant
 from flextrace.kernels.metal import MetalBackend
 from flextrace.kernels.metal.backend import no_results
@@ -247,26 +249,29 @@ def test_a_scale_that_is_no_number_shows_only_where_it_is_seen(shape: str) -> No
     compare(given, run(call_of(given), mask_mod=mask), want)
 
 
-@pytest.mark.sampled(9)
-@pytest.mark.parametrize(
-    "quant", [QKQuant("block"), QKQuant("row"), QKQuant("block", smooth_q=True, q_block=2, k_block=50)], ids=str
-)
-@pytest.mark.parametrize("shape", ROWS)
-def test_rounded_keys(shape: str, quant: QKQuant) -> None:
-    given = biased(ROWS[shape], "float32")
-    smooth = smoothing(given[1])
-    compare_rounded(given, run_rounded(given, quant, smooth), quant, smooth)
-
-
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("shape", ["narrow", "wide"])
-def test_smoothing_alone_changes_nothing(shape: str) -> None:
+def test_keys_that_are_not_in_int8_are_read_as_they_are(shape: str) -> None:
+    """Whatever was asked for: nothing is rounded and no mean is taken, so the bits are those without it."""
     given = biased(ROWS[shape], "float32")
+    rounded = QKQuant("block", smooth_q=True, q_block=2, k_block=50)
     for mod in (None, lambda score, b, h, q_idx, kv_idx: 3 * mx.tanh(score / 3)):
         plain = run_rounded(given, None, None, mod)
-        smooth = run_rounded(given, None, smoothing(given[1], add_back=mod is not None), mod)
-        for name in ("out", "lse", "max_scores"):
-            reference.assert_close(getattr(smooth, name), np.array(getattr(plain, name)), 1e-4, 1e-4, name)
+        for quant in (None, QKQuant("row"), rounded):
+            other = run_rounded(given, quant, smoothing(given[1], add_back=mod is not None), mod)
+            for name in ("out", "lse", "max_scores"):
+                assert mx.array_equal(getattr(other, name), getattr(plain, name)), name
+
+
+def test_options_that_round_keys_change_nothing_of_a_few_rows() -> None:
+    q, k, v = biased(ROWS["narrow"], "float32")
+    results = []
+    for asked in ({}, {"QK_QUANT": "int8"}, {"SMOOTH_K": True}, {"QK_QUANT": "int8", "SMOOTH_Q": True}):
+        with recording() as reports:
+            options = {"BACKEND": "simulator", **asked}
+            results.append(flex.flex_attention(q, k, v, enable_gqa=True, kernel_options=options))
+        assert len(reports) == 2, "the kernel, and the sum of its splits"
+    assert all(mx.array_equal(results[0], other) for other in results[1:])
 
 
 # ---- always the same, and nothing new -----------------------------------------------------------------------------
@@ -317,3 +322,38 @@ def test_the_launches_are_lazy_inside_compile() -> None:
         return run_on(lazy, attention_call(q * 2, k, k, 1.0, score)).out + 1
 
     assert step(mx.zeros((1, 4, 1, 16)), mx.zeros((1, 2, 500, 16))).shape == (1, 4, 1, 16)
+
+
+# ---- warm ---------------------------------------------------------------------------------------------------------
+
+
+ROUNDED = {"QK_QUANT": "int8"}  # which a few rows do not follow
+
+
+def test_a_step_compiles_nothing_that_warm_has_compiled(fresh_cache: Path) -> None:
+    """Of the two kernels the sum of splits may be in memory."""
+    offset, window = 499, 100
+    recent = flex.mask_mod(lambda b, h, q_idx, kv_idx: (q_idx + offset - kv_idx < window) & (kv_idx != 450))
+    shapes = [(1, 4, 1, 16), (1, 2, 500, 16), (1, 2, 500, 16)]
+    (step,) = warm.steps([(None, recent)], [shapes], ["float16"], "simulator", ROUNDED)
+    warmed = step.run()
+    assert [each.kernel.partition(",")[0] for each in warmed] == ["attention_decode", "attention_merge"]
+    assert warmed[0].found == "compiled"
+    before = {entry.key for entry in Store().entries()}
+    assert warmed[0].key in before
+    q, k, v = (mx.zeros(shape, mx.float16) for shape in shapes)
+    chosen = {"BACKEND": "simulator", **ROUNDED}
+    mx.eval(flex.flex_attention(q, k, v, block_mask=recent, enable_gqa=True, kernel_options=chosen))
+    assert {entry.key for entry in Store().entries()} == before
+
+
+def test_what_warm_keeps_on_metal_is_the_text_of_a_step(fresh_cache: Path) -> None:
+    lazy = MetalBackend(lambda **definition: lambda **call: no_results(call))
+    call = attention_call(mx.zeros((1, 4, 1, 16)), *[mx.zeros((1, 2, 500, 16))] * 2, 1.0, quant=QKQuant("row"))
+    assert lazy.spec(call).kernel == DECODE
+    (built,) = lazy.build(call)
+    assert built.for_readers and built.key == lazy.key(lazy.spec(call))
+    entry = Store().get(built.key)
+    assert entry is not None and entry.manifest["kernel"].startswith("flextrace_attention_decode")
+    lazy.load(lazy.spec(call)).run(call)
+    assert lazy.built == 0, "it was on disk"
