@@ -30,6 +30,13 @@ ELEMENTS["float64"] = "float"  # arrives so, as on Metal
 LONG, OF_A_FUNCTION = 1000, 400
 LARGE = re.compile(r"\b(sin|cos|tan|pow|log1p|asin|acos|atan|atan2|sinh|cosh|asinh|acosh|atanh|floor_div|mod)f?\(")
 _READ = {"float": "__int_as_float({})", "int": "{}", "bool": "{} != 0"}
+# q, k and v: heads, rows and columns of each; the pointers of lying_view, in order.
+SHAPES = {
+    "q": "query_heads, q_len, HEAD_DIM",
+    "k": "kv_heads, kv_len, HEAD_DIM",
+    "v": "kv_heads, kv_len, VALUE_DIM",
+}
+NEIGHBOURS = ("", "_batch", "_head", "_row")
 PARAMS = (
     "query_heads",
     "kv_heads",
@@ -67,17 +74,29 @@ def attention_text(mods: Formulas, plan: Plan, blocks: int, extremes: Collection
         ),
     }
     text = assemble(FOLDER, "attention/forward.cu", headers)
+    outputs = ("T* out", "float* lse", "float* max_scores")
     if plan.scoring is None:
-        return attention_entry(text, mods, extremes, "THREADS", "const T* q, const T* k, const T* v", "q, k, v")
+        views = [_view(name, place) for place, name in enumerate(SHAPES)]
+        run = f"attention_forward({{{', '.join(views)}, tile_lists, {{out, lse, max_scores}}}}, params, mods);"
+        pointers = [f"const T* {name}{at}" for name in SHAPES for at in NEIGHBOURS]
+        inputs = (*pointers, "const int* tile_lists")
+        return with_entry("attention", text, mods, extremes, inputs, outputs, run, scalars=("in_place",))
     given = {"row_scales": "float", "key_scales": "float"}
     given |= {"row_terms": "float"} if plan.scoring.add_back else {}
     given |= {"mean_rows": "int", "mean_scores": "float"} if plan.scoring.smoothed_q else {}
     names = ("row_scales", "key_scales", "row_terms", "mean_rows", "mean_scores")
     rounded = ", ".join(name if name in given else "nullptr" for name in names)
     tensors = ", ".join(["const K* q, const K* k, const T* v", *(f"const {kind}* {x}" for x, kind in given.items())])
-    run = f"attention_forward({{q, k, v, tile_lists, {{out, lse, max_scores}}, {{{rounded}}}}}, params, mods);"
-    inputs, outputs = (tensors, "const int* tile_lists"), ("T* out", "float* lse", "float* max_scores")
+    views = ", ".join(f"packed_view({name}, {shape})" for name, shape in SHAPES.items())
+    run = f"attention_forward({{{views}, tile_lists, {{out, lse, max_scores}}, {{{rounded}}}}}, params, mods);"
+    inputs = (tensors, "const int* tile_lists")
     return with_entry("attention_int8", text, mods, extremes, inputs, outputs, run)
+
+
+def _view(name: str, place: int) -> str:
+    """Where a tensor lies: as its neighbours say, or, where bit `place` of in_place is not set, row after row."""
+    pointers = ", ".join(f"{name}{at}" for at in NEIGHBOURS)
+    return f"in_place >> {place} & 1 ? lying_view({pointers}) : packed_view({name}, {SHAPES[name]})"
 
 
 class Assignments(NamedTuple):
@@ -124,9 +143,10 @@ def with_entry(
     run: str,
     struct: str = "Mods",
     launched: str = "THREADS",
+    scalars: Sequence[str] = (),
 ) -> CudaText:
     """The text, and behind it what MLX launches: a function of `inputs`, captured arrays and extremes, `outputs`,
-    PARAMS, and words of captures. It executes `run`, in which there are params and mods, of that struct."""
+    scalars, PARAMS, and words of captures. It executes `run`, in which there are params and mods, of that struct."""
     filled = assignments(mods, extremes)
     words = [f"word{i}" for i in range(len(filled.numbers) + len(filled.sizes))]
     parameters = [
@@ -134,7 +154,7 @@ def with_entry(
         *(f"const {element_type(array.element)}* array{slot}" for slot, array in enumerate(mods.arrays)),
         *(f"const {extremes_type(mods.arrays[slot].element)}* extremes{slot}" for slot in extremes),
         *outputs,
-        *(f"int {name}" for name in (*PARAMS, *words)),
+        *(f"int {name}" for name in (*scalars, *PARAMS, *words)),
     ]
     read = [line.format(word) for line, word in zip([*filled.numbers, *filled.sizes], words, strict=True)]
     values = ", ".join("__int_as_float(scale)" if name == "scale" else name for name in PARAMS)

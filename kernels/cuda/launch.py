@@ -13,12 +13,39 @@ from ..gpu.extremes import extremes_of_blocks
 from ..gpu.tile_lists import Tiles
 from .attention.plan import Plan
 
+# A tensor of so many bytes is read where it lies. To ask where costs more than to copy a smaller one, where need be.
+IN_PLACE_BYTES = 4 << 20
+
 
 def run(cubin: bytes, name: str, plan: Plan, tiles: Tiles, extremes: tuple[int, ...], call: AttentionCall) -> Result:
     """out, lse and max_scores of one call. Nothing is evaluated."""
     batch, query_heads, q_len, _ = call.q.shape
     grid = (-(-q_len // plan.bq) * plan.slices * plan.threads, query_heads, batch)
-    return attend(cubin, name, [call.q, call.k, call.v], grid, plan, tiles, extremes, call)
+    tensors, in_place = [], 0
+    for place, x in enumerate((call.q, call.k, call.v)):
+        lies = x.nbytes >= IN_PLACE_BYTES
+        in_place |= int(lies) << place
+        # As bytes, rows whose columns do not lie together are copied, and no others.
+        tensors += neighbours(x.view(mx.uint8), 3) if lies else [mx.contiguous(x)] * 4
+    return attend(cubin, name, tensors, grid, plan, tiles, extremes, call, (in_place,))
+
+
+def neighbours(x: mx.array, axes: int = 4) -> list[mx.array]:
+    """x, and the neighbours of its first element along the first `axes` of [batch, head, row, column]: x itself along
+    an axis of one element, or that it lacks.
+
+    They share its memory. By where they lie a kernel knows the strides, which MLX keeps from Python until x is
+    evaluated, and does not hand to kernels that are compiled beforehand.
+    """
+    found = [x]
+    for axis in range(axes):
+        if axis < x.ndim and x.shape[axis] > 1:
+            first = [slice(0, 1)] * x.ndim
+            first[axis] = slice(1, 2)
+            found.append(x[tuple(first)])
+        else:
+            found.append(x)
+    return found
 
 
 class Launched(Protocol):
@@ -40,12 +67,14 @@ def attend(
     tiles: Tiles,
     extremes: tuple[int, ...],
     call: AttentionCall,
+    scalars: tuple[int, ...] = (),
 ) -> Result:
-    """A node of the attention kernel. tensors: how it gets q, k and v. grid: in threads."""
+    """A node of the attention kernel. tensors: how it gets q, k and v, as they lie. grid: in threads. scalars: those
+    before the parameters."""
     batch, query_heads, q_len, _ = call.q.shape
     _, kv_heads, kv_len, value_dim = call.v.shape
     rows = (batch, query_heads, q_len)
-    arrays = captured_arrays(call.mods, False)
+    arrays = captured_arrays(call.mods, True)
     sizes = (query_heads, kv_heads, call.k.shape[0], q_len, kv_len, bits(call.scale))
     masks = (
         tiles.params[key] for key in ("mask_batches", "mask_heads", "q_blocks", "kv_blocks", "q_block", "kv_block")
@@ -56,11 +85,11 @@ def attend(
         inputs=[*tensors, tiles.lists, *arrays, *(extremes_of_blocks(arrays[slot]) for slot in extremes)],
         output_shapes=[(*rows, max(1, value_dim)), rows, rows],
         output_dtypes=[call.q.dtype, mx.float32, mx.float32],
-        scalars=[*sizes, *masks, *words_of_captures(call.mods)],
+        scalars=[*scalars, *sizes, *masks, *words_of_captures(call.mods)],
         grid=grid,
         threadgroup=(plan.threads, 1, 1),
         shared_memory=plan.shared_bytes,
-        ensure_row_contiguous=True,
+        ensure_row_contiguous=False,
     )
     return _result(call, out[..., :value_dim] if value_dim == 0 else out, lse, max_scores)
 

@@ -24,10 +24,10 @@ typedef Staged<K, BQ, HEAD_DIM, HEADS, LD_HEADS, THREADS> StagedQueries;
 typedef Staged<K, BK, HEAD_DIM, HEADS, LD_HEADS, THREADS> StagedKeys;
 typedef Staged<T, BK, VALUE_DIM, VALUES, LD_VALUES, THREADS> StagedValues;
 
-// q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM]; v: [.., VALUE_DIM]; row after row.
+// q: [batch, query_heads, q_len, HEAD_DIM]; k: [kv_batches, kv_heads, kv_len, HEAD_DIM]; v: [.., VALUE_DIM].
 struct Tensors {
-  const K *q, *k;
-  const T* v;
+  View<K> q, k;
+  View<T> v;
   const int* tile_lists;
   Results<T> results;
   Rounded rounded;  // of q and k in int8
@@ -148,9 +148,10 @@ INLINE void attention_forward(const Tensors& tensors, const AttentionParams& p, 
 
   const int64_t head = int64_t(place.b) * p.query_heads + place.h;
   const int64_t kv_head = int64_t(p.kv_batches == 1 ? 0 : place.b) * p.kv_heads + place.h / (p.query_heads / p.kv_heads);
-  const Rows<K> q = rows_of(tensors.q + head * p.q_len * HEAD_DIM, HEAD_DIM, p.q_len);
-  const Rows<K> k = rows_of(tensors.k + kv_head * p.kv_len * HEAD_DIM, HEAD_DIM, p.kv_len);
-  const Rows<T> v = rows_of(tensors.v + kv_head * p.kv_len * VALUE_DIM, VALUE_DIM, p.kv_len);
+  const int kv_batch = kv_head / p.kv_heads, of_batch = kv_head % p.kv_heads;
+  const Rows<K> q = rows_of(tensors.q.head(place.b, place.h), tensors.q.row_stride, p.q_len);
+  const Rows<K> k = rows_of(tensors.k.head(kv_batch, of_batch), tensors.k.row_stride, p.kv_len);
+  const Rows<T> v = rows_of(tensors.v.head(kv_batch, of_batch), tensors.v.row_stride, p.kv_len);
 
   Tiles walk(p, mods, place, tensors.tile_lists, q_tile);
   Accumulators sums;

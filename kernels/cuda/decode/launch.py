@@ -13,6 +13,7 @@ from ...gpu.extremes import extremes_of_blocks
 from ...gpu.tile_lists import PARAMS as MASK_PARAMS
 from ...gpu.tile_lists import Tiles, tiles_for
 from ..device import multiprocessors
+from ..launch import neighbours
 from .plan import BK, DecodePlan, are_few, decode_plan, splits_for
 
 Launch = Callable[..., Sequence[mx.array]]  # mx.fast.precompiled_cuda_kernel, of one kernel
@@ -101,24 +102,6 @@ def run_decode(
         ensure_row_contiguous=False,
     )
     return Result(out, lse if call.want_lse else None, max_scores if call.want_max else None)
-
-
-def neighbours(x: mx.array) -> list[mx.array]:
-    """x, and the neighbours of its first element along [batch, head, row, column]: x itself along an axis of one
-    element, or that it lacks.
-
-    They share its memory. By where they lie a kernel knows the strides, which MLX keeps from Python until x is
-    evaluated, and does not hand to kernels that are compiled beforehand.
-    """
-    found = [x]
-    for axis in range(4):
-        if axis < x.ndim and x.shape[axis] > 1:
-            first = [slice(0, 1)] * x.ndim
-            first[axis] = slice(1, 2)
-            found.append(x[tuple(first)])
-        else:
-            found.append(x)
-    return found
 
 
 def _of_batches(x: mx.array, batches: int) -> mx.array:

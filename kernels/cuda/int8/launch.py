@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mlx.core as mx
+
 from ...call import AttentionCall, Result
 from ...gpu.tile_lists import Tiles
 from ..attention.plan import Plan
@@ -19,7 +21,7 @@ def run_rounded(
     add_back = plan.scoring is not None and plan.scoring.add_back
     tensors = [made.q, made.k, made.v, made.row_scales, made.key_scales]
     given = (made.row_terms if add_back else None, made.mean_rows, made.mean_scores)
-    tensors += [x for x in given if x is not None]
+    tensors = [mx.contiguous(x) for x in (*tensors, *given) if x is not None]
     sized = call._replace(k=made.k, v=made.v)
     result = attend(cubin, name, tensors, grid, plan, tiles, extremes, sized)
     if made.row_terms is not None and not add_back:  # -inf, of a row that attends to nothing, stays

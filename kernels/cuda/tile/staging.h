@@ -2,6 +2,25 @@
 #pragma once
 #include "types.h"
 
+// A tensor, [batch, head, row, column], whose columns lie together; strides in elements.
+template <typename T>
+struct View {
+  const T* data;
+  int64_t batch_stride, head_stride, row_stride;
+
+  INLINE const T* head(int64_t batch, int64_t head) const { return data + batch * batch_stride + head * head_stride; }
+};
+// Row after row.
+template <typename T>
+INLINE View<T> packed_view(const T* data, int64_t heads, int64_t rows, int64_t columns) {
+  return {data, heads * rows * columns, rows * columns, columns};
+}
+// By where the neighbours of its first element lie: MLX hands over no strides.
+template <typename T>
+INLINE View<T> lying_view(const T* data, const T* next_batch, const T* next_head, const T* next_row) {
+  return {data, next_batch - data, next_head - data, next_row - data};
+}
+
 // Rows of one head: row i begins at data + i * stride.
 template <typename T>
 struct Rows {

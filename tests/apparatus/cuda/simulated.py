@@ -56,6 +56,7 @@ class Simulated:
     checks: bool = True
     reports: list[Report] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    inputs: list[list[mx.array]] = field(default_factory=list)  # of each launch, as they were given
     change: Any = None  # (text) -> text, a mistake that a test plants
     fingerprint: str = "simulated"
     version: tuple[int, int] = (13, 0)
@@ -92,6 +93,7 @@ class Simulated:
         assert all(block <= whole for block, whole in zip(threadgroup, grid, strict=True)), "a block beyond the grid"
         arrays = [mx.contiguous(array) if ensure_row_contiguous else array for array in inputs]
         mx.eval(arrays)
+        self.inputs.append(arrays)
         names = [name for kind, name in parameters_of(text) if "*" in kind]
         assert len(names) == len(inputs) + len(output_shapes), "as many arrays as the entry has pointers"
         arguments = [_input(name, array) for name, array in zip(names, arrays, strict=False)]

@@ -93,6 +93,7 @@ def test_plans_fit_the_shared_memory_of_each_architecture(dims: tuple[int, int],
 def test_a_quotient_by_a_constant_is_a_product_in_half_precision_alone() -> None:
     mods = formulas(lambda score, b, h, q_idx, kv_idx: score / 30.0)
     assert "special::div(" not in text_of(mods).split("struct Mods")[1].split("struct AttentionParams")[0]
+    assert "return score * 0.033333335f;" in text_of(mods)
     assert "special::div(score, 30.0f)" in text_of(mods, "float32")
 
 
