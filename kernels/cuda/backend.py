@@ -99,7 +99,8 @@ class CudaBackend:
         plan: Plan | HopperPlan | None = None
         scoring = scoring_of(call)
         if found == HOPPER and scoring is None:
-            plan = hopper_plan(*dims, dtype, call.mods.mask is not None or call.blocks is not None)
+            masked = call.mods.mask is not None or call.blocks is not None
+            plan = hopper_plan(*dims, dtype, masked or call.mods.score is not None, masked)
         plan = plan or plan_for(*dims, dtype, found, scoring)
         tiles = tiles_for(call.blocks, plan, call.q.shape[2], call.k.shape[2])
         return KernelSpec(ATTENTION, call.mods.formulas, Variant(plan, tiles.mode, slots_by_blocks(call)))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from flextrace.tracer import ArrayCapture, Expr, NumberCapture, emit
 from flextrace.tracer.emit.c_family import is_uniform
 from flextrace.tracer.emit.cuda import CUDA
-from flextrace.tracer.expr.node import apply, const, rebuild
+from flextrace.tracer.expr.node import apply, const, rebuild, walk
 
 from ..gpu.extremes import extremes_type, tile_body
 from ..gpu.tile_lists import PARAMS as MASK_PARAMS
@@ -29,6 +29,8 @@ ELEMENTS["float64"] = "float"  # arrives so, as on Metal
 # each lane has tens of elements.
 LONG, OF_A_FUNCTION = 1000, 400
 LARGE = re.compile(r"\b(sin|cos|tan|pow|log1p|asin|acos|atan|atan2|sinh|cosh|asinh|acosh|atanh|floor_div|mod)f?\(")
+MOST_OPERATIONS = 12  # of a short mask, that differ by key
+SLOW = ("floor_div", "mod", "div", "pow")
 _READ = {"float": "__int_as_float({})", "int": "{}", "bool": "{} != 0"}
 # q, k and v: heads, rows and columns of each; the pointers of lying_view, in order.
 SHAPES = {
@@ -189,7 +191,7 @@ def mod_header(mods: Formulas, approximate: bool, extremes: Collection[int] = ()
         texts["score_mod"], called = _body(formula, "score_mod", ("float score", "int kv_idx"), "float")
         texts["captures"] += "\n" + called
     if mask is not None:
-        values["HAS_MASK_MOD"] = "true"
+        values |= {"HAS_MASK_MOD": "true", "MASK_IS_SHORT": str(_is_short(mask)).lower()}
         texts["library"] = f'#include "{"extremes.h" if extremes else "bounds.h"}"'
         texts["mask_mod"], called = _body(mask, "mask_mod", ("int kv_idx",), "bool")
         texts["captures"] += "\n" + called
@@ -206,6 +208,12 @@ def _captures(arrays: Sequence[ArrayCapture], numbers: Sequence[NumberCapture], 
     lines += [f"const {extremes_type(arrays[slot].element)}* __restrict__ extremes{slot};" for slot in extremes]
     lines += [f"{number.dtype} number{slot};" for slot, number in enumerate(numbers)]
     return "\n".join(f"  {line}" for line in lines)
+
+
+def _is_short(mask: Expr) -> bool:
+    """Whether a lane may have it once for each of its elements: a few operations, and nothing is looked up by key."""
+    varying = [node for node in walk(mask) if "kv_idx" in node.varies]
+    return len(varying) <= MOST_OPERATIONS and all(node.op not in ("load", *SLOW) for node in varying)
 
 
 def reciprocals(expr: Expr) -> Expr:

@@ -25,7 +25,7 @@ template <typename T, typename Seen, typename Data, typename Shape>
 INLINE Seen scan_blocks(Seen seen, Data extremes, int64_t line, Shape shape, Range index) {
   Range place = inside(index, shape[0]);
   Data of_line = extremes + 2 * line * int64_t((shape[0] + BLOCK - 1) / BLOCK);
-  _Pragma("unroll 4") for (int64_t i = place.lo / BLOCK; i <= place.hi / BLOCK; i++)
+  for (int64_t i = place.lo / BLOCK; i <= place.hi / BLOCK; i++)
     seen = join(join(seen, T(of_line[2 * i])), T(of_line[2 * i + 1]));
   return seen;
 }

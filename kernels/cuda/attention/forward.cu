@@ -202,11 +202,7 @@ INLINE void attention_forward(const Tensors& tensors, const AttentionParams& p, 
         if (scaled) scale_scores(scores[r], p.scale);
         if constexpr (ADD_BACK) rounded[r].add_back(scores[r]);
         const int row = first_row + 16 * r;
-        if (tile.masked) {
-          modify<true, true, BLOCKS>(scores[r], tile.first, tile.state, walk.states, p, mods, place.b, place.h, row, lane);
-        } else if constexpr (HAS_SCORE_MOD) {
-          modify<false, false, BLOCKS>(scores[r], tile.first, NO_MASK, walk.states, p, mods, place.b, place.h, row, lane);
-        }
+        modify<BLOCKS>(scores[r], tile.first, tile.state, tile.ragged, walk.states, p, mods, place.b, place.h, row, lane);
         float shrink[2];
         update_rows(sums.state[r], scores[r], shrink, exponent_scale);
         UNROLL

@@ -14,65 +14,72 @@ INLINE void scale_scores(Sums (&scores)[TILES], float scale) {
   }
 }
 
-// What blocks say of the scores that a lane holds, where the edge of one runs through the tile: bit 2 j + e of either
-// half, whether the score exists and whether mask_mod is to be asked.
-struct Blocked {
-  uint kept[2], asked[2];
-};
-
-// Of 8 TILES keys from `first` on. states: the blocks of this batch and head (Walk::states).
-template <int TILES>
-CALLED Blocked look_up(const uint8_t* states, const AttentionParams& p, int first, int first_row, int lane) {
+// Which keys are kept of the scores that a lane holds of a row, of 8 TILES keys from `first` on: bit 2 j + e. A loop: few
+// tiles are masked, and a mask may be long. blocks: of this row, where the edge of one runs through the tile.
+template <bool LOOKED_UP, int TILES, typename Mask>
+INLINE uint kept_keys(int first, const uint8_t* blocks, const AttentionParams& p, const Mask& mask_mod, int lane) {
   static_assert(TILES <= 16, "a bit for each");
-  Blocked found;
-  ROLLED
-  for (int half = 0; half < 2; half++) {
-    const int q_idx = smaller(first_row + 8 * half + lane / 4, p.q_len - 1);
-    const uint8_t* row = states + int64_t(q_idx / p.q_block) * p.kv_blocks;
-    uint kept = 0, asked = 0;
-    ROLLED
-    for (int i = 0; i < 2 * TILES; i++) {
-      const int kv_idx = first + i / 2 * 8 + 2 * (lane & 3) + i % 2;
-      const int block = row[smaller(kv_idx, p.kv_len - 1) / p.kv_block];
-      kept |= uint(block != 0) << i;
-      asked |= uint(block == 1) << i;
+  uint bits = 0;
+#pragma unroll 4
+  for (int i = 0; i < 2 * TILES; i++) {
+    const int key = first + 8 * (i >> 1) + 2 * (lane & 3) + (i & 1);
+    bool kept;
+    if constexpr (LOOKED_UP) {
+      const int block = blocks[smaller(key, p.kv_len - 1) / p.kv_block];
+      kept = block == 2 || (block == 1 && (!HAS_MASK_MOD || mask_mod(key)));
+    } else {
+      kept = mask_mod(key);
     }
-    found.kept[half] = kept, found.asked[half] = asked;
+    bits |= uint(kept) << i;
   }
-  return found;
+  return bits;
 }
 
-// S = mask(score_mod(S)) of 8 TILES keys from `first` on. MASKED: some key may be left out; RAGGED: or does not exist.
-// state: a TileState, which says what is asked of the mask.
-template <bool MASKED, bool RAGGED, int BLOCKS, int TILES>
-INLINE void modify(Sums (&scores)[TILES], int first, int state, const uint8_t* states, const AttentionParams& p,
-                   const Mods& mods, int b, int h, int first_row, int lane) {
-  constexpr bool CUT = MASKED && BLOCKS == CUT_TILES;
-  Blocked blocked = {{~0u, ~0u}, {0, 0}};
-  if constexpr (CUT) {
-    if (state == LOOK_UP) blocked = look_up<TILES>(states, p, first, first_row, lane);
-    if (state == ASK) blocked.asked[0] = blocked.asked[1] = ~0u;
-  }
+// S = mask(score_mod(S)) of the keys of a tile. states: the blocks of this batch and head (Walk::states). Keys beyond the
+// last are asked about too: the mods read no array out of bounds.
+template <int BLOCKS, int TILES>
+INLINE void modify(Sums (&scores)[TILES], int first, int state, bool ragged, const uint8_t* states,
+                   const AttentionParams& p, const Mods& mods, int b, int h, int first_row, int lane) {
+  const int first_key = first + 2 * (lane & 3);
   UNROLL
   for (int half = 0; half < 2; half++) {
     const int q_idx = smaller(first_row + 8 * half + lane / 4, p.q_len - 1);
-    const auto score_mod = mods.score_mod(b, h, q_idx);
     const auto mask_mod = mods.mask_mod(b, h, q_idx);
-    UNROLL
-    for (int j = 0; j < TILES; j++) {
+    const auto keep = [&](auto kept) {
       UNROLL
-      for (int e = 0; e < 2; e++) {
-        float& score = scores[j].at[2 * half + e];
-        const int kv_idx = first + 8 * j + 2 * (lane & 3) + e;
-        const int key = RAGGED ? smaller(kv_idx, p.kv_len - 1) : kv_idx;
-        if constexpr (HAS_SCORE_MOD) score = score_mod(score, key);
-        if constexpr (MASKED) {
-          bool kept = !RAGGED || kv_idx < p.kv_len;
-          if constexpr (CUT) kept = kept && (blocked.kept[half] >> (2 * j + e)) & 1;
-          if constexpr (HAS_MASK_MOD) {
-            if (CUT ? (blocked.asked[half] >> (2 * j + e)) & 1 : state == ASK) kept = kept && mask_mod(key);
-          }
-          if (!kept) score = -INFINITY;
+      for (int j = 0; j < TILES; j++) {
+        UNROLL
+        for (int e = 0; e < 2; e++) {
+          if (!kept(j, e)) scores[j].at[2 * half + e] = -INFINITY;
+        }
+      }
+    };
+    if constexpr (HAS_SCORE_MOD) {
+      const auto score_mod = mods.score_mod(b, h, q_idx);
+      UNROLL
+      for (int j = 0; j < TILES; j++) {
+        UNROLL
+        for (int e = 0; e < 2; e++) {
+          float& score = scores[j].at[2 * half + e];
+          score = score_mod(score, first_key + 8 * j + e);
+        }
+      }
+    }
+    if (ragged) keep([&](int j, int e) { return first_key + 8 * j + e < p.kv_len; });
+    if constexpr (BLOCKS == CUT_TILES) {
+      if (state == LOOK_UP) {
+        const uint8_t* blocks = states + int64_t(q_idx / p.q_block) * p.kv_blocks;
+        const uint bits = kept_keys<true, TILES>(first, blocks, p, mask_mod, lane);
+        keep([&](int j, int e) { return (bits >> (2 * j + e)) & 1; });
+      }
+    }
+    if constexpr (HAS_MASK_MOD) {
+      if (state == ASK) {
+        if constexpr (MASK_IS_SHORT) {
+          keep([&](int j, int e) { return mask_mod(first_key + 8 * j + e); });
+        } else {
+          const uint bits = kept_keys<false, TILES>(first, nullptr, p, mask_mod, lane);
+          keep([&](int j, int e) { return (bits >> (2 * j + e)) & 1; });
         }
       }
     }

@@ -23,11 +23,11 @@ INLINE float sum_of_row(float x) {
 }
 
 // Scores -> weights, in place: 2^(scale (score - max)), -inf gives 0; the row's output so far shrinks by `shrink`.
-// scale: what is still to be multiplied to the scores, times log2(e). What is subtracted is scale * max as a float: a
-// weight is rounded once, and all tiles with one maximum subtract the same number, however large.
+// scale: what is still to be multiplied to the scores, times log2(e). What is subtracted is scale * max as a float, the
+// same number for all tiles with one maximum, so its product is not to be fused with the difference.
 template <int TILES>
 INLINE void update_rows(RowState& state, Sums (&scores)[TILES], float (&shrink)[2], float scale) {
-  constexpr float LARGE = 1e37f;  // beyond, products may overflow: masks that give the lowest finite number
+  constexpr float LARGE = 4096.0f;  // beyond, a product's rounding shows, and later overflows: maxima are subtracted first
   float largest[2], shift[2], sum[2] = {0.0f, 0.0f};
   UNROLL
   for (int half = 0; half < 2; half++) {
@@ -35,12 +35,11 @@ INLINE void update_rows(RowState& state, Sums (&scores)[TILES], float (&shrink)[
     UNROLL
     for (int j = 0; j < TILES; j++) most = fmaxf(most, fmaxf(scores[j].at[2 * half], scores[j].at[2 * half + 1]));
     largest[half] = max_of_row(most);
-    shift[half] = largest[half] * scale;
+    shift[half] = __fmul_rn(largest[half], scale);
   }
-  if (fmaxf(fabsf(shift[0]), fabsf(shift[1])) < LARGE) {
+  const auto weigh = [&] {
     UNROLL
     for (int half = 0; half < 2; half++) {
-      shrink[half] = ptx::ex2_approx_ftz(state.max[half] * scale - shift[half]);
       UNROLL
       for (int j = 0; j < TILES; j++) {
         UNROLL
@@ -51,22 +50,25 @@ INLINE void update_rows(RowState& state, Sums (&scores)[TILES], float (&shrink)[
         }
       }
     }
+  };
+  if (fmaxf(fabsf(shift[0]), fabsf(shift[1])) < LARGE) {
+    UNROLL
+    for (int half = 0; half < 2; half++) shrink[half] = ptx::ex2_approx_ftz(__fmul_rn(state.max[half], scale) - shift[half]);
+    weigh();
   } else {
     UNROLL
     for (int half = 0; half < 2; half++) {
       const bool in_range = fabsf(shift[half]) < LARGE;
-      const float before = state.max[half];
-      shrink[half] = ptx::ex2_approx_ftz(in_range ? before * scale - shift[half] : (before - largest[half]) * scale);
+      const float before = state.max[half], nearer = in_range ? 0.0f : largest[half];
+      shrink[half] = ptx::ex2_approx_ftz(in_range ? __fmul_rn(before, scale) - shift[half] : (before - nearer) * scale);
       UNROLL
       for (int j = 0; j < TILES; j++) {
         UNROLL
-        for (int e = 0; e < 2; e++) {
-          float& score = scores[j].at[2 * half + e];
-          score = ptx::ex2_approx_ftz(in_range ? fmaf(score, scale, -shift[half]) : (score - largest[half]) * scale);
-          sum[half] += score;
-        }
+        for (int e = 0; e < 2; e++) scores[j].at[2 * half + e] -= nearer;
       }
+      if (!in_range) shift[half] = 0.0f;
     }
+    weigh();  // in both branches, so that ptxas does not move it behind what comes later
   }
   UNROLL
   for (int half = 0; half < 2; half++) {

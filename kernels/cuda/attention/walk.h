@@ -33,8 +33,9 @@ struct KeyTile {
   int state;    // a TileState
   bool exists;  // false after the last one
   bool live;    // some row of this warp may attend to it
-  bool masked;  // the mask may leave out some key of it for some row of this warp
-  bool masked_for_some;  // or of another warp: the same in all threads
+  bool ragged;  // some of its keys do not exist
+  bool masked;  // or the mask may leave out some for some row of this warp
+  bool masked_for_some;  // some key may be left out, for this warp or another: the same in all threads
 };
 
 // The runs of a tile of query rows: neighbouring tiles of keys in one state.
@@ -58,9 +59,9 @@ struct TileRuns {
 // Asked: has tile_state.
 template <int BQ, int BK, int BLOCKS, typename Asked = Mods>
 struct Walk {
-  const AttentionParams& p;
-  const Asked& mods;
-  const Place& place;
+  const AttentionParams p;  // copies: of a function that is called the compiler assumes that it changes what it sees
+  const Asked mods;
+  const Place place;
   TileRuns runs;
   const uint8_t* states;  // the blocks of this batch and head: 0 empty, 1 ask mask_mod, 2 full
   int candidates;
@@ -161,9 +162,9 @@ struct Walk {
     tile.first = (e >> 2) * BK;
     tile.state = all ? NO_MASK : e & 3;
     tile.live = (live >> i) & 1;
-    const bool ragged = tile.first + BK > p.kv_len;
-    tile.masked = !all || ragged;
-    tile.masked_for_some = !((whole_for_all >> i) & 1) || ragged;
+    tile.ragged = tile.first + BK > p.kv_len;
+    tile.masked = !all || tile.ragged;
+    tile.masked_for_some = !((whole_for_all >> i) & 1) || tile.ragged;
     return tile;
   }
 };

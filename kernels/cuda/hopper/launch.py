@@ -31,7 +31,7 @@ def run_hopper(
         name=maps_name,
         compiled_source=maps_cubin,
         inputs=[shaped_maps(boxes, plan.dtype), *tensors],
-        output_shapes=[(MAPS * MAP_BYTES,)],
+        output_shapes=[((MAPS + 1) * MAP_BYTES,)],
         output_dtypes=[mx.uint8],
         scalars=[],
         grid=(MAPS * LANES, 1, 1),

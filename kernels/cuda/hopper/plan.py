@@ -56,21 +56,27 @@ class HopperPlan:
 
 
 @functools.lru_cache(maxsize=256)
-def hopper_plan(head_dim: int, value_dim: int, dtype: str, masked: bool) -> HopperPlan | None:
+def hopper_plan(head_dim: int, value_dim: int, dtype: str, mods: bool, masked: bool) -> HopperPlan | None:
     """The plan, or None where the kernel of sm_80 has to do it: float32, rows that TMA cannot take, wide rows.
 
+    Registers of consumers and producer add up to those of a launch, 168 a thread of 384 or 96 of 640.
+
     Args:
-        masked: tiles of keys differ in what is asked of the mask, and the producer asks its bounds.
+        mods: there are some, or blocks, so that the producer has more to do than to bring every tile.
+        masked: tiles of rows differ in the tiles of keys that they visit: the fewer rows in a tile, the fewer of them.
     """
     if dtype == "float32" or not 0 < head_dim <= WIDEST or not 0 < value_dim <= WIDEST:
         return None
     if head_dim * 2 % TMA_BYTES or value_dim * 2 % TMA_BYTES:
         return None
-    registers = (216, 72) if masked else (240, 24)
-    if value_dim > 128 or head_dim > 128:
+    registers = (224, 56) if mods else (240, 24)
+    if max(head_dim, value_dim) > 128:
         return HopperPlan(head_dim, value_dim, dtype, 2, 64, 2, *registers)
-    narrow = max(head_dim, value_dim) <= 64
-    return HopperPlan(head_dim, value_dim, dtype, 2, 128, 3 if narrow else 2, *registers)
+    if max(head_dim, value_dim) > 64:
+        return HopperPlan(head_dim, value_dim, dtype, 2, 128, 2, *registers)
+    if masked:
+        return HopperPlan(head_dim, value_dim, dtype, 2, 128, 3, *registers)
+    return HopperPlan(head_dim, value_dim, dtype, 4, 64, 4, 112, 32)
 
 
 def _slabs(columns: int) -> int:

@@ -9,6 +9,7 @@ constexpr bool APPROXIMATE = false;
 typedef fx::Special<APPROXIMATE> special;
 constexpr bool HAS_SCORE_MOD = false;
 constexpr bool HAS_MASK_MOD = false;
+constexpr bool MASK_IS_SHORT = true;  // it may stand once for each element of a lane
 
 // What the mods capture, and the mods themselves: of each array its elements (array0), its shape and its strides; the
 // extremes of its blocks where tile_state reads them (extremes0); each number (number0).

@@ -37,7 +37,7 @@ def text_of(
     blocks: int = 0,
     architecture: str = "sm_80",
 ) -> str:
-    hopper = hopper_plan(*dims, dtype, mods.mask is not None) if architecture == "sm_90a" else None
+    hopper = hopper_plan(*dims, dtype, bool(mods.present), mods.mask is not None) if architecture == "sm_90a" else None
     if hopper is not None:
         return hopper_text(mods, hopper, blocks, looked_up(mods)).text
     return attention_text(mods, plan_for(*dims, dtype, 90), blocks, looked_up(mods)).text

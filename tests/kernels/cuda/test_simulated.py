@@ -80,15 +80,50 @@ def far(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
     return kv_idx >= 66_000
 
 
-def test_a_value_that_is_left_out_may_be_nan() -> None:
+@pytest.mark.parametrize(("architecture", "special"), [(80, np.nan), (90, np.nan), (90, -np.inf)])
+def test_a_value_that_is_left_out_may_be_nan_or_infinite(architecture: int, special: float) -> None:
     rng = np.random.default_rng(0)
     q, k, v = (np.asarray(rng.normal(size=(1, 2, 40, 16)), np.float16) for _ in range(3))
     want = reference.attention(*(x.astype(np.float64) for x in (q, k, v)), mask_mod=reference_causal, scale=0.25)
-    v[:, :, 38:] = np.nan
-    with simulated_cuda(), many_rows():
-        out = flex.flex_attention(*map(mx.array, (q, k, v)), None, flex.mods.causal, kernel_options={"BACKEND": "cuda"})
+    v[:, :, 38:, ::3] = special
+    options = {"BACKEND": "cuda"}
+    with simulated_cuda(architecture), many_rows():
+        out = flex.flex_attention(*map(mx.array, (q, k, v)), None, flex.mods.causal, kernel_options=options)
     reference.assert_close(out[:, :, :38], want.out[:, :, :38], 2e-3, 2e-3, "out")
-    assert np.isnan(np.array(out[:, :, 38:])).all()
+    assert not np.isfinite(np.array(out[:, :, 38:, ::3])).any()
+    assert np.isfinite(np.array(out[:, :, 38:, 1::3])).all()
+
+
+def test_arrays_that_tma_cannot_take_are_copied() -> None:
+    """They begin inside 16 bytes, which is known when they are evaluated."""
+    rng = np.random.default_rng(0)
+    q, k, v = (mx.array(rng.normal(size=2 * 40 * 24 + 3)).astype(mx.float16)[3:].reshape(1, 2, 40, 24) for _ in "qkv")
+    with simulated_cuda(90), many_rows():
+        out = flex.flex_attention(q, k, v, kernel_options={"BACKEND": "cuda"})
+    want = reference.attention(*(np.array(x).astype(np.float64) for x in (q, k, v)), scale=24**-0.5)
+    reference.assert_close(out, want.out, 2e-3, 2e-3, "out")
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("lowest", [-3e38, -1e30, 1e6])
+def test_scores_of_any_size_keep_their_differences(architecture: int, lowest: float) -> None:
+    """Rows begin with keys that a score_mod moves as far away as float32 goes, as masks of other libraries do."""
+    rng = np.random.default_rng(0)
+    q, k, v = (np.asarray(rng.normal(size=(1, 1, n, 16)), np.float16) for n in (40, 300, 300))
+
+    def moved(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return mx.where(kv_idx < 200 + q_idx, lowest, score)
+
+    def same(score: np.ndarray, b: int, h: int, q_idx: Any, kv_idx: Any) -> np.ndarray:
+        return np.where(kv_idx < 200 + q_idx, lowest, score)
+
+    with simulated_cuda(architecture), many_rows():
+        out = flex.flex_attention(*map(mx.array, (q, k, v)), flex.score_mod(moved), kernel_options={"BACKEND": "cuda"})
+    scores = np.einsum("bhqd,bhkd->bhqk", q.astype(np.float64), k.astype(np.float64)) / 4
+    scores = same(scores, 0, 0, np.arange(40)[:, None], np.arange(300))
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    want = weights @ v.astype(np.float64) / weights.sum(-1, keepdims=True)
+    reference.assert_close(out, want, 2e-3, 2e-3, "out")
 
 
 def reference_causal(b: int, h: int, q_idx: int, kv_idx: int) -> bool:
