@@ -6,7 +6,7 @@
 //   each of its warps takes tiles of its own                                              LiveTiles
 //     S^T = K Q^T, from device memory to registers, while V is on its way                 KeyFormat
 //     S^T = mask(score_mod(scale S^T)); P = exp(S - reference), while the next K is       modify, update
-//     O^T = O^T exp(old reference - reference) + V^T P^T                                  ValueFormat
+//     O^T = O^T exp(old reference - reference) + V^T P^T; then the next V is              ValueFormat
 //   the warps' results become one                                                         write_partial
 //
 // Nothing passes through shared memory but the queries, and the results at the end: warps wait for nobody.
@@ -92,22 +92,29 @@ INLINE float max_of_lanes(float x) {
 INLINE void stage_queries(Shared& shared, const Tensors& tensors, const DecodeParams& p, const Block& block, int warp,
                           int lane) {
   typedef Keys::Query Query;
+  constexpr int HELD = KEY_CHUNKS * KEY_CHUNK / LANES + (KEY_CHUNKS * KEY_CHUNK % LANES != 0);  // numbers of a lane
   Query* queries = (Query*)shared.queries;
   ROLLED
   for (int n = warp; n < ROWS; n += WARPS) {
     const bool exists = block.first_row + n < block.end_row;
     const T* row = tensors.q + (block.line(p) * p.rows() + block.first_row + (exists ? n : 0)) * HEAD_DIM;
+    float held[HELD];
+    UNROLL
+    for (int i = 0; i < HELD; i++) {
+      const int d = i * LANES + lane;
+      held[i] = d < HEAD_DIM ? float(row[d]) : 0.0f;
+    }
     float inverse = 1.0f;
     if constexpr (Keys::QUANTISED || MEANS) {
       const float* means = tensors.k_means + block.kv_line(p) * HEAD_DIM;
       float largest = 0.0f, term = 0.0f;
       bool finite = true;
-      ROLLED
-      for (int d = lane; d < HEAD_DIM; d += LANES) {
-        const float x = row[d];
-        if (is_finite(x)) largest = fmaxf(largest, fabsf(x));
+      UNROLL
+      for (int i = 0; i < HELD; i++) {
+        const int d = i * LANES + lane;
+        if (is_finite(held[i])) largest = fmaxf(largest, fabsf(held[i]));
         else finite = false;
-        if constexpr (MEANS) term += x * means[d];
+        if constexpr (MEANS) term += d < HEAD_DIM ? held[i] * means[d] : 0.0f;
       }
       largest = max_of_lanes(largest);
       finite = __all_sync(EVERY_LANE, finite);
@@ -119,13 +126,15 @@ INLINE void stage_queries(Shared& shared, const Tensors& tensors, const DecodePa
         shared.row_term[n] = is_finite(term) ? term : 0.0f;
       }
     }
-    ROLLED
-    for (int d = lane; d < KEY_CHUNKS * KEY_CHUNK; d += LANES) {
-      float x = exists && d < HEAD_DIM ? float(row[d < HEAD_DIM ? d : 0]) : 0.0f;
+    UNROLL
+    for (int i = 0; i < HELD; i++) {
+      const int d = i * LANES + lane;
+      float x = exists ? held[i] : 0.0f;
       if constexpr (Keys::QUANTISED) x = is_finite(x) ? rintf(x * inverse) : 0.0f;
       const int piece = d / Keys::COLUMNS;  // lane of a quad + 4 * chunk
       const int at = (n / 8 * KEY_CHUNKS + piece / 4) * LANES + n % 8 * 4 + piece % 4;
-      queries[at * Keys::COLUMNS + d % Keys::COLUMNS] = Keys::query(x);
+      if (KEY_CHUNKS * KEY_CHUNK % LANES == 0 || d < KEY_CHUNKS * KEY_CHUNK)
+        queries[at * Keys::COLUMNS + d % Keys::COLUMNS] = Keys::query(x);
     }
   }
 }
@@ -479,10 +488,13 @@ INLINE void attention_decode(const Tensors& tensors, const DecodeParams& p, cons
 
   LiveTile tile = tiles.next();
   KeyPiece keys;
+  ValuePiece values;
   float key_scales[2], value_scales[2];
   if (tile.exists) {
     keys.load(k, tile.first, 0, lane);
     if constexpr (Keys::QUANTISED) load_scales(key_scales, k_scales, tile.first, lane);
+    values.load(v, tile.first, block.slice, 0, lane);
+    if constexpr (Values::WHOLE) load_scales(value_scales, v_scales, tile.first, lane);
   }
   stage_queries(shared, tensors, p, block, warp, lane);
   __syncthreads();
@@ -497,9 +509,6 @@ INLINE void attention_decode(const Tensors& tensors, const DecodeParams& p, cons
 
   ROLLED
   while (tile.exists) {
-    ValuePiece values;
-    values.load(v, tile.first, block.slice, 0, lane);
-    if constexpr (Values::WHOLE) load_scales(value_scales, v_scales, tile.first, lane);
     const LiveTile following = tiles.next();
     Keys::Products products[COLUMN_TILES];
     UNROLL
@@ -531,6 +540,10 @@ INLINE void attention_decode(const Tensors& tensors, const DecodeParams& p, cons
       if (piece > 0) values.load(v, tile.first, block.slice, piece, lane);
       if (gaps && values.hold_special(piece)) add_one_by_one(out, scores, v, tile.first, block.slice, piece, lane);
       else values.multiply(out, weights, piece);
+    }
+    if (following.exists) {
+      values.load(v, following.first, block.slice, 0, lane);
+      if constexpr (Values::WHOLE) load_scales(value_scales, v_scales, following.first, lane);
     }
     tile = following;
   }

@@ -2,8 +2,9 @@
 //
 // Candidates are all tiles of keys, or those that a block mask leaves. Without one, bounds of mask_mod (tile_state of
 // mod.h) say which are live: a lane each, first 32 stretches of 32 tiles, then the 32 tiles of a stretch that is not
-// live as a whole. This is gone through twice: to count the live tiles, and to find a warp's share of them, which are
-// those from `first` to `end` - 1 in their order.
+// live as a whole. This is gone through twice: to count the live tiles, which the warps share among them, and to find
+// the block's share of them, which are those from `first` to `end` - 1 in their order. Its warps take them in turn: what
+// is read at a time lies together.
 //
 // Where few tiles are live, few splits are in use: each has LEAST_KEYS keys, or there is but one.
 #pragma once
@@ -11,6 +12,8 @@
 #include "rows.h"
 
 constexpr int LEAST_KEYS = 256;  // of plan.py
+constexpr int LOOK = 32 * 32;    // tiles of 32 stretches
+constexpr int COUNTS = 64;       // of live tiles, that are kept
 
 // The bits without the `count` lowest of those that are set.
 INLINE uint without_lowest(uint bits, int count) {
@@ -40,8 +43,9 @@ struct LiveTiles {
   const uint8_t* states;   // of the blocks of this batch, by head
 
   bool idle;       // this split is not in use
-  int first, end;  // of this warp's tiles: those that it has not taken yet
+  int first, end;  // of the block's tiles; without bounds, from the next one of this warp on
 
+  int to_skip;                      // live tiles before the next one of this warp
   int passed;                       // live tiles up to the last in hand
   int ahead;                        // the first tile that nothing has been said of
   uint stretches, whole_stretches;  // a bit for each stretch of 32 tiles before `ahead`
@@ -69,21 +73,54 @@ struct LiveTiles {
                int64_t(batch) * p.mask_heads * p.q_blocks * p.kv_blocks;
       candidates = runs > 0 ? ends[runs - 1] : 0;
     }
-    int tiles = candidates;
-    if constexpr (BOUNDED) {
-      while (take()) passed += __popc(in_hand);
-      tiles = passed;
-      passed = ahead = 0;
-      in_hand = 0;
-    }
+    const int tiles = BOUNDED ? counted(warp) : candidates;
     const int in_use = larger(1, smaller(p.splits, int(int64_t(tiles) * BK / LEAST_KEYS)));
-    const int64_t units = int64_t(in_use) * WARPS, mine = block.split * WARPS + warp;
     idle = block.split >= in_use;
-    first = idle ? 0 : int(mine * tiles / units);
-    end = idle ? 0 : int((mine + 1) * tiles / units);
+    first = idle ? 0 : share(tiles, in_use, block.split);
+    end = idle ? 0 : share(tiles, in_use, block.split + 1);
+    to_skip = warp;
+    if constexpr (BOUNDED) skip();
+    else first += warp;
     if constexpr (BLOCKS != NO_BLOCKS) {
       if (first < end) turn_to(run_of(first));
     }
+  }
+
+  // How many tiles there are for blocks before this one.
+  static INLINE int share(int tiles, int blocks, int at) { return at * (tiles / blocks) + smaller(at, tiles % blocks); }
+
+  // All live tiles. Each warp counts those of some of COUNTS neighbouring parts, of whole LOOKs.
+  INLINE int counted(int warp) {
+    const int all = candidates;
+    ROLLED
+    for (int part = warp; part < COUNTS; part += WARPS) {
+      candidates = smaller(all, (part + 1) * part_tiles());
+      ahead = smaller(all, part * part_tiles());
+      passed = 0;
+      while (take()) passed += __popc(in_hand);
+      if (lane == 0) counts()[part] = passed;
+    }
+    candidates = all;
+    __syncthreads();
+    int tiles = 0;
+    for (int part = lane; part < COUNTS; part += LANES) tiles += counts()[part];
+    UNROLL
+    for (int i = 1; i < LANES; i *= 2) tiles += __shfl_xor_sync(EVERY_LANE, tiles, i);
+    return tiles;
+  }
+  INLINE int part_tiles() const { return ((p.kv_len + BK - 1) / BK / LOOK + COUNTS) / COUNTS * LOOK; }
+  static INLINE int* counts() {
+    __shared__ int live[COUNTS];
+    return live;
+  }
+  // To the part of the first tile.
+  INLINE void skip() {
+    passed = in_hand = 0;
+    int part = 0;
+    ROLLED
+    for (; part < COUNTS - 1 && passed + counts()[part] <= first; part++) passed += counts()[part];
+    ahead = part * part_tiles();
+    stretches = 0;
   }
 
   INLINE void turn_to(int next_run) {
@@ -144,11 +181,16 @@ struct LiveTiles {
   INLINE LiveTile next() {
     LiveTile tile;
     if constexpr (BOUNDED) {
-      while (in_hand == 0 && passed < end && take()) {
+      while (__popc(in_hand) <= to_skip) {
+        to_skip -= __popc(in_hand);
+        in_hand = 0;
+        if (passed >= end || !take()) break;
         const int before = passed;
         passed += __popc(in_hand);
         in_hand = without_lowest(in_hand, first - before) & ~without_lowest(in_hand, end - before);
       }
+      in_hand = without_lowest(in_hand, to_skip);
+      to_skip = WARPS - 1;
       tile.exists = in_hand != 0;
       const int i = tile.exists ? lowest(in_hand) : 0;
       in_hand &= in_hand - 1;
@@ -163,7 +205,7 @@ struct LiveTiles {
       }
       tile.first = (entry >> 2) * BK;
       tile.state = entry & 3;
-      first++;
+      first += WARPS;
     }
     tile.masked = (UNSURE && tile.state != NO_MASK) || tile.first + BK > p.kv_len;
     return tile;

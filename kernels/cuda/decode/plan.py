@@ -15,7 +15,7 @@ MOST_SHARED = 48 << 10  # bytes that a block has without asking
 WIDEST = {"float32": 256}  # columns of v of a block, and those of other types:
 WIDEST_OF_OTHERS = 512
 NARROW = 128  # columns of v, up to which a thread holds two tiles of query rows
-OTHER_REGISTERS = 28  # addresses, live tiles, statistics, scores
+OTHER_REGISTERS = 52  # addresses, live tiles, statistics, scores
 RESIDENT_REGISTERS = 128  # of a thread, with which two blocks are resident on a multiprocessor
 
 

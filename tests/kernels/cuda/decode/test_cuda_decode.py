@@ -86,9 +86,10 @@ def test_few_rows_have_their_own_kernel() -> None:
 
 
 def test_splits_follow_from_shapes_and_the_gpu() -> None:
-    plan = decode_plan(128, 128, "bfloat16", 4)
-    assert plan is not None and plan.resident == 2
-    assert splits_for(plan, 8, 32768, 132) == splits_for(plan, 8, 131072, 132) == 33, "all blocks run at a time"
+    plan, int8 = (decode_plan(128, 128, "bfloat16", 4, *kinds) for kinds in ((), ("int8", "int8")))
+    assert plan is not None and int8 is not None and (plan.resident, int8.resident) == (1, 2)
+    assert splits_for(plan, 8, 32768, 132) == splits_for(plan, 8, 131072, 132) == 16, "all blocks run at a time"
+    assert splits_for(int8, 8, 131072, 132) == 33
     assert splits_for(plan, 512, 32768, 132) == 1 and splits_for(plan, 8, 1024, 132) == 4
     assert splits_for(plan, 1, 100, 132) == splits_for(plan, 1, 0, 132) == 1
 
