@@ -277,12 +277,13 @@ INLINE void clean(T* rows, int thread) {
   }
 }
 
-// The work of a consumer, with care or without. turn: of the stages, goes on. terms: of own rows; those of others are in the stages. write: (sites, reader), for the
+// The work of a consumer. CAREFUL: rare, so one text serves for all tiles, and nothing runs beside anything. turn: of the
+// stages, goes on. terms: of own rows; those of others are in the stages. write: (sites, reader), for the
 // sums of a reader.
-template <bool KEY_ROWS, typename Write>
+template <bool CAREFUL, bool KEY_ROWS, typename Write>
 INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionParams& p, const GradientMods& mods,
                     const Heads<KEY_ROWS>& of, const TermsOfRows& own_terms, const int* tile_lists, float factor,
-                    int consumer, int warp, int lane, const Write& write, bool careful, Turn& turn) {
+                    int consumer, int warp, int lane, const Write& write, Turn& turn) {
   const int first_row = of.own_tile * BQ + 64 * consumer + 16 * warp;
   clear(mine.head_sums);
   if constexpr (KEY_ROWS) clear(mine.value_sums);
@@ -317,6 +318,14 @@ INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionPar
     __syncwarp();
     if (lane == 0) arrive(&memory.free[turn.stage]);
   };
+  const auto differentiated = [&](const Passing& passing, const auto& terms) {
+    constexpr bool K = KEY_ROWS;
+    if constexpr (CAREFUL) {
+      differentiate<K, true, true>(mine.scores, mine.slopes, passing, p, mods, place, first_row, terms, factor, sites);
+    } else {
+      differentiate<K>(mine.scores, mine.slopes, passing, p, mods, place, first_row, terms, factor, sites);
+    }
+  };
   const auto weigh = [&](Word word, Turn turn) {
     if (KEY_ROWS && word.reader != reader) {
       write_to(word.reader);
@@ -325,15 +334,14 @@ INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionPar
     const Passing passing = word.passing(states);
     if constexpr (KEY_ROWS) {
       const TermsOfOthers terms = {memory.terms[turn.stage], lane};
-      differentiate<KEY_ROWS>(mine.scores, mine.slopes, passing, p, mods, place, first_row, terms, factor, sites);
-      if (careful) spread_specials(mine.scores, terms);
+      differentiated(passing, terms);
+      if constexpr (CAREFUL) spread_specials(mine.scores, terms);
     } else {
-      differentiate<KEY_ROWS>(mine.scores, mine.slopes, passing, p, mods, place, first_row, own_terms, factor, sites);
+      differentiated(passing, own_terms);
     }
   };
 
-  const auto clean_if_careful = [&](Turn turn) {  // the scores of all consumers are there
-    if (!careful) return;
+  const auto clean_stage = [&](Turn turn) {  // the scores of all consumers are there
     Stage& stage = memory.stages[turn.stage];
     const int thread = consumer * WARPGROUP + warp * LANES + lane;
     sync_named(CLEANING, EVERY_CONSUMER);
@@ -348,14 +356,13 @@ INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionPar
   mine.own_heads = moved(by_rows(memory.heads), 64 * consumer * SLAB * int(sizeof(T)));
   mine.own_values = moved(by_rows(memory.values), 64 * consumer * SLAB * int(sizeof(T)));
   Word word = word_of(turn);
-  if constexpr (DEFERRED) {
+  if constexpr (DEFERRED && !CAREFUL) {
     if (word.exists()) {
       begin_products();
       mine.begin_products_of(memory.stages[turn.stage]);
       wait_for_products<0>();
       pin(mine.scores[0]);
       pin(mine.slopes[0]);
-      clean_if_careful(turn);
       weigh(word, turn);
       mine.keep_factors();
       Turn next = turn.next();
@@ -367,7 +374,6 @@ INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionPar
         wait_for_products<1>();
         pin(mine.scores[0]);
         pin(mine.slopes[0]);
-        clean_if_careful(next);
         weigh(word, next);
         // ptxas would move the wait for those sums above all of this, but for the loop that waits for the next tile.
         pin(mine.scores[0]);
@@ -395,7 +401,7 @@ INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionPar
       wait_for_products<0>();
       pin(mine.scores[0]);
       pin(mine.slopes[0]);
-      clean_if_careful(turn);
+      if constexpr (CAREFUL) clean_stage(turn);
       weigh(word, turn);
       mine.keep_factors();
       begin_products();
@@ -429,18 +435,19 @@ INLINE void consume_all(Consumer<KEY_ROWS>& mine, Memory& memory, const Attentio
                         const Heads<KEY_ROWS>& of, const TermsOfRows& own_terms, const int* tile_lists, float factor,
                         int consumer, int warp, int lane, const Write& write) {
   Turn turn = {0, 0};
-  ROLLED
-  for (bool careful = false;; careful = true) {
-    consume(mine, memory, p, mods, of, own_terms, tile_lists, factor, consumer, warp, lane, write, careful, turn);
-    if (!MAY_LEAVE_OUT) return;
+  consume<false>(mine, memory, p, mods, of, own_terms, tile_lists, factor, consumer, warp, lane, write, turn);
+  if constexpr (MAY_LEAVE_OUT) {
     bool finite = are_finite(mine.head_sums);
     if constexpr (KEY_ROWS) finite = finite && are_finite(mine.value_sums);
-    if (!careful && !finite) atomicOr(&memory.again, 1);
+    if (!finite) atomicOr(&memory.again, 1);
     sync_named(DONE, EVERY_CONSUMER + LANES);
-    const bool again = !careful && memory.again == 1;
+    const bool again = memory.again == 1;
     sync_named(DONE, EVERY_CONSUMER + LANES);
     if (!again) return;
     if (consumer == 0 && warp == 0 && lane == 0) memory.again = 2;
+    consume<true>(mine, memory, p, mods, of, own_terms, tile_lists, factor, consumer, warp, lane, write, turn);
+    sync_named(DONE, EVERY_CONSUMER + LANES);
+    sync_named(DONE, EVERY_CONSUMER + LANES);
   }
 }
 
