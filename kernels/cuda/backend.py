@@ -204,8 +204,9 @@ class CudaKernel:
             return run_rounded(self.cubin, self.name, plan, tiles, extremes, call)
         if call.k.dtype != call.q.dtype or call.v.dtype != call.q.dtype:  # in int8, and without an element of q or k
             call = call._replace(k=call.k.astype(call.q.dtype), v=values(call))
-        if self.other is None or not isinstance(plan, HopperPlan):
+        if isinstance(plan, Plan):
             return run(self.cubin, self.name, plan, tiles, extremes, call)
+        assert self.other is not None
         return run_hopper(self.cubin, self.name, self.other.cubin, self.other.name, plan, tiles, extremes, call)
 
 

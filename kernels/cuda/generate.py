@@ -78,8 +78,8 @@ def attention_text(mods: Formulas, plan: Plan, blocks: int, extremes: Collection
     text = assemble(FOLDER, "attention/forward.cu", headers)
     outputs = ("T* out", "float* lse", "float* max_scores")
     if plan.scoring is None:
-        views = [_view(name, place) for place, name in enumerate(SHAPES)]
-        run = f"attention_forward({{{', '.join(views)}, tile_lists, {{out, lse, max_scores}}}}, params, mods);"
+        views = ", ".join(_view(name, place) for place, name in enumerate(SHAPES))
+        run = f"attention_forward({{{views}, tile_lists, {{out, lse, max_scores}}}}, params, mods);"
         pointers = [f"const T* {name}{at}" for name in SHAPES for at in NEIGHBOURS]
         inputs = (*pointers, "const int* tile_lists")
         return with_entry("attention", text, mods, extremes, inputs, outputs, run, scalars=("in_place",))

@@ -51,9 +51,10 @@ def check(
 FORWARD: dict[str, tuple[Shape, str, tuple[str, ...], int | None, int]] = {
     "bounds": ((1, 4, 80, 40, 1, 2, 200, 24), "float16", ("alibi", "causal"), None, 80),
     "cut_blocks": ((2, 2, 140, 16, 1, 1, 150, 16), "bfloat16", ("softcap", "video_heads"), 24, 80),
-    "whole_blocks": ((1, 1, 300, 16, 1, 1, 400, 16), "float16", ("causal_window",), 128, 80),
+    "whole_blocks": ((1, 1, 70, 16, 1, 1, 1000, 16), "float16", ("document_ids",), 64, 80),
     "unaligned": ((1, 2, 70, 33, 1, 2, 90, 19), "float32", ("causal_window",), None, 80),
-    "hopper": ((2, 3, 150, 40, 1, 1, 300, 72), "bfloat16", ("alibi", "causal"), None, 90),
+    "hopper": ((1, 2, 150, 40, 1, 1, 560, 72), "bfloat16", ("alibi", "causal_window"), None, 90),
+    "hopper_ring": ((1, 2, 40, 80, 1, 1, 700, 72), "float16", (), None, 90),
     "hopper_blocks": ((1, 2, 140, 16, 1, 1, 300, 16), "float16", ("video_heads",), 24, 90),
 }
 
