@@ -222,13 +222,13 @@ def _plans(
     narrowest: int,
     all_parts: tuple[int, ...],
 ) -> Iterator[GradientPlan]:
-    places = tuple(product((IN_REGISTERS, IN_THREADGROUP, IN_DEVICE), repeat=2))
-    widths = (_tilings(columns, narrowest) for columns in (head_dim, value_dim))
-    for simdgroups, bk, bd, bv, kept, parts in product((12, 8, 6, 4), (32, 16, 8), *widths, places, all_parts):
+    head_widths, value_widths = (_tilings(columns, narrowest) for columns in (head_dim, value_dim))
+    kept = list(product((IN_REGISTERS, IN_THREADGROUP, IN_DEVICE), repeat=2))
+    for simdgroups, bk, bd, bv, parts in product((12, 8, 6, 4), (32, 16, 8), head_widths, value_widths, all_parts):
         if bd % (FRAGMENT * parts) == bv % (FRAGMENT * parts) == 0:
-            yield GradientPlan(
-                of_keys, head_dim, value_dim, simdgroups, bk, bd, bv, *kept, slices=slices, dtype=dtype, parts=parts
-            )
+            for head_kept, value_kept in kept:
+                cut = (simdgroups, bk, bd, bv, head_kept, value_kept)
+                yield GradientPlan(of_keys, head_dim, value_dim, *cut, slices=slices, dtype=dtype, parts=parts)
 
 
 def _tilings(columns: int, narrowest: int) -> list[int]:
