@@ -1010,6 +1010,21 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("int column = tile * P::VALUE_COLUMNS + d;", "int column = d;"),
         ("from = shared + int(at.simdgroup) / P::PARTS * P::PARTS * OF_SIMDGROUP;", "from = shared;"),
         ("keys += queries.part * P::KEY_COLUMNS * FRAGMENT;", ""),
+        ("q_idx, tile * P::KEY_COLUMNS + d, place", "q_idx, d, place"),
+        ("sum += as_type<float>(from[part * OF_SIMDGROUP + place(i, at.lane)]);", ""),
+    ],
+    ("kernels/metal/attention/forward.metal", "tests/kernels/metal/test_metal_attention.py::test_shapes"): [
+        ("rows.part * P::VALUE_COLUMNS * FRAGMENT +\n", ""),
+        ("rows.slice == 0 && rows.part == 0", "rows.slice == 0"),
+        ("if (P::PARTS > 1 && tile.live) parts.take(scores, at);", ""),
+        ("if (P::PARTS > 1 && tile.live && d + 1 == P::HEAD_TILES) parts.give(scores, at);", ""),
+    ],
+    ("kernels/metal/attention/plan.py", "tests/kernels/metal/test_plan.py"): [
+        ("max(0, self.registers - registers_of(self.threads))", "0"),
+        ("few = spilled == FEW and self.parts == 1", "few = False"),
+        ("return -plan.row_fragments, max(", "return plan.row_fragments, max("),
+        ("return self.simdgroups // self.parts * self.row_fragments * FRAGMENT", "return self.simdgroups * FRAGMENT"),
+        ("self.simdgroups * self.row_fragments * self.bk // FRAGMENT * 2 * LANES if self.parts > 1 else 0", "0"),
     ],
     ("kernels/metal/tile/fragments.h", "tests/kernels/metal/test_metal_attention.py::test_shapes"): [
         ("return x + metal::simd_shuffle_xor(x, ushort(8));", "return x;"),
