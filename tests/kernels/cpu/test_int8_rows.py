@@ -299,6 +299,19 @@ def test_a_term_that_overflows_is_not_used(rows: int) -> None:
 
 
 @MANY_OR_FEW
+def test_scales_whose_product_overflows_leave_a_score_of_nothing_as_it_is(rows: int) -> None:
+    """Sums of products are 0, and every key counts as much as the others."""
+    q = mx.full((1, 2, rows, 64), 1e21)
+    signs = mx.array([127, -127] * 32).astype(mx.int8)
+    k = Int8Rows(mx.broadcast_to(signs, (1, 2, 40, 64)), mx.full((1, 2, 40), 1e21))
+    v = mx.random.normal((1, 2, 40, 8), key=mx.random.key(0))
+    got = run(Inputs(q, k, v))
+    wanted = np.broadcast_to(np.array(v).mean(axis=2, keepdims=True), got.out.shape)
+    np.testing.assert_allclose(got.out, wanted, atol=1e-6)
+    np.testing.assert_array_equal(got.max_scores, 0)
+
+
+@MANY_OR_FEW
 @pytest.mark.parametrize("zeros", ["q", "k", "both"])
 def test_zeros_give_the_mean_of_v(zeros: str, rows: int) -> None:
     inputs = Inputs.random(SHAPES["gqa"]._replace(Lq=rows), means=False)
