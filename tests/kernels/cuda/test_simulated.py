@@ -24,6 +24,7 @@ from flextrace.kernels.cuda.backend import CudaBackend
 from flextrace.kernels.cuda.generate import FOLDER
 from flextrace.kernels.simulator.report import SimulationError
 from flextrace.kernels.template.assemble import assemble
+from flextrace.mods import alibi
 
 SMALL: Shape = (1, 2, 70, 32, 1, 1, 100, 24)
 LONGER: Shape = (1, 1, 150, 64, 1, 1, 700, 128)
@@ -156,6 +157,19 @@ def test_the_zoo(name: str, architecture: int, dtype: str) -> None:
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_block_masks(architecture: int, names: tuple[str, ...], block_size: int, order: str) -> None:
     check((2, 2, 140, 16, 2, 1, 150, 16), "float16", names, order, block_size, architecture=architecture)
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_the_bits_do_not_depend_on_the_order_of_lanes(architecture: int) -> None:
+    q, k, v = simulated.inputs((1, 2, 70, 64, 1, 2, 300, 64), "bfloat16")
+    results = []
+    for order in ORDERS:
+        with simulated_cuda(architecture, order=order):
+            out = flex.flex_attention(q, k, v, alibi(2), return_lse=True, kernel_options={"BACKEND": "cuda"})
+        results.append([np.array(x.astype(mx.float32)) for x in out])
+    for other in results[1:]:
+        assert all((x == y).all() for x, y in zip(results[0], other, strict=True))
 
 
 # A mistake, where it is, and what is to be seen: a finding, or a wrong number.
