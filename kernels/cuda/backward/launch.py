@@ -25,7 +25,6 @@ from .plan import WORDS_OF_PAIR, GradientPlan, gradient_plan
 from .text import ELEMENTS, KEY, MAPS, PAIRS, PATTERNS, QUERY, SEGMENTS, TERMS, TIES, GradientVariant
 
 THREADS = 128  # of kernels with a thread, or a warp, for each number
-ROWS_OF_A_BLOCK = 4  # of terms.cu
 POSITIONS = (Pattern.ROW, Pattern.COLUMN, Pattern.DIAGONAL)  # enum Positions of elements.cu
 LARGEST_COTANGENT = -2  # power of two that the largest one of float16 is brought to
 
@@ -65,7 +64,7 @@ class Launches:
     def terms(self, call: BackwardCall, ties: Sequence[mx.array]) -> mx.array:
         """What differentiate.h reads of each row, float32 [terms, batch, query_heads, q_len]. ties: what TIES gives."""
         rows = call.lse.size
-        plan = GradientPlan(False, *self.dims, self._dtype, ROWS_OF_A_BLOCK, 1, 16, 1, 1, self.with_max)
+        plan = GradientPlan(False, *self.dims, self._dtype, THREADS // 32, 1, 16, 1, 1, self.with_max)
         kernel = self.load(KernelSpec(TERMS, Formulas(), GradientVariant(plan)))
         d_lse = mx.zeros_like(call.lse) if call.d_lse is None else call.d_lse
         of_max = [*ties, call.d_max_scores] if call.d_max_scores is not None else [call.lse] * 3
@@ -74,7 +73,7 @@ class Launches:
             [self.tensors[3], some_columns(call.out), call.lse, d_lse, *of_max, self.factor],
             [((4 if self.with_max else 2, *call.lse.shape), mx.float32)],
             [rows],
-            (-(-rows // plan.warps), 1, 1),
+            (-(-rows * lanes_of_row(self.dims[1], plan.element_bytes) // THREADS), 1, 1),
             plan.threads,
         )
         return terms
@@ -258,6 +257,17 @@ class _Uncut:
 
 
 _UNCUT = _Uncut()
+
+
+def lanes_of_row(columns: int, element_bytes: int) -> int:
+    """LANES_OF_ROW of terms.cu: a power of two, as many as there are pieces of 16 bytes in a row, 4 to 32.
+
+    Example:
+        >>> [lanes_of_row(columns, 2) for columns in (1, 64, 80, 128, 512)]
+        [4, 8, 16, 16, 32]
+    """
+    pieces = -(-columns * element_bytes // 16)
+    return min(32, max(4, 1 << (pieces - 1).bit_length()))
 
 
 def some_columns(x: mx.array) -> mx.array:

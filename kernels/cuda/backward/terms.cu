@@ -1,4 +1,4 @@
-// terms.cu: what each query row has of the forward pass and of the gradients of that -> RowTerms, a warp for each row.
+// terms.cu: what each query row has of the forward pass and of the gradients of that -> RowTerms, some lanes for each row.
 #include "plan.h"
 #include "../attention/softmax.h"
 
@@ -10,27 +10,31 @@ struct Tensors {
   int64_t rows;
 };
 
-struct __align__(2 * sizeof(T)) Pair {
-  T first, second;
+// 16 bytes of a row, of which so many lanes have one each.
+constexpr int PIECE = 16 / sizeof(T), PIECES = (VALUE_DIM + PIECE - 1) / PIECE;
+constexpr int LANES_OF_ROW = PIECES > 16 ? 32 : PIECES > 8 ? 16 : PIECES > 4 ? 8 : 4;
+struct __align__(16) Piece {
+  T at[PIECE];
 };
 
 INLINE void row_terms(const Tensors& tensors) {
-  const int lane = threadIdx.x % LANES;
-  const int64_t row = int64_t(blockIdx.x) * WARPS + threadIdx.x / LANES;
-  if (row >= tensors.rows) return;
-  const T *d_out = tensors.d_out + row * VALUE_DIM, *out = tensors.out + row * VALUE_DIM;
+  const int lane = threadIdx.x % LANES_OF_ROW;
+  const int64_t row = int64_t(blockIdx.x) * (THREADS / LANES_OF_ROW) + threadIdx.x / LANES_OF_ROW;
+  const bool exists = row < tensors.rows;
+  const T *d_out = tensors.d_out + (exists ? row : 0) * VALUE_DIM, *out = tensors.out + (exists ? row : 0) * VALUE_DIM;
   float sum = 0.0f;
-  if (VALUE_DIM % 2 == 0 && (uint64_t(d_out) | uint64_t(out)) % sizeof(Pair) == 0) {
-    for (int column = 2 * lane; column < VALUE_DIM; column += 2 * LANES) {
-      const Pair a = *(const Pair*)(d_out + column), b = *(const Pair*)(out + column);
-      sum += float(a.first) * float(b.first) + float(a.second) * float(b.second);
+  if (VALUE_DIM % PIECE == 0 && ((uint64_t(d_out) | uint64_t(out)) & 15) == 0) {
+    for (int column = PIECE * lane; column < VALUE_DIM; column += PIECE * LANES_OF_ROW) {
+      const Piece a = *(const Piece*)(d_out + column), b = *(const Piece*)(out + column);
+      UNROLL
+      for (int i = 0; i < PIECE; i++) sum += float(a.at[i]) * float(b.at[i]);
     }
   } else {
-    for (int column = lane; column < VALUE_DIM; column += LANES) sum += float(d_out[column]) * float(out[column]);
+    for (int column = lane; column < VALUE_DIM; column += LANES_OF_ROW) sum += float(d_out[column]) * float(out[column]);
   }
   UNROLL
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(EVERY_LANE, sum, step);
-  if (lane != 0) return;
+  for (int step = LANES_OF_ROW / 2; step > 0; step /= 2) sum += __shfl_xor_sync(EVERY_LANE, sum, step);
+  if (lane != 0 || !exists) return;
   const float lse = tensors.lse[row], factor = tensors.factor[0];
   tensors.terms[row] = lse == -INFINITY ? INFINITY : lse;
   tensors.terms[tensors.rows + row] = factor * (sum - tensors.d_lse[row]);
