@@ -17,6 +17,7 @@ import numpy as np
 from flextrace.kernels.blocks import FULL, Array, Blocks
 from flextrace.kernels.call import AttentionCall
 from flextrace.kernels.int8_types import Smoothing
+from flextrace.kernels.products import factors
 from flextrace.tracer import Bound, evaluate
 from flextrace.tracer.expr.invariance import DocumentIds, document_ids
 from flextrace.tracer.expr.node import Expr, leaves
@@ -195,7 +196,10 @@ def _means(k: mx.array, segments: list[Segments] | None, count: int) -> mx.array
     for b in range(batch):
         order, ranges = segments[b if len(segments) > 1 else 0]
         rows = x[b].swapaxes(0, 1).reshape(length, heads * head_dim)
-        sums = mx.segmented_mm(ones, rows if order is None else rows[order], ranges)
+        first, *others = factors(rows if order is None else rows[order])
+        sums = mx.segmented_mm(ones, first, ranges)
+        for other in others:
+            sums = sums + mx.segmented_mm(ones, other, ranges)
         sizes = (ranges[:, 1] - ranges[:, 0]).astype(mx.float32)
         share = length / mx.maximum(sizes, 1.0)
         means.append((sums[:, 0] * share[:, None]).reshape(count, heads, head_dim).swapaxes(0, 1))

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...call import AttentionCall
 from ...int8_types import LEVELS, SMALLEST, Smoothing
+from ...products import product
 from ..attention.plan import Scoring
 
 
@@ -155,7 +156,7 @@ def _means_of_runs(q: mx.array, runs: Runs) -> mx.array:
     """[batch, heads, runs, columns]; rows that are not finite do not count."""
     finite = _finite(q).all(axis=-1, keepdims=True)
     member = (runs.of_row[:, None] == mx.arange(runs.most)[:, None]).astype(mx.float32)[:, None]  # [.., 1, runs, rows]
-    sums = member @ mx.where(finite, q, 0.0)
+    sums = product(member, mx.where(finite, q, 0.0))
     return sums / mx.maximum(member @ finite.astype(mx.float32), 1.0)
 
 
@@ -170,4 +171,4 @@ def _mean_scores(means: mx.array, small: mx.array) -> mx.array:
     batch, heads, runs, columns = means.shape
     kv_heads = small.shape[1]
     grouped = means.reshape(batch, kv_heads, heads // kv_heads * runs, columns)
-    return (grouped @ small.swapaxes(2, 3)).reshape(batch, heads, runs, small.shape[2])
+    return product(grouped, small.swapaxes(2, 3)).reshape(batch, heads, runs, small.shape[2])

@@ -1,0 +1,22 @@
+"""Products of float32 matrices by MLX, in full: a GPU's are of tf32, which has 11 bits of each factor."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+_HIGH = -(1 << 13)  # the bits of a float32 that tf32 has
+
+
+def factors(x: mx.array) -> list[mx.array]:
+    """float32 -> the summands of it that products take as they are. What is not finite is whole in the first."""
+    if mx.default_device().type != mx.DeviceType.gpu:
+        return [x]
+    high = (x.view(mx.int32) & _HIGH).view(mx.float32)
+    return [high, mx.where(mx.abs(x) < mx.inf, x - high, 0.0)]
+
+
+def product(a: mx.array, b: mx.array) -> mx.array:
+    """a @ b, both float32; the product of both small parts is below what float32 keeps."""
+    left, right = factors(a), factors(b)
+    total = left[0] @ right[0]
+    return total if len(left) == 1 else total + (left[1] @ right[0] + left[0] @ right[1])
