@@ -17,6 +17,7 @@ constexpr int COUNTS = 64;       // of live tiles, that are kept
 
 // The bits without the `count` lowest of those that are set.
 INLINE uint without_lowest(uint bits, int count) {
+  if (count >= __popc(bits)) return 0;
   for (; count > 0 && bits != 0; count--) bits &= bits - 1;
   return bits;
 }
