@@ -49,9 +49,9 @@ def test_table() -> None:
 
 
 def test_gradients_beside_our_dense_run() -> None:
-    result = CliRunner().invoke(app, [*COUNTS, "--lengths", "128", "--mods", "backward"])
+    result = CliRunner().invoke(app, [*COUNTS, "--lengths", "192", "--mods", "backward"])
     assert result.exit_code == 0, result.output
-    assert "backward 128" in result.output and "/ our dense" in result.output and "/ MLX" not in result.output
+    assert "backward 192" in result.output and "/ our dense" in result.output and "/ MLX" not in result.output
     assert "3.50x" in result.output and "targets: 3 of 3 met" in result.output
 
 
