@@ -16,12 +16,13 @@ import zoo
 from apparatus import int8_rows
 from apparatus.cuda.simulated import Simulated, simulated_cuda
 from apparatus.simulated import DTYPES, ORDERS
+from backends import CUDA
 from calls import attention_call, run_on
 from decode_masks import MASKED
 
 import flextrace as flex
 from flextrace.decorators import bound
-from flextrace.kernels import AttentionCall, QKQuant, Result
+from flextrace.kernels import AttentionCall, QKQuant, Result, backend_for
 from flextrace.kernels.cuda.backend import CudaBackend
 from flextrace.kernels.cuda.decode.launch import neighbours
 from flextrace.kernels.cuda.decode.plan import FEW_IN_ALL, FEW_ROWS, FEW_TO_ROUND, decode_plan, splits_for
@@ -357,6 +358,38 @@ def test_a_growing_cache_compiles_nothing_after_the_first_step() -> None:
             backend.spec(attention_call(mx.zeros((1, 4, 1, 16)), view, view, 1.0, None, flex.mask_mod(recent).bind()))
         )
     assert len(specs) == 1
+
+
+# ---- on a GPU, where there is one ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("backend", CUDA)
+def test_shapes_on_a_gpu(backend: str, name: str, dtype: str) -> None:
+    exact = exact_of(name, dtype)
+    arrays = [mx.array(x).astype(getattr(mx, dtype)) for x in exact]
+    call = attention_call(*arrays, exact[0].shape[-1] ** -0.5, want_lse=True, want_max=True)
+    once, again = (run_on(backend_for(backend), call) for _ in range(2))
+    check(once, reference.attention(*exact), dtype)
+    assert mx.array_equal(once.out, again.out) and mx.array_equal(once.lse, again.lse)
+
+
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("backend", CUDA)
+def test_masks_on_a_gpu(backend: str, name: str) -> None:
+    mask = flex.mask_mod(MASKED[name]).bind()
+    call = attention_call(*(mx.array(x) for x in EXACT), 0.25, None, mask, want_lse=True, want_max=True)
+    check(run_on(backend_for(backend), call), reference.attention(*EXACT, mask_mod=MASKED[name], scale=0.25))
+
+
+@pytest.mark.parametrize("int8_values", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ROWS)
+@pytest.mark.parametrize("backend", CUDA)
+def test_int8_rows_on_a_gpu(backend: str, shape: str, dtype: str, int8_values: bool) -> None:
+    given = int8_rows.tensors(ROWS[shape], dtype, int8_values)
+    int8_rows.compare(given, run_on(backend_for(backend), int8_rows.call_of(given)), int8_rows.expected(given))
 
 
 # A mistake, where it is, and what is to be seen: a finding, or a wrong number.
