@@ -71,7 +71,11 @@ def test_hopper_multiplies_beside_its_arithmetic(
     assert plan is not None and plan.shared_bytes <= SHARED_BYTES[90]
     text = gradient_text(kernel, formulas(*mods), GradientVariant(plan)).text
     report = compile_cuda(text, "sm_90a", tmp_path)
-    assert report.spilled <= 64 and "serialized" not in report.said, report.said
+    assert report.spilled <= 64, report.said
+    beside = mods[1] is None or all(
+        columns % 64 == 0 for columns in dims
+    )  # HopperGradientPlan says what the others are
+    assert not beside or "serialized" not in report.said, report.said
 
 
 def test_what_hopper_does_not_take_is_for_the_other_kernel() -> None:

@@ -14,7 +14,11 @@ BARRIERS = 1024  # bytes for them and the words, at most, and for what aligns th
 
 @dataclass(frozen=True)
 class HopperGradientPlan:
-    """The constants of hopper/plan.h. of_keys, with_max: as in GradientPlan."""
+    """The constants of hopper/plan.h. of_keys, with_max: as in GradientPlan.
+
+    Under a mask, where head dims are not multiples of 64, ptxas waits for each product (C7511), for want of registers
+    in the careful pass: such kernels are right, and slower.
+    """
 
     of_keys: bool
     head_dim: int
