@@ -22,6 +22,8 @@ from .backward import CASES as STEPS
 from .backward import backward_table, beside_peak
 from .backward import measure as measure_step
 from .cases import NAMES, flextrace_run, mlx_run, problem, torch_run
+from .cuda import cuda_table, power_and_clock
+from .cuda import measure as measure_cuda
 from .decode import decode_table, said_of, targets
 from .decode import measure as measure_decode
 from .errors import BenchError
@@ -34,6 +36,7 @@ from .plot import check_plot, draw
 from .results import Report, Row
 
 SECTIONS = ("attention", "start", "memory", "masks", "int8", "decode", "backward")
+ON_A_GPU = "cuda"  # a section that is measured where it is asked for
 
 
 def main(
@@ -53,7 +56,11 @@ def main(
     Raises:
         BenchError: an unknown mod, dtype or section, or a picture that cannot be drawn.
     """
-    for given, known, what in ((mods, NAMES, "mod"), (sections, SECTIONS, "section"), (dtypes, DTYPES, "dtype")):
+    for given, known, what in (
+        (mods, NAMES, "mod"),
+        (sections, (*SECTIONS, ON_A_GPU), "section"),
+        (dtypes, DTYPES, "dtype"),
+    ):
         for name in given:
             if name not in known:
                 raise BenchError(f"unknown {what} {name!r}; known: {', '.join(known)}")
@@ -103,6 +110,11 @@ def main(
                 say(f"{mod} {shape[2]}", done=1)
         with working("gradients of 1x1x32768x64, in a new process"):
             report.long_step = long_step()
+    if ON_A_GPU in sections:
+        with working("on the GPU, in turns") as say:
+            for row in measure_cuda(peers, say):
+                report.cuda.append(row)
+        report.machine["gpu"] = power_and_clock()
     if as_json:
         print(json.dumps(asdict(report), indent=1))
     else:
@@ -175,6 +187,9 @@ def show(report: Report, console: Console) -> None:
         print_table(console, decode_table(report.decode))
         for target in targets(report.decode):
             console.print(said_of(target))
+    if report.cuda:
+        print_table(console, cuda_table(report.cuda))
+        console.print(report.machine["gpu"])
     if report.steps:
         print_table(console, backward_table(report.steps))
         for step in report.steps:

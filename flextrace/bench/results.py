@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .backward import StepRow
+from .cuda import CudaRow
 from .decode import DecodeRow
 from .int8 import Int8Row
 from .masks import MaskRow
@@ -40,5 +41,6 @@ class Report:
     mask_calls: dict[str, float | None] = field(default_factory=dict)
     int8: list[Int8Row] = field(default_factory=list)
     decode: list[DecodeRow] = field(default_factory=list)
+    cuda: list[CudaRow] = field(default_factory=list)
     steps: list[StepRow] = field(default_factory=list)
     long_step: dict[str, float] = field(default_factory=dict)

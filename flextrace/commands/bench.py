@@ -11,7 +11,7 @@ from .exits import FOUND_WRONG, CommandError, expected_errors
 
 READERS: dict[str, tuple[str, ...]] = {  # option -> the sections that read it
     **dict.fromkeys(("--lengths", "--dtypes", "--heads", "--head-dim", "--mods"), ("attention",)),
-    "--no-peers": ("attention", "masks", "decode", "backward"),
+    "--no-peers": ("attention", "masks", "decode", "backward", "cuda"),
 }
 
 
@@ -53,8 +53,8 @@ def bench(
     sections: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="Of attention, start, memory, masks, int8, decode, backward. Without: attention where its shapes or "
-            "mods are given, else all. Only of times."
+            help="Of attention, start, memory, masks, int8, decode, backward, cuda. Without: attention where its "
+            "shapes or mods are given, else all but cuda. Only of times."
         ),
     ] = None,
     peers: Annotated[bool, typer.Option(help="Also time MLX's own attention and, where installed, torch's.")] = True,
@@ -129,9 +129,9 @@ def bench(
 def _refuse_unread(options: list[str], sections: list[str]) -> None:
     """Raises BenchError for an option that none of these sections reads."""
     from flextrace.bench import BenchError
-    from flextrace.bench.report import SECTIONS
+    from flextrace.bench.report import ON_A_GPU, SECTIONS
 
-    if {*sections} - {*SECTIONS}:
+    if {*sections} - {*SECTIONS, ON_A_GPU}:
         return  # that is said instead
     for option in options:
         if not {*READERS[option]} & {*sections}:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import mlx.core as mx
-import numpy as np
 
 from ..call import Mods
 from ..spec import Formulas
@@ -39,6 +40,5 @@ def words_for(mods: Formulas) -> int:
 
 
 def bits(number: float) -> int:
-    """The bits of a float32, as an int32."""
-    with np.errstate(over="ignore"):  # beyond float32: infinite
-        return int(np.float32(number).view(np.int32))
+    """The bits of a float32, as an int32; of one beyond float32 those of infinity."""
+    return ctypes.c_int32.from_buffer(ctypes.c_float(number)).value
