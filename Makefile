@@ -9,7 +9,7 @@ EXTRA := $(shell if [ "$$(uname)" = Darwin ]; then echo; elif nvidia-smi >/dev/n
 EDITABLE := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet
 LOWEST := $(VENV)-lowest
 
-.PHONY: demo test test-long test-lowest test-pythons mutants lint bench clean
+.PHONY: demo test test-long test-gpu test-lowest test-pythons mutants lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flextrace demo
@@ -24,6 +24,10 @@ test-long: $(VENV)/.dev
 # Plants some hundred mistakes, one at a time; the tests must catch each (ROWS="walk.h store" chooses some).
 mutants: $(VENV)/.dev
 	$(BIN)/python tests/mutants/run.py $(ROWS)
+
+# On a machine with an NVIDIA GPU; all of it goes to docs/results/h200.json.
+test-gpu: $(VENV)/.dev
+	$(BIN)/python tests/gpu.py --to docs/results/h200.json
 
 # The lowest version of every dependency: flextrace is imported and called, and each command says its help.
 test-lowest: $(LOWEST)/.installed

@@ -142,7 +142,7 @@ def torch_contenders(what: str, mod: str, shape: tuple[int, int, int, int]) -> d
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     torch._dynamo.config.recompile_limit = 1000  # beyond it, it runs unfused, and says nothing
-    batch, heads, length, _ = shape
+    _, heads, length, _ = shape
     made = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
     cotangent = made.pop()
     q, k, v = (x.requires_grad_(what == "step") for x in made)
