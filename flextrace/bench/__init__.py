@@ -3,7 +3,7 @@
 `--counts` compares in the simulator what the Metal kernels of flextrace and of MLX move and multiply.
 """
 
-from .errors import BenchError
+from .measure import BenchError
 from .report import main
 
 __all__ = ["BenchError", "main"]

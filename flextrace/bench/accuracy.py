@@ -26,7 +26,7 @@ from flextrace.int8.smoothing import smoothed
 from flextrace.kernels import BACKENDS, AttentionCall
 from flextrace.show.terminal import output, print_table, working
 
-from .errors import BenchError
+from .measure import BenchError
 
 INPUTS = ("plain", "outlier")
 DTYPES = ("float32", "float16", "bfloat16")

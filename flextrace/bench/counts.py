@@ -33,7 +33,7 @@ from flextrace.kernels.simulator.mlx_attention import sdpa_vector_2pass, steel_a
 from flextrace.kernels.simulator.translate.mlx_text import include_folder
 
 from .cases import flextrace_mods, kept_pairs, problem
-from .errors import BenchError
+from .measure import BenchError
 
 BACKWARD, DECODE = "backward", "decode"
 MASKS = ("none", "causal", "window", "document", BACKWARD, DECODE)

@@ -23,7 +23,7 @@ from rich.table import Table
 import flextrace as flex
 from flextrace.kernels import backend_for
 
-from .errors import BenchError
+from .measure import BenchError
 
 ROUNDS, SHORT, LONG = 3, 5, 25  # calls of a chain
 WINDOW, DOCUMENTS, CAP = 1024, 8, 30.0

@@ -22,6 +22,10 @@ PAUSE = 0.1  # before each turn: the threads of the contender before may still s
 Run = Callable[[], Any]
 
 
+class BenchError(RuntimeError):
+    """The benchmark cannot run as asked."""
+
+
 def medians_ms(runs: Mapping[str, Run | None]) -> dict[str, float | None]:
     """The median time of one run of each contender, after a first, untimed one; None where there is none."""
     times: dict[str, list[float]] = {name: [] for name, run in runs.items() if run is not None}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BenchError
+from .measure import BenchError
 from .results import Report, Row
 
 if TYPE_CHECKING:

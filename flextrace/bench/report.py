@@ -26,12 +26,11 @@ from .cuda import cuda_table, power_and_clock
 from .cuda import measure as measure_cuda
 from .decode import decode_table, said_of, targets
 from .decode import measure as measure_decode
-from .errors import BenchError
 from .int8 import int8_table
 from .int8 import measure as measure_int8
 from .masks import CASES, mask_calls, mask_table
 from .masks import measure as measure_mask
-from .measure import long_call, long_step, medians_ms, overhead_us, peak_gflops, start_ms
+from .measure import BenchError, long_call, long_step, medians_ms, overhead_us, peak_gflops, start_ms
 from .plot import check_plot, draw
 from .results import Report, Row
 

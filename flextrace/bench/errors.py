@@ -1,5 +1,0 @@
-"""What stops a benchmark."""
-
-
-class BenchError(RuntimeError):
-    """The benchmark cannot run as asked."""
