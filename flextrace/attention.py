@@ -188,7 +188,7 @@ def flex_attention(
             about 9 instructions instead of 40 by estimate; exp(x) to 3 + 2 |x| ulp. The default, "precise", is right to
             1 ulp.
             "PIPELINE": "staged" runs the stage kernels one after the other instead of the fused one, in quadratic
-            memory (cpu, metal, simulator).
+            memory (cpu, metal, cuda, simulator).
             "QK_QUANT": "int8" or a `QKQuant` multiplies query and key as int8, with key smoothed (not for the few rows
             of decode). See `QKQuant`.
             "SMOOTH_K": False, beside QK_QUANT, leaves key as it is; True by itself smooths and does not quantise.

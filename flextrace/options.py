@@ -29,8 +29,7 @@ class Option(NamedTuple):
     choices: tuple[str, ...] = ()
 
 
-ALL, COMPILED, ON_METAL = tuple(BACKENDS), ("metal", "simulator", "cpu"), ("metal", "simulator")
-QUANTISING = ("metal", "cuda", "simulator", "cpu")
+ALL, COMPILED, ON_METAL = tuple(BACKENDS), ("metal", "cuda", "simulator", "cpu"), ("metal", "simulator")
 OPTIONS: dict[str, Option] = {
     "BACKEND": Option((str,), ALL, '"metal", "cuda", "simulator", "cpu" or "ops".'),
     "NUM_THREADS": Option((int,), ("cpu",), "how many threads the cpu backend takes.", as_int),
@@ -54,23 +53,23 @@ OPTIONS: dict[str, Option] = {
         (str,),
         COMPILED,
         '"staged" runs the stage kernels one after the other instead of the fused one, in quadratic memory (cpu, '
-        "metal, simulator).",
+        "metal, cuda, simulator).",
         choices=("fused", "staged"),
     ),
     "QK_QUANT": Option(
         (str, QKQuant),
-        QUANTISING,
+        COMPILED,
         '"int8" or a `QKQuant` multiplies query and key as int8, with key smoothed (not for the few rows of '
         "decode). See `QKQuant`.",
         choices=("int8",),
     ),
     "SMOOTH_K": Option(
         (bool,),
-        QUANTISING,
+        COMPILED,
         "False, beside QK_QUANT, leaves key as it is; True by itself smooths and does not quantise.",
         as_bool,
     ),
-    "SMOOTH_Q": Option((bool,), QUANTISING, "True, beside QK_QUANT, smooths query too.", as_bool),
+    "SMOOTH_Q": Option((bool,), COMPILED, "True, beside QK_QUANT, smooths query too.", as_bool),
 }
 _TILES = "flextrace chooses tile sizes for each call"
 _LAUNCH = "flextrace chooses how its kernels are launched"

@@ -13,7 +13,7 @@ METAL = ("metal",) if mx.metal.is_available() else ()
 CUDA = ("cuda",) if backend_for("cuda", to_run=False).unavailable() is None else ()
 COMPILED_OR_OPS = ("cpu", "ops", *METAL)
 EVERY = ("cpu", "ops", "simulator", *METAL, *CUDA)
-STAGED = ("cpu", "simulator", *METAL)
+STAGED = ("cpu", "simulator", *METAL, *CUDA)
 
 
 def device_of(parameters: dict[str, Any]) -> str | None:

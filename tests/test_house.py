@@ -70,6 +70,7 @@ kernels/cuda/backward/
 kernels/cuda/captured/
 kernels/cuda/decode/
 kernels/cuda/int8/
+kernels/cuda/stages/
 kernels/cuda/
 kernels/simulator/runtime/
 kernels/simulator/stdlib/

@@ -6,8 +6,8 @@
     out, lse, max_scores = attention_output(matmul(weights, v), max_scores, sums)
 
 Every function takes tensors of any strides, computes in float32 unless it says otherwise, and runs on
-`backend` "metal", "simulator" or "cpu" (None: FLEXTRACE_BACKEND, or the one that owns MLX's default device). On metal a
-call adds to MLX's lazy graph. Besides what they say themselves, all of them raise
+`backend` "metal", "cuda", "simulator" or "cpu" (None: FLEXTRACE_BACKEND, or the one that owns MLX's default device). On
+metal and cuda a call adds to MLX's lazy graph. Besides what they say themselves, all of them raise
 
     TypeError, ValueError: arguments that do not fit, before any work;
     BackendUnavailable: the backend cannot run here, or not inside mx.compile and mx.vmap;

@@ -34,6 +34,8 @@ from .int8.launch import run_rounded
 from .int8.operands import scoring_of, values
 from .launch import empty, run
 from .nvrtc import REMEDY, Nvrtc, find_nvrtc
+from .stages.stages import CudaStages
+from .stages.text import StageVariant, stage_text
 
 CUBIN, SOURCE, REPORT = "kernel.cubin", "kernel.cu", "resources.txt"
 MAPS = "tensor_maps"  # the kernel before that of Hopper
@@ -132,10 +134,7 @@ class CudaBackend:
         return gradients(call, self.load, capability() or PLAIN_CAPABILITY)
 
     def stages(self, threads: int = 0) -> Stages:
-        raise ValueError(
-            "the cuda backend has no stage kernels yet; choose the cpu backend for them, or leave "
-            'kernel_options={"PIPELINE": "staged"} out'
-        )
+        return CudaStages(self.load, capability() or PLAIN_CAPABILITY)
 
     def _made(self, spec: KernelSpec) -> CudaKernel:
         text, nvrtc = _text(spec), find_nvrtc()
@@ -235,6 +234,8 @@ def _text(spec: KernelSpec) -> CudaText:
         return maps_text()
     if isinstance(spec.variant, GradientVariant):
         return gradient_text(spec.kernel, spec.mods, spec.variant)
+    if isinstance(spec.variant, StageVariant):
+        return stage_text(spec.kernel, spec.mods, spec.variant)
     variant = _variant(spec)
     if isinstance(variant, MergeVariant):
         return merge_text(variant.dtype, variant.value_means)

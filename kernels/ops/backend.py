@@ -55,7 +55,7 @@ class OpsBackend:
 
     def stages(self, threads: int = 0) -> Stages:
         raise ValueError(
-            "the ops backend has no stage kernels; choose the cpu, metal or simulator backend for them, or leave "
+            "the ops backend has no stage kernels; choose the cpu, metal, cuda or simulator backend for them, or leave "
             'kernel_options={"PIPELINE": "staged"} out'
         )
 

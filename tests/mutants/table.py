@@ -884,6 +884,28 @@ TABLE: dict[tuple[str, str], list[Change]] = {
         ("row_groups = np.where(documents[at] == rows, at, 0)", "row_groups = at + (documents[at] != rows)"),
     ],
     # ---- CUDA text, on the host ------------------------------------------------------------------------------
+    ("kernels/cuda/stages/product.h", "tests/kernels/cuda/test_cuda_stages.py"): [
+        ("row, column - end_column, threadIdx.x);", "row, column - columns, threadIdx.x);"),
+        ("if (factor == 0.0f) continue;", ""),
+        ("h / (p.heads / p.b_heads);", "h % p.b_heads;"),
+        ("if (r >= end_row) continue;", ""),
+        ("ptx::cp_async_wait_group<0>();", ""),
+        (
+            "multiply_tiles(sums, own_rows, b_tile, lane);\n    __syncthreads();",
+            "multiply_tiles(sums, own_rows, b_tile, lane);",
+        ),
+    ],
+    ("kernels/cuda/stages/block_mask.cu", "tests/kernels/cuda/test_cuda_stages.py"): [
+        ("partials += some && !all;", "partials += some;"),
+        ("first + int(i % keys)", "int(i % keys)"),
+    ],
+    ("kernels/cuda/stages/softmax.cu", "tests/kernels/cuda/test_cuda_stages.py"): [
+        ("most == -INFINITY ? 0.0f : most;", "most;"),
+        ("x = both(x, parts[warp]);", "x = parts[warp];"),
+    ],
+    ("kernels/cuda/stages/score_mod.cu", "tests/kernels/cuda/test_cuda_stages.py"): [
+        ("state == FULL ||", "state != UNLISTED ||"),
+    ],
     ("kernels/cuda/attention/walk.h", "tests/kernels/cuda/test_simulated.py"): [
         ("ahead += 32 * 32;", "ahead += 32;"),
         ("base = ahead - 32 * (32 - stretch);", "base = ahead - 32 * (31 - stretch);"),

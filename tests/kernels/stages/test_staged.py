@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 import zoo
-from backends import STAGED
+from backends import CUDA, STAGED
 
 import flextrace as flex
 
@@ -50,7 +50,7 @@ CASES = [
         *(backend, name, ROTATION[i % len(ROTATION)]),
         id=f"{backend}-{name}-{ROTATION[i % len(ROTATION)]}",
     )
-    for backend, names in (("cpu", zoo.ZOO), ("simulator", ON_SIMULATOR))
+    for backend, names in (("cpu", zoo.ZOO), ("simulator", ON_SIMULATOR), *((name, ON_SIMULATOR) for name in CUDA))
     for i, name in enumerate(names)
 ]
 EVERY = pytest.mark.parametrize("backend", STAGED)
@@ -268,7 +268,7 @@ def test_an_unknown_pipeline() -> None:
 
 def test_ops_has_no_stages() -> None:
     with pytest.raises(
-        ValueError, match="ops backend has no stage kernels; choose the cpu, metal or simulator backend"
+        ValueError, match="ops backend has no stage kernels; choose the cpu, metal, cuda or simulator backend"
     ):
         flex.flex_attention(Q, Q, Q, kernel_options={**STAGED, "BACKEND": "ops"})
 
