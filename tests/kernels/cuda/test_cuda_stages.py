@@ -24,7 +24,7 @@ from flextrace.kernels.cuda.stages.text import STAGES, StageVariant, stage_text
 from flextrace.kernels.spec import Formulas
 from flextrace.kernels.stages.protocol import BlockLists
 from flextrace.mods import causal
-from flextrace.stages import block_sparse_matmul, matmul, score_mod
+from flextrace.stages import block_sparse_matmul, matmul, score_mod, softmax
 
 DTYPES = ("float32", "float16", "bfloat16")
 ORDERS = ("forward", "reverse", "shuffled")
@@ -101,13 +101,24 @@ def test_the_checks_of_doctor_are_of_every_stage() -> None:
     assert list(CHECKS) == list(STAGES)
 
 
-@pytest.mark.sampled(24)
+@pytest.mark.long
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("stage", STAGES)
 def test_each_stage_is_right(stage: str, dtype: str, order: str) -> None:
     with simulated_cuda(80, order=order):
         CHECKS[stage](CudaBackend().stages(), dtype)
+
+
+def test_blocks_are_listed_by_what_is_kept_of_them() -> None:
+    with simulated_cuda(80):
+        CHECKS["block_mask"](CudaBackend().stages(), "float32")
+
+
+def test_a_row_of_nothing_has_no_weights() -> None:
+    with simulated_cuda(80):
+        weights, largest, sums = softmax(mx.array([[-mx.inf, -mx.inf], [0.0, 0.0]]), normalise=False, backend="cuda")
+    assert weights.tolist() == [[0, 0], [1, 1]] and largest.tolist() == [-mx.inf, 0] and sums.tolist() == [0, 2]
 
 
 TILES = [None, (16, 8), (32, 64), (8, 8, 8), (32, 16, 16), (64, 128, 8), (128, 24, 40)]
