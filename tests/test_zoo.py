@@ -57,7 +57,7 @@ QUICK = [
     pytest.param(entry, ROTATION[i % len(ROTATION)], id=f"{entry}-{ROTATION[i % len(ROTATION)]}")
     for i, entry in enumerate(zoo.ZOO.values())
 ]
-SIMULATED_AT_TIMES = [pytest.param(b, marks=pytest.mark.sampled(3)) if b == "simulator" else b for b in BACKENDS]
+SIMULATED_AT_TIMES = [pytest.param(b, marks=pytest.mark.sampled(6)) if b == "simulator" else b for b in BACKENDS]
 EVERY = pytest.mark.parametrize("entry", zoo.ZOO.values(), ids=str)
 
 

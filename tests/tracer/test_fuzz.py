@@ -163,7 +163,7 @@ def check_numpy(program: Program, points: tuple[np.ndarray, ...] = POINTS) -> No
 
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-NUMPY_RUN = settings(max_examples=100, deadline=None, suppress_health_check=QUIET)
+NUMPY_RUN = settings(max_examples=50, deadline=None, suppress_health_check=QUIET)
 LONG_NUMPY_RUN = settings(NUMPY_RUN, max_examples=6000)
 
 

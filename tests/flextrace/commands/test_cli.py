@@ -185,6 +185,7 @@ def test_bench_runs_what_was_asked_for(
     assert [options.get("sections") for options in asked] == [sections]
 
 
+@pytest.mark.long
 def test_bench_json_in_a_real_process() -> None:
     command = Path(sys.executable).with_name("flextrace")
     arguments = ["--mods", "none", "--sections", "attention,start", "--json", "--no-peers"]

@@ -67,7 +67,7 @@ def test_random_masks_are_bounded_long(part: int) -> None:
         check_random(seed)
 
 
-RUN = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+RUN = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def check_program(program: Program, seed: int) -> None:

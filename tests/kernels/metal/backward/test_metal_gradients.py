@@ -50,6 +50,7 @@ def check_shared_rows(dims: tuple[int, int], order: str) -> None:
     check((2, 2, 61, dims[0], 1, 1, 45, dims[1]), "float32", ("alibi", "causal"), order, wanted=True)
 
 
+@pytest.mark.long
 def test_simdgroups_share_rows() -> None:
     """Where head dims are large; what a captured array gets is summed once. Not where max_scores has a gradient."""
     check_shared_rows((128, 128), "shuffled")
