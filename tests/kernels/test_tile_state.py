@@ -91,7 +91,7 @@ COARSE = {"dilated_window", "random_table", "tree_ancestor", "natten_2d", "tiled
 COARSE |= {"video_heads", "shared_prefix", "block_diffusion"}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("entry", zoo.MASK_MODS, ids=str)
 def test_the_tiles_of_a_mask_mod_are_those_of_its_block_mask(entry: zoo.Entry) -> None:
     shape = (2, 2, 304, 432)
@@ -115,7 +115,7 @@ def test_only_partial_tiles_are_evaluated(entry: zoo.Entry) -> None:
         assert evaluated == partial
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("entry", zoo.MASK_MODS, ids=str)
 def test_mask_mod_block_mask_and_reference_agree(entry: zoo.Entry) -> None:
     shape = (1, 2, 300, 300)
@@ -169,7 +169,7 @@ def documents_of(lengths: list[int]) -> Array:
 LENGTHS = [1, 700, 64, 63, 65, 1500, 127, 130, 2, 348]  # 3000 tokens
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("element", ["int32", "uint8", "int64", "uint32", "float32", "float16", "bfloat16"])
 def test_documents_are_told_apart_exactly(element: str) -> None:
     documents = documents_of(LENGTHS)
@@ -378,7 +378,7 @@ def check_made_mask(seed: int) -> None:
     assert counts.skipped == tiles.size - tiles.sum()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", range(4))
 def test_made_masks(seed: int) -> None:
     check_made_mask(seed)

@@ -211,7 +211,7 @@ def test_bench_json_in_a_real_process() -> None:
         (["--sections", "int8", "--mods", "none"], "leave --mods out"),
         (
             ["--sections", "int8", "--no-peers"],
-            "--no-peers is about attention or masks or decode or backward; add that to --sections",
+            "--no-peers is about attention or masks or decode or backward or cuda; add that to --sections",
         ),
         (["--sections", "speed", "--mods", "none"], "unknown section 'speed'; known: attention"),
         (["--accuracy", "--backend", "ops", "--lengths", "16", "--mods", "none"], "--backend reference"),

@@ -369,7 +369,7 @@ def cases(draw: st.DrawFn) -> tuple[Shape, tuple[int, ...], int, int, dict[str, 
     return shape, tuple(layout), draw(st.integers(0, 5)), draw(st.integers(1, 2)), made, draw(st.booleans())
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_any_shape_and_layout(case: tuple[Shape, tuple[int, ...], int, int, dict[str, Any], bool]) -> None:
     """As numpy, and bit for bit the same wherever the rows lie."""

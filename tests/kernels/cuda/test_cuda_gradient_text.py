@@ -58,7 +58,7 @@ def test_nothing_is_spilled_where_training_goes(dim: int, kernel: str, tmp_path:
     check(kernel, formulas(None, causal), GradientVariant(plan), "sm_80", tmp_path, 32 if kernel == QUERY else 128)
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("kernel", [QUERY, KEY])
 @pytest.mark.parametrize(
     "mods", [(None, None), (None, causal), (softcap(30.0), causal)], ids=["none", "causal", "both"]

@@ -57,7 +57,7 @@ def test_every_order_of_lanes(order: str, architecture: int, dtype: str) -> None
     check(SMALL, dtype, ("causal",), order, statistics=True, architecture=architecture)
 
 
-@pytest.mark.sampled(300)
+@pytest.mark.sampled(1500)
 @pytest.mark.parametrize("statistics", [False, True], ids=["out", "out-lse-max"])
 @kernels
 @pytest.mark.parametrize("shape", SHAPES)
@@ -65,7 +65,7 @@ def test_every_shape(shape: str, architecture: int, dtype: str, statistics: bool
     check(SHAPES[shape], dtype, statistics=statistics, architecture=architecture)
 
 
-@pytest.mark.sampled(1200)
+@pytest.mark.sampled(3000)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("block_size", [None, 16, 64, (17, 33)], ids=str)
 @pytest.mark.parametrize("name", MASKS)
@@ -74,7 +74,7 @@ def test_every_mask(architecture: int, name: str, block_size: Any, order: str) -
     check(SMALL, "float16", (name,), order, block_size=block_size, statistics=True, architecture=architecture)
 
 
-@pytest.mark.sampled(500)
+@pytest.mark.sampled(1100)
 @pytest.mark.parametrize("mask", [(), ("causal",)], ids=["none", "causal"])
 @kernels
 @pytest.mark.parametrize("name", SCORES)
@@ -82,14 +82,14 @@ def test_every_score_mod(name: str, architecture: int, dtype: str, mask: tuple[s
     check(SMALL, dtype, (name, *mask), architecture=architecture)
 
 
-@pytest.mark.sampled(100)
+@pytest.mark.sampled(220)
 @pytest.mark.parametrize("mask", [(), ("causal",)], ids=["none", "causal"])
 @pytest.mark.parametrize("name", CASES)
 def test_every_pattern_of_a_captured_array(name: str, mask: tuple[str, ...]) -> None:
     check(SHAPE, names=mask, score_of=CASES[name], wanted=True)
 
 
-@pytest.mark.sampled(40)
+@pytest.mark.sampled(90)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", WIDE)
 def test_pairs_of_several_tiles(name: str, order: str) -> None:
@@ -103,7 +103,7 @@ def test_blocks_that_sum_pairs_one_after_the_other(monkeypatch: pytest.MonkeyPat
         check(SHAPE, score_of=CASES[name], wanted=True, names=("causal",))
 
 
-@pytest.mark.sampled(700)
+@pytest.mark.sampled(1500)
 @kernels
 @pytest.mark.parametrize("name", [entry.name for entry in zoo.ZOO.values() if entry.kind == "score"])
 def test_every_array_of_the_zoo(name: str, architecture: int, dtype: str) -> None:
@@ -258,7 +258,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.sampled(40)
+@pytest.mark.sampled(90)
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_each_mistake_is_seen(mistake: str) -> None:
     right, wrong, seen = MISTAKES[mistake]

@@ -81,7 +81,7 @@ def close(ours: Any, theirs: Any) -> None:
         np.testing.assert_allclose(np.array(getattr(ours, name)), np.array(getattr(theirs, name)), atol=3e-5, rtol=3e-5)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("scores", "masks"), [(20, 0), (0, 20), (14, 6)])
 def test_twenty_arrays_in_the_fused_kernel(scores: int, masks: int, order: str) -> None:
@@ -121,7 +121,7 @@ def pack_all(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "are_packed", lambda *_: True)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_packed_or_not_the_bits_and_the_tiles_are_the_same(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     score, mask = mods(3, 3)
@@ -186,7 +186,7 @@ def test_a_kernel_with_more_buffers_of_its_own_has_room_for_fewer() -> None:
 # ---- clang --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @clang_check.needs_clang
 @pytest.mark.parametrize("async_copy", [False, True])
 def test_address_spaces_of_packed_arrays(tmp_path: Path, async_copy: bool) -> None:

@@ -31,7 +31,7 @@ QUANTS = {
 KINDS = ("ragged", "odd_dims", "gqa", "kv_batch_one", "dim_128", "dim_512")  # not a few rows: these are not rounded
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("shape", "quant"), [(s, q) for i, s in enumerate(KINDS) for j, q in enumerate(QUANTS) if (i + j) % 2 == 0]
 )
@@ -53,7 +53,7 @@ def made(name: str, shape: Shape) -> list[Any]:
     return [zoo.ZOO[name].make(*sizes, rng(3), array) for array in (zoo.mx_array, reference.array)]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [*MODS, *MASKS])
 def test_every_kind_of_mod_sees_the_whole_score(name: str, dtype: str) -> None:
@@ -68,7 +68,7 @@ def test_every_kind_of_mod_sees_the_whole_score(name: str, dtype: str) -> None:
         compare(tensors, result, chosen, smooth, **{kind: plain})
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("add_back", [False, True])
 @pytest.mark.parametrize("shape", ["ragged", "gqa", "kv_batch_one"])
@@ -83,7 +83,7 @@ def test_smoothing_alone_changes_nothing(shape: str, add_back: bool, order: str)
         reference.assert_close(getattr(smooth, name), np.array(getattr(plain, name)), 1e-4, 1e-4, name)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_smoothing_helps_where_keys_are_biased(dtype: str) -> None:
     """The mean makes scores of the order of 100, whose differences are what counts."""
@@ -108,7 +108,7 @@ def test_no_float16_key_becomes_infinite_without_its_mean(score: Any) -> None:
     reference.assert_close(smooth, np.array(plain.astype(mx.float32)), 4e-3, 4e-3, "out")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("quant", [None, "block", "odd_blocks", "row", "odd_smooth_q"])
 def test_documents_have_means_of_their_own(quant: str | None) -> None:
     shape: Shape = (2, 2, 60, 24, 2, 1, 60, 16)
@@ -196,7 +196,7 @@ def test_any_strides(layout: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(np.array(one), np.array(two))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("quant", [None, QKQuant("row")], ids=["smoothed", "quantised"])
 @pytest.mark.parametrize("shape", ["ragged", "dim_128"])
 def test_asynchronous_copies_are_the_same(shape: str, quant: QKQuant | None) -> None:

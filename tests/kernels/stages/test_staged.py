@@ -119,13 +119,13 @@ def check(backend: str, names: tuple[str, ...], name: str, dtype: str = "float32
 # ---- equal to the fused kernel and the reference -------------------------------------------------------------------
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(("backend", "entry", "name"), CASES)
 def test_zoo(backend: str, entry: str, name: str) -> None:
     check(backend, (entry,), name)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @EVERY
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["ragged", "gqa", "kv_batch_one", "two_blocks"])
@@ -134,7 +134,7 @@ def test_dtypes(backend: str, name: str, dtype: str) -> None:
     check(backend, ("alibi", "causal"), name, dtype)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @EVERY
 @pytest.mark.parametrize("block_size", [128, 16, (5, 11), (1, 29)], ids=str)
 @pytest.mark.parametrize("mask", ["causal", "checkerboard_heads", "empty_rows", "empty", "noop"])
@@ -159,7 +159,7 @@ def test_empty_axes(backend: str, empty: str) -> None:
 # ---- intermediates -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @EVERY
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("mask", [None, "mask_mod", "BlockMask"])

@@ -129,7 +129,7 @@ def test_shapes(name: str, dtype: str) -> None:
     check(attend(exact, dtype=dtype, order=order), reference.attention(*exact), dtype)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("how", ["cache", "heads_last", "columns_apart", "unaligned", "batch_of_one"])
 def test_keys_are_read_where_they_lie(how: str, dtype: str) -> None:
@@ -225,7 +225,7 @@ def test_the_whole_zoo(entry: zoo.Entry, dtype: str) -> None:
     zoo_case(entry, dtype, "shuffled")
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_keys_that_are_left_out_may_hold_anything(bad: float, dtype: str) -> None:
@@ -417,7 +417,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_each_mistake_is_seen(mistake: str) -> None:
     right, wrong, seen = MISTAKES[mistake]
