@@ -185,7 +185,7 @@ def decode_rows(peers: bool) -> Iterator[CudaRow]:
     cache.update(k, v)
     key, value = cache.key, cache.value
     both = mx.concatenate([k, v])
-    mx.eval(q, k, v, both, *(part for rows in (key, value) for part in (rows.values, rows.scales)))
+    mx.eval(q, k, v, both)
     offset = CACHE - 1
     recent = flex.mask_mod(lambda b, h, q_idx, kv_idx: q_idx + offset - kv_idx < WINDOW)
 

@@ -62,6 +62,7 @@ def run(cell: str, names: dict[str, Any]) -> Any:
     return names["made"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_cell_run_again_keeps_no_memory(cell: str) -> None:
     names = {"flex": flex, "slopes": mx.array([0.5, 0.25]), "__name__": "__main__"}

@@ -28,7 +28,7 @@ def largest_scores(score_mod: Any, backend: str, n: int = N) -> np.ndarray:
     return np.array(aux.max_scores)[0, 0]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @each_backend
 @pytest.mark.parametrize(("library", "element"), TYPES)
 def test_every_number_type_is_read_exactly(backend: str, library: str, element: str) -> None:

@@ -103,6 +103,7 @@ def test_the_tiles_of_a_mask_mod_are_those_of_its_block_mask(entry: zoo.Entry) -
     assert counts.unmasked >= full  # also where only the first or last registers of a tile are live, and those fully
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("entry", zoo.MASK_MODS, ids=str)
 def test_only_partial_tiles_are_evaluated(entry: zoo.Entry) -> None:
     shape = (1, 1, 600, 640)

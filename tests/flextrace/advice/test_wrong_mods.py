@@ -39,6 +39,7 @@ def message(kind: type[Exception], call: Callable[[], Any]) -> str:
 SHAPES = [(8, 8), (3, 8, 8), (2, 3, 8, 8), (2, 1, 8, 8), (1, 1, 8, 8), (2, 1, 1, 8), (1, 8)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("shape", "kind"),
     [(s, k) for i, s in enumerate(SHAPES) for j, k in enumerate(("bool", "int", "float")) if (i + j) % 2 == 0],

@@ -58,7 +58,7 @@ SOME = (
 )
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("inputs", accuracy.INPUTS)
 @pytest.mark.parametrize("name", SOME)
 def test_kernels_meet_the_targets(name: str, inputs: str) -> None:

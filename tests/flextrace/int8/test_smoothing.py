@@ -229,7 +229,7 @@ def test_inside_compile() -> None:
     assert seen == [True, False]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("backend", QUANTISING)
 @pytest.mark.parametrize("name", [None, "causal", *IDS])
 @pytest.mark.parametrize("score", [None, mods.alibi(4), mods.softcap(3.0)], ids=str)

@@ -129,6 +129,7 @@ def test_no_keys_no_rows() -> None:
 # ---- captures -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_captures_of_every_kind_in_both_address_spaces() -> None:
     kinds = ["bool_", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "float16", "bfloat16", "float32"]
     for size in (5, 40):  # MLX passes fewer than eight elements in the constant address space

@@ -307,7 +307,7 @@ def test_ten_thousand_random_functions(part: int) -> None:
     run()
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(25)
 @pytest.mark.parametrize("start", range(0, 4000, 100))
 def test_random_control_flow(start: int) -> None:
     for number in range(start, start + 100):

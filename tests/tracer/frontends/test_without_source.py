@@ -178,6 +178,7 @@ WAYS: tuple[Callable[[Path], str], ...] = (
 )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_the_example_of_the_readme_works(way: Callable[[Path], str], tmp_path: Path) -> None:
     said = way(tmp_path)

@@ -54,7 +54,7 @@ def test_another_length_is_the_same_kernel_and_another_format_is_not() -> None:
     assert names[:3] == names[3:] and len(set(names)) == 3
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("names", [(), ("alibi",), ("alibi", "causal")], ids="+".join)
 @pytest.mark.parametrize("kinds", KINDS, ids="+".join)
 @pytest.mark.parametrize("rows", [4, 16])
