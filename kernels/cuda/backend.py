@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from .generate import CudaText, attention_text
 from .gradients import gradients
 from .hopper.launch import run_hopper
 from .hopper.plan import HopperPlan, hopper_plan
-from .hopper.text import hopper_text, maps_text
+from .hopper.text import TENSOR_MAPS, hopper_text, maps_text
 from .int8.launch import run_rounded
 from .int8.operands import scoring_of, values
 from .launch import empty, run
@@ -38,7 +38,6 @@ from .stages.stages import CudaStages
 from .stages.text import StageVariant, stage_text
 
 CUBIN, SOURCE, REPORT = "kernel.cubin", "kernel.cu", "resources.txt"
-MAPS = "tensor_maps"  # the kernel before that of Hopper
 MERGE = "attention_merge"  # the kernel behind that of few query rows
 PLAIN_CAPABILITY = 80  # whose text is shown where there is no GPU
 
@@ -164,7 +163,7 @@ class CudaBackend:
         if isinstance(variant, DecodeVariant):
             other = self._made(KernelSpec(MERGE, variant=MergeVariant(variant.plan.dtype, variant.value_means)))
         elif spec.kernel == ATTENTION and isinstance(variant, Variant) and isinstance(variant.plan, HopperPlan):
-            other = self._made(KernelSpec(MAPS))
+            other = self._made(KernelSpec(TENSOR_MAPS))
         return CudaKernel(cubin, text.name, variant, key, other)
 
 
@@ -184,7 +183,7 @@ class CudaKernel:
         """That one, if there is one."""
         return [] if self.other is None else [self.other]
 
-    def launch(self, **call: Any) -> Any:
+    def launch(self, **call: Any) -> Sequence[mx.array]:
         """The outputs of one launch, as nodes of MLX's graph."""
         return mx.fast.precompiled_cuda_kernel(name=self.name, compiled_source=self.cubin, **call)
 
@@ -200,13 +199,13 @@ class CudaKernel:
             return run_decode(self.launch, self.other.launch, plan, extremes, call)
         tiles = tiles_for(call.blocks, plan, call.q.shape[2], call.k.shape[2])
         if isinstance(plan, Plan) and plan.scoring is not None:
-            return run_rounded(self.cubin, self.name, plan, tiles, extremes, call)
+            return run_rounded(self.launch, plan, tiles, extremes, call)
         if call.k.dtype != call.q.dtype or call.v.dtype != call.q.dtype:  # in int8, and without an element of q or k
             call = call._replace(k=call.k.astype(call.q.dtype), v=values(call))
         if isinstance(plan, Plan):
-            return run(self.cubin, self.name, plan, tiles, extremes, call)
+            return run(self.launch, plan, tiles, extremes, call)
         assert self.other is not None
-        return run_hopper(self.cubin, self.name, self.other.cubin, self.other.name, plan, tiles, extremes, call)
+        return run_hopper(self.launch, self.other.launch, plan, tiles, extremes, call)
 
 
 def architecture() -> str:
@@ -230,7 +229,7 @@ def _variant(spec: KernelSpec) -> Variant | DecodeVariant | MergeVariant:
 
 
 def _text(spec: KernelSpec) -> CudaText:
-    if spec.kernel == MAPS:
+    if spec.kernel == TENSOR_MAPS:
         return maps_text()
     if isinstance(spec.variant, GradientVariant):
         return gradient_text(spec.kernel, spec.mods, spec.variant)

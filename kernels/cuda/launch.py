@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import mlx.core as mx
 
 from ..call import AttentionCall, Result
 from ..gpu.arguments import bits, captured_arrays, words_of_captures
 from ..gpu.extremes import extremes_of_blocks
-from ..gpu.tile_lists import Tiles
+from ..gpu.tile_lists import PARAMS, Tiles
 from .attention.plan import Plan
 
 # A tensor of so many bytes is read where it lies. To ask where costs more than to copy a smaller one, where need be.
 IN_PLACE_BYTES = 4 << 20
 
 
-def run(cubin: bytes, name: str, plan: Plan, tiles: Tiles, extremes: tuple[int, ...], call: AttentionCall) -> Result:
+Launch = Callable[..., Sequence[mx.array]]  # mx.fast.precompiled_cuda_kernel, of one kernel
+
+
+class Launchable(Protocol):
+    """A kernel, as `mx.fast.precompiled_cuda_kernel` launches it."""
+
+    def launch(self, **call: Any) -> Sequence[mx.array]: ...
+
+
+def run(launch: Launch, plan: Plan, tiles: Tiles, extremes: tuple[int, ...], call: AttentionCall) -> Result:
     """out, lse and max_scores of one call. Nothing is evaluated."""
     batch, query_heads, q_len, _ = call.q.shape
     grid = (-(-q_len // plan.bq) * plan.slices * plan.threads, query_heads, batch)
@@ -27,7 +37,7 @@ def run(cubin: bytes, name: str, plan: Plan, tiles: Tiles, extremes: tuple[int, 
         in_place |= int(lies) << place
         # As bytes, rows whose columns do not lie together are copied, and no others.
         tensors += neighbours(x.view(mx.uint8), 3) if lies else [mx.contiguous(x)] * 4
-    return attend(cubin, name, tensors, grid, plan, tiles, extremes, call, (in_place,))
+    return attend(launch, tensors, grid, plan, tiles, extremes, call, (in_place,))
 
 
 def neighbours(x: mx.array, axes: int = 4) -> list[mx.array]:
@@ -55,8 +65,7 @@ class Launched(Protocol):
 
 
 def attend(
-    cubin: bytes,
-    name: str,
+    launch: Launch,
     tensors: list[mx.array],
     grid: tuple[int, int, int],
     plan: Launched,
@@ -72,12 +81,8 @@ def attend(
     rows = (batch, query_heads, q_len)
     arrays = captured_arrays(call.mods, True)
     sizes = (query_heads, kv_heads, call.k.shape[0], q_len, kv_len, bits(call.scale))
-    masks = (
-        tiles.params[key] for key in ("mask_batches", "mask_heads", "q_blocks", "kv_blocks", "q_block", "kv_block")
-    )
-    out, lse, max_scores = mx.fast.precompiled_cuda_kernel(
-        name=name,
-        compiled_source=cubin,
+    masks = (tiles.params[name] for name in PARAMS)
+    out, lse, max_scores = launch(
         inputs=[*tensors, tiles.lists, *arrays, *(extremes_of_blocks(arrays[slot]) for slot in extremes)],
         output_shapes=[(*rows, max(1, value_dim)), rows, rows],
         output_dtypes=[call.q.dtype, mx.float32, mx.float32],

@@ -986,14 +986,19 @@ TABLE: dict[tuple[str, str], list[Change]] = {
     ],
     ("kernels/cuda/hopper/memory.h", "tests/kernels/cuda/test_simulated.py"): [
         ("(tile.first + BK > kv_len ? 4 : 0)", "0"),
+        ("READERS = 4 * CONSUMERS;", "READERS = CONSUMERS;"),
+    ],
+    ("kernels/cuda/hopper/slabs.h", "tests/kernels/cuda/test_simulated.py"): [
         ("const bool last = stage == STAGES - 1;", "const bool last = stage == STAGES;"),
         ("return {last ? 0 : stage + 1, last ? phase ^ 1 : phase};", "return {last ? 0 : stage + 1, phase};"),
-        ("READERS = 4 * CONSUMERS;", "READERS = CONSUMERS;"),
+        ("at / 8 ^ (row & 7)", "at / 8"),
     ],
     ("kernels/cuda/hopper/wgmma.h", "tests/kernels/cuda/test_simulated.py"): [
         ("uint64_t(slab_bytes >> 4) << 16", "uint64_t(slab_bytes >> 5) << 16"),
     ],
-    ("kernels/cuda/hopper/maps.cu", "tests/kernels/cuda/test_simulated.py"): [("map == 1 ? k : v", "map == 1 ? v : k")],
+    ("kernels/cuda/hopper/maps.cu", "tests/kernels/cuda/test_simulated.py"): [
+        ("map == 1 ? b : map == 2 ? c : d", "map == 1 ? c : map == 2 ? b : d")
+    ],
     # ---- Metal text, in the simulator --------------------------------------------------------------------------
     ("kernels/metal/tile/staging.h", "tests/kernels/metal/test_metal_attention.py::test_shapes"): [
         ("if (is_in_tile(place, i)) *reinterpret", "*reinterpret"),

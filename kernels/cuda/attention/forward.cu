@@ -51,24 +51,10 @@ struct Accumulators {
 // S = Q K^T
 template <typename Products>
 INLINE void multiply_keys(Products (&products)[ROW_TILES][KEY_TILES], const K* queries, const K* keys, int lane) {
-  UNROLL
-  for (int r = 0; r < ROW_TILES; r++) {
-    UNROLL
-    for (int j = 0; j < KEY_TILES; j++) products[r][j] = Products();
-  }
-#pragma unroll(sizeof(K) == 4 ? 1 : HEADS <= 128 ? HEADS / 16 : 2)
-  for (int d = 0; d < HEADS; d += Step<K>::K) {
-    typename Step<K>::Left left[ROW_TILES];
-    UNROLL
-    for (int r = 0; r < ROW_TILES; r++) Step<K>::template load_left<LD_HEADS>(left[r], queries + 16 * r * LD_HEADS + d, lane);
-    UNROLL
-    for (int j = 0; j < KEY_TILES; j += 2) {
-      typename Step<K>::Right right;
-      Step<K>::template load_keys<LD_HEADS>(right, keys + 8 * j * LD_HEADS + d, lane);
-      UNROLL
-      for (int r = 0; r < ROW_TILES; r++) Step<K>::multiply_pair(products[r][j], products[r][j + 1], left[r], right);
-    }
-  }
+  typedef typename Step<K>::Left Left;
+  typedef typename Step<K>::Right Right;
+  const auto multiply = [](Products& c0, Products& c1, const Left& a, const Right& b) { Step<K>::multiply_pair(c0, c1, a, b); };
+  multiply_transposed<HEADS, LD_HEADS>(products, queries, keys, lane, multiply);
 }
 
 // O += P V

@@ -57,7 +57,7 @@ class Plan:
     @property
     def shared_bytes(self) -> int:
         """The queries, a tile of keys and one of values; each row is 16 bytes longer than its columns."""
-        heads, values = (_padded(columns) * self.element_bytes + 16 for columns in (self.head_dim, self.values))
+        heads, values = (padded(columns) * self.element_bytes + 16 for columns in (self.head_dim, self.values))
         if self.scoring is not None:
             heads = -(-max(1, self.head_dim) // 32) * 32 + 16
         return (self.bq + self.bk) * heads + self.bk * values
@@ -95,7 +95,7 @@ def plan_for(head_dim: int, value_dim: int, dtype: str, architecture: int, scori
     shared = SHARED_BYTES.get(architecture, LEAST_SHARED_BYTES)
     fewest = -(-max(1, value_dim) // WIDEST)
     for slices in range(fewest, fewest + 8):
-        values = _padded(-(-value_dim // slices))
+        values = padded(-(-value_dim // slices))
         for warps in (4, 2, 1):
             for row_tiles, bk in ((2, 64), (1, 64), (1, 32), (1, 16)):
                 if bk > 32 and (head_dim > WIDEST or (dtype == "float32" and values > 96)):
@@ -106,5 +106,6 @@ def plan_for(head_dim: int, value_dim: int, dtype: str, architecture: int, scori
     raise ValueError(f"head dims {head_dim} and {value_dim} do not fit a block; use fewer columns per head")
 
 
-def _padded(columns: int) -> int:
+def padded(columns: int) -> int:
+    """Columns of a row in shared memory that products read."""
     return max(1, -(-columns // 16)) * 16

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import mlx.core as mx
 
@@ -19,10 +18,13 @@ from ...gpu.extremes import extremes_of_blocks, slots_by_blocks
 from ...gpu.tile_lists import PARAMS, Tiles, tiles_for
 from ...spec import Formulas, KernelSpec
 from ..device import HOPPER
-from ..hopper.maps import MAP_BYTES, shaped_maps
-from .hopper.plan import HEAD_GROUP, ROWS, HopperGradientPlan, hopper_gradient_plan
+from ..hopper.maps import tensor_maps
+from ..hopper.plan import HEAD_GROUP
+from ..hopper.text import TENSOR_MAPS
+from ..launch import Launchable
+from .hopper.plan import ROWS, HopperGradientPlan, hopper_gradient_plan
 from .plan import WORDS_OF_PAIR, GradientPlan, gradient_plan
-from .text import ELEMENTS, KEY, MAPS, PAIRS, PATTERNS, QUERY, SEGMENTS, TERMS, TIES, GradientVariant
+from .text import ELEMENTS, KEY, PAIRS, PATTERNS, QUERY, SEGMENTS, TERMS, TIES, GradientVariant
 
 THREADS = 128  # of kernels with a thread, or a warp, for each number
 POSITIONS = (Pattern.ROW, Pattern.COLUMN, Pattern.DIAGONAL)  # enum Positions of elements.cu
@@ -32,17 +34,7 @@ LARGEST_COTANGENT = -2  # power of two that the largest one of float16 is brough
 AnyPlan = GradientPlan | HopperGradientPlan
 
 
-class GradientKernel(Protocol):
-    """A cubin, and the name that MLX calls in it."""
-
-    @property
-    def cubin(self) -> bytes: ...
-
-    @property
-    def name(self) -> str: ...
-
-
-Load = Callable[[KernelSpec], GradientKernel]
+Load = Callable[[KernelSpec], Launchable]
 
 
 class Launches:
@@ -169,12 +161,9 @@ class Launches:
 
     @functools.cached_property
     def _maps(self) -> mx.array:
-        """The tensor maps of q, k, v and d_out, and whether TMA can take each: what maps.cu writes."""
-        kernel = self.load(KernelSpec(MAPS, Formulas(), GradientVariant()))
-        shaped = shaped_maps(tuple((x.shape, ROWS) for x in self.tensors), self._dtype)
-        size = (len(self.tensors) + 1) * MAP_BYTES
-        (maps,) = _launch(kernel, [shaped, *self.tensors], [((size,), mx.uint8)], [], (1, 1, 1), 32 * len(self.tensors))
-        return maps
+        """Those of q, k, v and d_out."""
+        launch = self.load(KernelSpec(TENSOR_MAPS)).launch
+        return tensor_maps(launch, self.tensors, [ROWS] * len(self.tensors), self._dtype)
 
     def _inputs(self, terms: mx.array, tiles: Tiles, plan: AnyPlan) -> list[mx.array]:
         maps = [self._maps] if isinstance(plan, HopperGradientPlan) else []
@@ -226,7 +215,7 @@ def _groups(plan: AnyPlan, rows: int, heads: int, batches: int) -> tuple[int, in
 
 
 def _launch(
-    kernel: GradientKernel,
+    kernel: Launchable,
     inputs: Sequence[mx.array],
     outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]],
     scalars: Sequence[int],
@@ -235,9 +224,7 @@ def _launch(
     shared_memory: int = 0,
     init_value: float | None = None,
 ) -> Sequence[mx.array]:
-    return mx.fast.precompiled_cuda_kernel(
-        name=kernel.name,
-        compiled_source=kernel.cubin,
+    return kernel.launch(
         inputs=list(inputs),
         output_shapes=[shape for shape, _ in outputs],
         output_dtypes=[dtype for _, dtype in outputs],

@@ -9,7 +9,7 @@ from itertools import product
 
 from flextrace.tracer import Pattern
 
-from ..attention.plan import LEAST_SHARED_BYTES, SHARED_BYTES
+from ..attention.plan import LEAST_SHARED_BYTES, SHARED_BYTES, padded
 
 MOST_REGISTERS = 252  # of a thread, as this model counts them: beyond, the compiler spills
 WIDE, MOST_OF_WIDE = 256, 188  # it does so sooner where rows have more columns, whose loads it brings forward
@@ -118,8 +118,3 @@ def _plans(of_keys: bool, head_dim: int, value_dim: int, dtype: str) -> Iterator
         for row_tiles, bk in ((2, 32), (1, 64), (1, 32), (1, 16)):
             more = 2 if of_keys and row_tiles == 1 and bk == 64 and warps == 4 else 1  # halves what passes by
             yield GradientPlan(of_keys, head_dim, value_dim, dtype, more * warps, row_tiles, bk, slices, stages)
-
-
-def padded(columns: int) -> int:
-    """Columns of a row in shared memory that products read."""
-    return max(1, -(-columns // 16)) * 16

@@ -39,24 +39,10 @@ INLINE void clear_specials(Right& b) {
 // sums += own rows, times rows of a tile transposed: Q K^T, d_out V^T, and these transposed.
 template <int COLUMNS, int LD, bool SWAPPED>
 INLINE void multiply_own(Sums (&sums)[ROW_TILES][OTHERS], const T* own, const T* others, int lane) {
-  UNROLL
-  for (int r = 0; r < ROW_TILES; r++) {
-    UNROLL
-    for (int j = 0; j < OTHERS; j++) sums[r][j] = Sums();
-  }
-#pragma unroll(sizeof(T) == 4 ? 1 : COLUMNS <= 128 ? COLUMNS / 16 : 2)
-  for (int d = 0; d < COLUMNS; d += Step<T>::K) {
-    typename Step<T>::Left left[ROW_TILES];
-    UNROLL
-    for (int r = 0; r < ROW_TILES; r++) Step<T>::template load_left<LD>(left[r], own + 16 * r * LD + d, lane);
-    UNROLL
-    for (int j = 0; j < OTHERS; j += 2) {
-      typename Step<T>::Right right;
-      Step<T>::template load_keys<LD>(right, others + 8 * j * LD + d, lane);
-      UNROLL
-      for (int r = 0; r < ROW_TILES; r++) multiply_in_order<SWAPPED>(sums[r][j], sums[r][j + 1], left[r], right);
-    }
-  }
+  typedef typename Step<T>::Left Left;
+  typedef typename Step<T>::Right Right;
+  const auto multiply = [](Sums& c0, Sums& c1, const Left& a, const Right& b) { multiply_in_order<SWAPPED>(c0, c1, a, b); };
+  multiply_transposed<COLUMNS, LD>(sums, own, others, lane, multiply);
 }
 
 // sums += weights, times rows of a tile, in N tiles of their columns from `begin` on: dS K, dS^T Q, P^T d_out.

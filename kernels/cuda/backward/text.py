@@ -35,7 +35,7 @@ QUERY, KEY, TERMS, TIES, PAIRS, ELEMENTS, SEGMENTS = KERNELS = (
 )
 PATTERNS = (Pattern.DIAGONAL, Pattern.DENSE, Pattern.TABLE)  # enum Pattern of pair_sums.h
 PLAN, GRADIENT_HOLE = "backward/plan.h", "mod/score_gradient.h"
-HOPPER_PLAN, MAPS = "backward/hopper/plan.h", "backward_maps"
+HOPPER_PLAN = "backward/hopper/plan.h"
 _TENSORS = tuple(f"const T* {name}" for name in ("q", "k", "v", "d_out"))
 _INPUTS = (*_TENSORS, "const float* terms", "const float* factor", "const int* tile_lists")
 _STATISTICS = tuple(f"const float* {name}" for name in ("lse", "d_lse", "largest", "ties", "d_max", "factor"))
@@ -111,10 +111,8 @@ def gradient_specs(mods: Formulas, architecture: int) -> dict[str, KernelSpec]:
 
 
 def gradient_text(kernel: str, mods: Formulas, variant: GradientVariant) -> CudaText:
-    """The kernel of that name in KERNELS; MAPS, TERMS and SEGMENTS have no mods."""
+    """The kernel of that name in KERNELS; TERMS and SEGMENTS have no mods."""
     plan, file = variant.plan, file_of(kernel, isinstance(variant.plan, HopperGradientPlan))
-    if kernel == MAPS:
-        return CudaText("flextrace_gradient_maps", assemble(FOLDER, file, {}))
     inputs, outputs, run = _ENTRIES[kernel]
     headers = {} if plan is None else _plan(plan, variant)
     if kernel in (TERMS, SEGMENTS):
@@ -137,7 +135,7 @@ def gradient_text(kernel: str, mods: Formulas, variant: GradientVariant) -> Cuda
 def file_of(kernel: str, hopper: bool = False) -> str:
     """Where a kernel lies."""
     room = "captured" if kernel in (PAIRS, ELEMENTS, SEGMENTS) else "backward"
-    return f"{room}/{'hopper/' if hopper or kernel == MAPS else ''}{kernel.removeprefix('backward_')}.cu"
+    return f"{room}/{'hopper/' if hopper else ''}{kernel.removeprefix('backward_')}.cu"
 
 
 def _plan(plan: GradientPlan | HopperGradientPlan, variant: GradientVariant) -> dict[str, str]:

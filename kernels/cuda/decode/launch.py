@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -13,10 +12,9 @@ from ...gpu.extremes import extremes_of_blocks
 from ...gpu.tile_lists import PARAMS as MASK_PARAMS
 from ...gpu.tile_lists import Tiles, tiles_for
 from ..device import multiprocessors
-from ..launch import neighbours
+from ..launch import Launch, neighbours
 from .plan import BK, DecodePlan, are_few, decode_plan, splits_for
 
-Launch = Callable[..., Sequence[mx.array]]  # mx.fast.precompiled_cuda_kernel, of one kernel
 MERGE_THREADS, MERGED_COLUMNS = 128, 128  # of a block of merge.cu
 
 

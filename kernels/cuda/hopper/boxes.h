@@ -1,6 +1,5 @@
 // boxes.h: rows of q, k and v on their way to shared memory, in slabs of 64 columns.
 #pragma once
-#include "../tile/staging.h"
 #include "memory.h"
 
 // The rows of one head: how TMA finds them, and where they are.
@@ -11,24 +10,10 @@ struct Source {
   bool by_tma;
 };
 
-// map: of q, k and v its place among the maps, behind which stands whether TMA can take it (maps.cu).
+// map: of q, k and v its place among the maps.
 INLINE Source source(const uint8_t* maps, int map, const T* data, int heads, int head, int batch, int count, int columns) {
-  constexpr int MAP_BYTES = 128, MAPS = 3;
   const int64_t first_row = (int64_t(batch) * heads + head) * count;
-  const bool by_tma = ((const int*)(maps + MAPS * MAP_BYTES))[map];
-  return {maps + map * MAP_BYTES, data + first_row * columns, head, batch, count, by_tma};
-}
-
-// What TMA would do, by the lanes of a warp, element by element: an array that begins inside 16 bytes is rare.
-template <int ROWS, int COLUMNS>
-INLINE void copy_slab(T (*slab)[SLAB], const T* rows, int count, int first, int column, int lane) {
-  ROLLED
-  for (int i = lane; i < ROWS * SLAB; i += LANES) {
-    const int row = i / SLAB, at = i % SLAB;
-    const bool exists = first + row < count && column + at < COLUMNS;
-    const int chunk = at / 8 ^ (row & 7);  // 16 bytes, as the swizzle puts them
-    slab[row][8 * chunk + at % 8] = exists ? rows[int64_t(first + row) * COLUMNS + column + at] : narrowed<T>(0.0f);
-  }
+  return {maps + map * MAP_BYTES, data + first_row * columns, head, batch, count, is_aligned(maps, map)};
 }
 
 // ROWS rows from `first` on, of COLUMNS columns: by one warp. The barrier is told when they are there.
@@ -41,7 +26,9 @@ INLINE void load_rows(T (&to)[SLABS][ROWS][SLAB], const Source& from, int first,
     }
   } else {
     ROLLED
-    for (int s = 0; s < SLABS; s++) copy_slab<ROWS, COLUMNS>(to[s], from.rows, from.count, first, s * SLAB, lane);
+    for (int s = 0; s < SLABS; s++) {
+      copy_slab<T, ROWS>(to[s], from.rows, from.count, COLUMNS, first, s * SLAB, lane);
+    }
     show_writes();
     __syncwarp();
     give_back(barrier, lane);

@@ -95,28 +95,12 @@ struct Consumer {
     const uint64_t queries = moved(by_rows(memory.queries), 64 * number * SLAB * sizeof(T));
     const uint64_t keys = by_rows(memory.stages[stage].keys);
     begin_products();
-    UNROLL
-    for (int d = 0; d < HEADS; d += 16) {
-      const int inside = d % SLAB * sizeof(T), slab = d / SLAB * SLAB * sizeof(T);
-      Warpgroup<T, BK>::multiply_by_rows(scores, moved(queries, slab * BQ + inside), moved(keys, slab * BK + inside), d != 0);
-    }
+    multiply_rows<T, HEADS, BQ, BK>(scores, queries, keys);
     commit_products();
   }
   // O += P V
   INLINE void begin_values(int stage) {
-    constexpr int SLAB_BYTES = BK * SLAB * sizeof(T), WIDE = VALUES / 128 * 128;
-    const uint64_t values = by_columns(memory.stages[stage].values, SLAB_BYTES);
-    UNROLL
-    for (int j = 0; j < BK / 16; j++) {
-      const uint64_t keys = moved(values, 16 * j * SLAB * sizeof(T));
-      UNROLL
-      for (int d = 0; d < WIDE; d += 128) {
-        Warpgroup<T, 128>::multiply_by_columns(out + d / 8, weights[j], moved(keys, d / SLAB * SLAB_BYTES));
-      }
-      if constexpr (WIDE < VALUES) {
-        Warpgroup<T, 64>::multiply_by_columns(out + WIDE / 8, weights[j], moved(keys, WIDE / SLAB * SLAB_BYTES));
-      }
-    }
+    add_rows_of(out, weights, memory.stages[stage].values);
     commit_products();
   }
   // S -> P, as floats
@@ -135,15 +119,7 @@ struct Consumer {
       for (int i = 0; i < 4; i++) out[d].at[i] *= shrink[i / 2];
     }
   }
-  INLINE void keep_weights() {
-    UNROLL
-    for (int j = 0; j < BK / 16; j++) {
-      typename Step<T>::Left left;
-      Step<T>::left_of(left, scores + 2 * j);
-      UNROLL
-      for (int i = 0; i < 4; i++) weights[j][i] = left.at[i];
-    }
-  }
+  INLINE void keep_weights() { keep_factors<T>(weights, scores); }
   INLINE void free_keys(Turn turn) { give_back(&memory.free_keys[turn.stage], lane); }
   INLINE void free_values(Turn turn) { give_back(&memory.free_values[turn.stage], lane); }
   INLINE void wait_for_values(Turn turn) { wait_for(&memory.has_values[turn.stage], turn.phase); }

@@ -1,18 +1,41 @@
-"""Shapes -> tensor maps of TMA without addresses, as the driver encodes them (cuTensorMapEncodeTiled)."""
+"""Arrays -> the tensor maps by which TMA finds them: their shapes as the driver encodes them (cuTensorMapEncodeTiled),
+and the kernel that puts in where they lie."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
 
 from ..device import driver
+from ..launch import Launch
+from .plan import SLAB
 
-MAP_BYTES, ALIGNED = 128, 64
-SLAB = 64  # columns of a box: 128 bytes, the widest that TMA swizzles
+MAP_BYTES, MOST_MAPS, ALIGNED = 128, 4, 64  # of slabs.h
+LANES = 32
 _FLOAT16, _BFLOAT16, _SWIZZLE_128B, _L2_256B = 6, 9, 3, 3  # of the enums of cuda.h
+
+
+def tensor_maps(launch: Launch, arrays: Sequence[mx.array], rows: Sequence[int], dtype: str) -> mx.array:
+    """What the kernels read of three or four arrays that lie row after row, uint8: their maps, and which TMA can take.
+
+    Args:
+        launch: of maps.cu. rows: of a box of each.
+    """
+    shaped = shaped_maps(tuple((x.shape, count) for x, count in zip(arrays, rows, strict=True)), dtype)
+    threads = (LANES * len(arrays), 1, 1)
+    (maps,) = launch(
+        inputs=[shaped, *arrays, *arrays[: MOST_MAPS - len(arrays)]],
+        output_shapes=[((MOST_MAPS + 1) * MAP_BYTES,)],
+        output_dtypes=[mx.uint8],
+        scalars=[],
+        grid=threads,
+        threadgroup=threads,
+    )
+    return maps
 
 
 @functools.lru_cache(maxsize=1024)

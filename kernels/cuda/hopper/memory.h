@@ -58,14 +58,7 @@ INLINE void restart_barriers(Memory& memory) {
   start_barriers(memory);
 }
 
-// The stage of the tile at hand, and the phase of its barriers.
-struct Turn {
-  int stage, phase;
-  INLINE Turn next() const {
-    const bool last = stage == STAGES - 1;
-    return {last ? 0 : stage + 1, last ? phase ^ 1 : phase};
-  }
-};
+typedef TurnOf<STAGES> Turn;  // of the tile at hand
 
 // For all lanes of a warp, when its keys are there. Only one lane reads it: it is the one that gives the stage back.
 INLINE Word word_of(Memory& memory, Turn turn, int lane) {

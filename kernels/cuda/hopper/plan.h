@@ -1,7 +1,7 @@
 // plan.h: how a block cuts its work, and its template: kernels/cuda/hopper/plan.py chooses the numbers, as they lie here
 // for float16 of 64 columns.
 #pragma once
-#include "../tile/types.h"
+#include "slabs.h"
 
 // {{ element
 typedef float16_t T;
@@ -16,10 +16,8 @@ constexpr int CONSUMER_REGISTERS = 240;
 constexpr int PRODUCER_REGISTERS = 24;
 constexpr int BLOCKS = 0;      // enum Blocks of walk.h
 
-constexpr int WARPGROUP = 128, THREADS = (CONSUMERS + 1) * WARPGROUP;
+constexpr int THREADS = (CONSUMERS + 1) * WARPGROUP;
 constexpr int BQ = 64 * CONSUMERS;
-// Shared memory holds slabs of 64 columns: rows of 128 bytes, which TMA swizzles as wgmma reads them.
-constexpr int SLAB = 64;
 constexpr int HEAD_SLABS = (HEAD_DIM + SLAB - 1) / SLAB, VALUE_SLABS = (VALUE_DIM + SLAB - 1) / SLAB;
 constexpr int HEADS = (HEAD_DIM + 15) / 16 * 16;  // columns of q and k that products take
 constexpr int VALUES = VALUE_SLABS * SLAB;

@@ -38,7 +38,7 @@ class HopperPlan:
     @property
     def shared_bytes(self) -> int:
         """The queries, and in each stage a tile of keys and one of values."""
-        heads, values = (2 * SLAB * _slabs(columns) for columns in (self.head_dim, self.value_dim))
+        heads, values = (2 * SLAB * slabs(columns) for columns in (self.head_dim, self.value_dim))
         return self.bq * heads + self.stages * self.bk * (heads + values) + BARRIERS
 
     def constants(self) -> dict[str, str]:
@@ -65,9 +65,7 @@ def hopper_plan(head_dim: int, value_dim: int, dtype: str, mods: bool, masked: b
         mods: there are some, or blocks, so that the producer has more to do than to bring every tile.
         masked: tiles of rows differ in the tiles of keys that they visit: the fewer rows in a tile, the fewer of them.
     """
-    if dtype == "float32" or not 0 < head_dim <= WIDEST or not 0 < value_dim <= WIDEST:
-        return None
-    if head_dim * 2 % TMA_BYTES or value_dim * 2 % TMA_BYTES:
+    if not are_for_tma((head_dim, value_dim), dtype, WIDEST):
         return None
     registers = (224, 56) if mods else (240, 24)
     if max(head_dim, value_dim) > 128:
@@ -79,5 +77,10 @@ def hopper_plan(head_dim: int, value_dim: int, dtype: str, mods: bool, masked: b
     return HopperPlan(head_dim, value_dim, dtype, 4, 64, 4, 112, 32)
 
 
-def _slabs(columns: int) -> int:
+def are_for_tma(dims: tuple[int, int], dtype: str, widest: int) -> bool:
+    """Whether rows of so many columns go by TMA: 16 bits a number, multiples of 16 bytes, `widest` columns at most."""
+    return dtype != "float32" and all(0 < columns <= widest and 2 * columns % TMA_BYTES == 0 for columns in dims)
+
+
+def slabs(columns: int) -> int:
     return -(-columns // SLAB)

@@ -11,6 +11,7 @@ from ..generate import FOLDER, HOLE, CudaText, attention_entry, element_type, mo
 from .plan import HopperPlan
 
 PLAN = "hopper/plan.h"
+TENSOR_MAPS = "tensor_maps"  # the kernel before those of Hopper
 
 
 def hopper_text(mods: Formulas, plan: HopperPlan, blocks: int, extremes: Collection[int] = ()) -> CudaText:
@@ -26,5 +27,5 @@ def hopper_text(mods: Formulas, plan: HopperPlan, blocks: int, extremes: Collect
 
 
 def maps_text() -> CudaText:
-    """The kernel that writes the tensor maps of q, k and v: the same for every call."""
+    """The kernel that writes tensor maps: the same for every call."""
     return CudaText("flextrace_tensor_maps", assemble(FOLDER, "hopper/maps.cu", {}))

@@ -2,6 +2,7 @@
 // of the 16 rows of a warp a lane holds what products.h says of Sums.
 #pragma once
 #include "../tile/products.h"
+#include "slabs.h"
 
 // How wgmma finds a matrix in shared memory, of slabs of 64 columns in rows of 128 swizzled bytes. By rows: the sums run
 // along the columns. By columns: they run along the rows; slab_bytes is from a slab to the next.
@@ -74,3 +75,42 @@ WARPGROUPS(float16_t, "f16")
 WARPGROUPS(bfloat16_t, "bf16")
 #undef WARPGROUP
 #undef WARPGROUPS
+
+// sums = A B of COLUMNS columns of A: own rows of a slab of OWN, times rows of a slab of OTHERS.
+template <typename T, int COLUMNS, int OWN, int OTHERS>
+INLINE void multiply_rows(Sums* sums, uint64_t own, uint64_t others) {
+  UNROLL
+  for (int d = 0; d < COLUMNS; d += 16) {
+    const int inside = d % SLAB * int(sizeof(T)), slab = d / SLAB * SLAB * int(sizeof(T));
+    Warpgroup<T, OTHERS>::multiply_by_rows(sums, moved(own, slab * OWN + inside), moved(others, slab * OTHERS + inside),
+                                           d != 0);
+  }
+}
+// sums += weights, as factors of 16 rows each, times SLABS slabs of these rows.
+template <int SLABS, typename T, int ROWS>
+INLINE void add_rows_of(Sums* sums, const uint (&weights)[ROWS / 16][4], const T (&rows)[SLABS][ROWS][SLAB]) {
+  constexpr int SLAB_BYTES = ROWS * SLAB * int(sizeof(T)), WIDE = SLABS / 2 * 2;
+  const uint64_t others = by_columns(rows, SLAB_BYTES);
+  UNROLL
+  for (int j = 0; j < ROWS / 16; j++) {
+    const uint64_t here = moved(others, 16 * j * SLAB * int(sizeof(T)));
+    UNROLL
+    for (int s = 0; s < WIDE; s += 2) {
+      Warpgroup<T, 128>::multiply_by_columns(sums + s * SLAB / 8, weights[j], moved(here, s * SLAB_BYTES));
+    }
+    if constexpr (WIDE < SLABS) {
+      Warpgroup<T, 64>::multiply_by_columns(sums + WIDE * SLAB / 8, weights[j], moved(here, WIDE * SLAB_BYTES));
+    }
+  }
+}
+// Sums -> left factors of 16 columns each.
+template <typename T, int PARTS>
+INLINE void keep_factors(uint (&factors)[PARTS][4], const Sums* sums) {
+  UNROLL
+  for (int j = 0; j < PARTS; j++) {
+    typename Step<T>::Left left;
+    Step<T>::left_of(left, sums + 2 * j);
+    UNROLL
+    for (int i = 0; i < 4; i++) factors[j][i] = left.at[i];
+  }
+}

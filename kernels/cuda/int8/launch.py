@@ -7,13 +7,11 @@ import mlx.core as mx
 from ...call import AttentionCall, Result
 from ...gpu.tile_lists import Tiles
 from ..attention.plan import Plan
-from ..launch import attend
+from ..launch import Launch, attend
 from .operands import operands
 
 
-def run_rounded(
-    cubin: bytes, name: str, plan: Plan, tiles: Tiles, extremes: tuple[int, ...], call: AttentionCall
-) -> Result:
+def run_rounded(launch: Launch, plan: Plan, tiles: Tiles, extremes: tuple[int, ...], call: AttentionCall) -> Result:
     """out, lse and max_scores of one call."""
     made = operands(call)
     batch, query_heads, q_len, _ = call.q.shape
@@ -23,7 +21,7 @@ def run_rounded(
     given = (made.row_terms if add_back else None, made.mean_rows, made.mean_scores)
     tensors = [mx.contiguous(x) for x in (*tensors, *given) if x is not None]
     sized = call._replace(k=made.k, v=made.v)
-    result = attend(cubin, name, tensors, grid, plan, tiles, extremes, sized)
+    result = attend(launch, tensors, grid, plan, tiles, extremes, sized)
     if made.row_terms is not None and not add_back:  # -inf, of a row that attends to nothing, stays
         result.lse = None if result.lse is None else result.lse + made.row_terms
         result.max_scores = None if result.max_scores is None else result.max_scores + made.row_terms

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..attention.plan import LEAST_SHARED_BYTES, SHARED_BYTES
+from ..attention.plan import LEAST_SHARED_BYTES, SHARED_BYTES, padded
 
 SIDE = 8  # tiles are cut at multiples of 16 bytes
 REGISTERS = 1 << 16  # of a block of threads
@@ -25,17 +25,17 @@ class ProductPlan:
     @property
     def threads(self) -> int:
         """A warp for 16 rows."""
-        return _padded(self.bm) * 2
+        return padded(self.bm) * 2
 
     def shared_bytes(self, transpose_b: bool) -> int:
         """A tile of a and one of b; each row is 16 bytes longer than its columns."""
-        m, n, k = (_padded(side) for side in (self.bm, self.bn, self.bk))
+        m, n, k = (padded(side) for side in (self.bm, self.bn, self.bk))
         element = 4 if self.dtype == "float32" else 2
         b_rows, b_columns = (n, k) if transpose_b else (k, n)
         return m * (k * element + 16) + b_rows * (b_columns * element + 16)
 
     def fits(self, architecture: int) -> bool:
-        registers = _padded(self.bn) // 2 + OTHER_REGISTERS
+        registers = padded(self.bn) // 2 + OTHER_REGISTERS
         few = registers <= MOST_REGISTERS and self.threads <= min(MOST_THREADS, REGISTERS // registers)
         shared = SHARED_BYTES.get(architecture, LEAST_SHARED_BYTES)
         return few and max(self.shared_bytes(False), self.shared_bytes(True)) <= shared
@@ -81,7 +81,3 @@ def _smaller(plan: ProductPlan, whole: bool) -> Iterator[ProductPlan]:
         side = "bm" if plan.bm >= plan.bn else "bn"
         plan = replace(plan, **{side: getattr(plan, side) - SIDE})
         yield plan
-
-
-def _padded(columns: int) -> int:
-    return -(-columns // 16) * 16

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -14,17 +13,12 @@ from ...call import NO_MODS, Mods
 from ...gpu.arguments import bits, captured_arrays, words_of_captures
 from ...spec import KernelSpec
 from ...stages.protocol import BlockLists, OutputParts, SoftmaxParts
+from ..launch import Launchable
 from .plan import ProductPlan, plan_of
 from .text import StageVariant
 
 THREADS = 128  # of a block, where a stage is no product: THREADS of plan.h
 MOST_BLOCKS = 1 << 16  # of such a stage: each takes several rows where there are more
-
-
-class Launchable(Protocol):
-    """A kernel, as `mx.fast.precompiled_cuda_kernel` launches it."""
-
-    def launch(self, **call: Any) -> Any: ...
 
 
 class CudaStages:
@@ -91,7 +85,7 @@ class CudaStages:
         rows, kv_blocks = (batch, heads, -(-q_len // q_block)), -(-kv_len // kv_block)
         shapes = [rows, (*rows, kv_blocks)] * 2
         if math.prod(rows) * kv_blocks == 0:
-            lists = [mx.zeros(shape, mx.int32) for shape in shapes]
+            lists: Sequence[mx.array] = [mx.zeros(shape, mx.int32) for shape in shapes]
         else:
             mods, outputs = Mods(mask=mask_mod), [(shape, mx.int32) for shape in shapes]
             sizes = (min(q_block, q_len), min(kv_block, kv_len))  # no block is larger than the scores
@@ -165,10 +159,10 @@ class CudaStages:
         mods: Mods = NO_MODS,
         plan: ProductPlan | None = None,
         shared_memory: int = 0,
-    ) -> list[mx.array]:
+    ) -> Sequence[mx.array]:
         kernel = self._load(KernelSpec(stage, mods.formulas, variant))
         threads, count = (THREADS, min(blocks, MOST_BLOCKS)) if plan is None else (plan.threads, blocks)
-        made: list[mx.array] = kernel.launch(
+        return kernel.launch(
             inputs=[*inputs, *captured_arrays(mods, True)],
             output_shapes=[tuple(shape) for shape, _ in outputs],
             output_dtypes=[dtype for _, dtype in outputs],
@@ -178,7 +172,6 @@ class CudaStages:
             shared_memory=shared_memory,
             ensure_row_contiguous=True,
         )
-        return made
 
 
 def _name(dtype: mx.Dtype) -> str:

@@ -172,3 +172,30 @@ struct Step<int8_t> {
     ptx::mma_m16n8k32_s8(c1.at, a.at, b.at[2], b.at[3]);
   }
 };
+
+// -- tiles -------------------------------------------------------------------------------------------------------
+
+// products = own rows of a warp, times N tiles of other rows, transposed; of COLUMNS columns, rows LD apart. multiply:
+// of a pair of neighbouring tiles.
+template <int COLUMNS, int LD, typename T, int ROW_TILES, int N, typename Products, typename Multiply>
+INLINE void multiply_transposed(Products (&products)[ROW_TILES][N], const T* own, const T* others, int lane,
+                                Multiply multiply) {
+  UNROLL
+  for (int r = 0; r < ROW_TILES; r++) {
+    UNROLL
+    for (int j = 0; j < N; j++) products[r][j] = Products();
+  }
+#pragma unroll(sizeof(T) == 4 ? 1 : COLUMNS <= 128 ? COLUMNS / 16 : 2)
+  for (int d = 0; d < COLUMNS; d += Step<T>::K) {
+    typename Step<T>::Left left[ROW_TILES];
+    UNROLL
+    for (int r = 0; r < ROW_TILES; r++) Step<T>::template load_left<LD>(left[r], own + 16 * r * LD + d, lane);
+    UNROLL
+    for (int j = 0; j < N; j += 2) {
+      typename Step<T>::Right right;
+      Step<T>::template load_keys<LD>(right, others + 8 * j * LD + d, lane);
+      UNROLL
+      for (int r = 0; r < ROW_TILES; r++) multiply(products[r][j], products[r][j + 1], left[r], right);
+    }
+  }
+}

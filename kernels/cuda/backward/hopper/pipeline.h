@@ -42,14 +42,7 @@ struct Word {
   }
 };
 
-// The stage of the tile at hand, and the phase of its barriers.
-struct Turn {
-  int stage, phase;
-  INLINE Turn next() const {
-    const bool last = stage == STAGES - 1;
-    return {last ? 0 : stage + 1, last ? phase ^ 1 : phase};
-  }
-};
+typedef TurnOf<STAGES> Turn;  // of the tile at hand
 
 // Where a block's own rows, and those that pass by, are among all.
 template <bool KEY_ROWS>
@@ -90,12 +83,7 @@ struct Source {
     if (aligned) return;
     const T* from = data + (int64_t(batch) * heads + head) * rows * columns;
     ROLLED
-    for (int at = lane; at < SLABS * ROWS * SLAB; at += LANES) {
-      const int column = at % (SLABS * SLAB), row = at / (SLABS * SLAB), inside = column % SLAB;
-      const bool exists = column < columns && first + row < rows;
-      to[column / SLAB][row][((inside / 8) ^ (row & 7)) * 8 + inside % 8] =
-          exists ? from[int64_t(first + row) * columns + column] : narrowed<T>(0.0f);
-    }
+    for (int s = 0; s < SLABS; s++) copy_slab<T, ROWS>(to[s], from, rows, columns, first, s * SLAB, lane);
     show_writes();
   }
 };
@@ -104,13 +92,11 @@ struct Sources {
 
   template <bool KEY_ROWS>
   INLINE void start(const uint8_t* maps, const T* q, const T* k, const T* v, const T* d_out, const AttentionParams& p) {
-    constexpr int MAP = 128;
-    const int* aligned = (const int*)(maps + 4 * MAP);
     const int q_len = KEY_ROWS ? p.kv_len : p.q_len, kv_len = KEY_ROWS ? p.q_len : p.kv_len;
-    const Source of_q = {maps, q, aligned[0] != 0, HEAD_DIM, p.query_heads, q_len};
-    const Source of_k = {maps + MAP, k, aligned[1] != 0, HEAD_DIM, p.kv_heads, kv_len};
-    const Source of_v = {maps + 2 * MAP, v, aligned[2] != 0, VALUE_DIM, p.kv_heads, kv_len};
-    const Source of_d_out = {maps + 3 * MAP, d_out, aligned[3] != 0, VALUE_DIM, p.query_heads, q_len};
+    const Source of_q = {maps, q, is_aligned(maps, 0), HEAD_DIM, p.query_heads, q_len};
+    const Source of_k = {maps + MAP_BYTES, k, is_aligned(maps, 1), HEAD_DIM, p.kv_heads, kv_len};
+    const Source of_v = {maps + 2 * MAP_BYTES, v, is_aligned(maps, 2), VALUE_DIM, p.kv_heads, kv_len};
+    const Source of_d_out = {maps + 3 * MAP_BYTES, d_out, is_aligned(maps, 3), VALUE_DIM, p.query_heads, q_len};
     own_heads = KEY_ROWS ? of_k : of_q, own_values = KEY_ROWS ? of_v : of_d_out;
     heads = KEY_ROWS ? of_q : of_k, values = KEY_ROWS ? of_d_out : of_v;
   }
@@ -209,56 +195,21 @@ struct Consumer {
 
   // S and dP.
   INLINE void begin_products_of(const Stage& stage) {
-    begin_product<HEADS>(scores[0], own_heads, by_rows(stage.heads));
-    begin_product<VALUES>(slopes[0], own_values, by_rows(stage.values));
+    multiply_rows<T, HEADS, BQ, BK>(scores[0], own_heads, by_rows(stage.heads));
+    multiply_rows<T, VALUES, BQ, BK>(slopes[0], own_values, by_rows(stage.values));
     commit_products();
-  }
-  template <int COLUMNS>
-  static INLINE void begin_product(Sums* sums, uint64_t own, uint64_t others) {
-    UNROLL
-    for (int d = 0; d < COLUMNS; d += 16) {
-      const int inside = d % SLAB * int(sizeof(T)), slab = d / SLAB;
-      Warpgroup<T, BK>::multiply_by_rows(sums, moved(own, slab * BQ * SLAB * int(sizeof(T)) + inside),
-                                         moved(others, slab * BK * SLAB * int(sizeof(T)) + inside), d != 0);
-    }
   }
 
   // dQ, or dK and dV.
   INLINE void begin_sums(const Stage& stage) {
-    if constexpr (KEY_ROWS) begin_sum<VALUE_SLABS>(value_sums[0], weights, &stage.values[0][0][0]);
-    begin_sum<HEAD_SLABS>(head_sums[0], changes, &stage.heads[0][0][0]);
+    if constexpr (KEY_ROWS) add_rows_of(value_sums[0], weights, stage.values);
+    add_rows_of(head_sums[0], changes, stage.heads);
     commit_products();
   }
-  template <int SLABS, int PARTS>
-  static INLINE void begin_sum(Sums* sums, const uint (&factors)[PARTS][4], const T* rows) {
-    constexpr int SLAB_BYTES = BK * SLAB * int(sizeof(T)), ROWS_BYTES = 16 * SLAB * int(sizeof(T));
-    const uint64_t others = by_columns(rows, SLAB_BYTES);
-    UNROLL
-    for (int j = 0; j < BK / 16; j++) {
-      UNROLL
-      for (int s = 0; s + 1 < SLABS; s += 2) {
-        Warpgroup<T, 128>::multiply_by_columns(sums + s * SLAB / 8, factors[j], moved(others, s * SLAB_BYTES + j * ROWS_BYTES));
-      }
-      if constexpr (SLABS % 2 == 1) {
-        Warpgroup<T, 64>::multiply_by_columns(sums + (SLABS - 1) * SLAB / 8, factors[j],
-                                              moved(others, (SLABS - 1) * SLAB_BYTES + j * ROWS_BYTES));
-      }
-    }
-  }
 
-  INLINE void keep_factors() {
-    if constexpr (KEY_ROWS) keep(weights, scores[0]);
-    keep(changes, slopes[0]);
-  }
-  template <int PARTS>
-  static INLINE void keep(uint (&factors)[PARTS][4], const Sums (&sums)[OTHERS]) {
-    UNROLL
-    for (int j = 0; j < BK / 16; j++) {
-      typename Step<T>::Left left;
-      Step<T>::left_of(left, sums + 2 * j);
-      UNROLL
-      for (int i = 0; i < 4; i++) factors[j][i] = left.at[i];
-    }
+  INLINE void keep() {
+    if constexpr (KEY_ROWS) keep_factors<T>(weights, scores[0]);
+    keep_factors<T>(changes, slopes[0]);
   }
   INLINE void pin_sums() {
     pin(head_sums[0]);
@@ -364,7 +315,7 @@ INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionPar
       pin(mine.scores[0]);
       pin(mine.slopes[0]);
       weigh(word, turn);
-      mine.keep_factors();
+      mine.keep();
       Turn next = turn.next();
       word = word_of(next);
       while (word.exists()) {
@@ -385,7 +336,7 @@ INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionPar
         wait_for_products<0>();
         mine.pin_sums();
         release(before);
-        mine.keep_factors();
+        mine.keep();
       }
       begin_products();
       mine.begin_sums(memory.stages[turn.stage]);
@@ -403,7 +354,7 @@ INLINE void consume(Consumer<KEY_ROWS>& mine, Memory& memory, const AttentionPar
       pin(mine.slopes[0]);
       if constexpr (CAREFUL) clean_stage(turn);
       weigh(word, turn);
-      mine.keep_factors();
+      mine.keep();
       begin_products();
       mine.begin_sums(memory.stages[turn.stage]);
       wait_for_products<0>();

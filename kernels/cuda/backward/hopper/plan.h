@@ -1,7 +1,7 @@
 // plan.h: how a block of a Hopper gradient kernel cuts its work, and its template: kernels/cuda/backward/hopper/plan.py
 // chooses the numbers, as they lie here for float16 of 64 columns.
 #pragma once
-#include "../../tile/types.h"
+#include "../../hopper/slabs.h"
 
 // {{ element
 typedef float16_t T;
@@ -18,10 +18,8 @@ constexpr int PRODUCER_REGISTERS = 24;
 constexpr bool WITH_MAX = false;  // max_scores has a gradient
 constexpr int BLOCKS = 0;         // enum Blocks of walk.h
 
-constexpr int WARPGROUP = 128, THREADS = (CONSUMERS + 1) * WARPGROUP;
+constexpr int THREADS = (CONSUMERS + 1) * WARPGROUP;
 constexpr int BQ = 64 * CONSUMERS, BOX = 64;  // own rows of a block; rows that TMA brings at once
-// Shared memory holds slabs of 64 columns: rows of 128 bytes, which TMA swizzles as wgmma reads them.
-constexpr int SLAB = 64;
 constexpr int HEAD_SLABS = (HEAD_DIM + SLAB - 1) / SLAB, VALUE_SLABS = (VALUE_DIM + SLAB - 1) / SLAB;
 constexpr int HEADS = (HEAD_DIM + 15) / 16 * 16, VALUES = (VALUE_DIM + 15) / 16 * 16;  // columns that products take
 constexpr int ROW_TILES = 1, OTHERS = BK / 8;  // of a warp: 16 own rows, tiles of 8 of those that pass by

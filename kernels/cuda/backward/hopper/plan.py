@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-SLAB = 64  # columns
+from ...hopper.plan import BARRIERS, HEAD_GROUP, SLAB, are_for_tma, slabs
+
 WIDEST = 128  # columns whose sums the registers of a consumer hold
-ROWS, CONSUMERS, HEAD_GROUP = 64, 2, 4  # own rows of a consumer, and those of a box of TMA; as plan.h has them
-TMA_BYTES = 16  # rows of q, k, v and d_out are multiples of it
-BARRIERS = 1024  # bytes for them and the words, at most, and for what aligns the rest
+ROWS, CONSUMERS = 64, 2  # own rows of a consumer, and those of a box of TMA; as plan.h has them
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class HopperGradientPlan:
     @property
     def shared_bytes(self) -> int:
         """Own rows, and in each stage a tile of those that pass by, and terms of query rows."""
-        row = 2 * SLAB * sum(-(-columns // SLAB) for columns in (self.head_dim, self.value_dim))
+        row = 2 * SLAB * sum(slabs(columns) for columns in (self.head_dim, self.value_dim))
         terms = 4 * (4 if self.with_max else 2) * self.bk * self.stages
         return (self.bq + self.stages * self.bk) * row + terms + BARRIERS
 
@@ -72,9 +71,7 @@ def hopper_gradient_plan(
     Args:
         masked: the producer asks the mask's bounds.
     """
-    if dtype == "float32" or head_dim > WIDEST or value_dim > WIDEST:
-        return None
-    if head_dim * 2 % TMA_BYTES or value_dim * 2 % TMA_BYTES:
+    if not are_for_tma((head_dim, value_dim), dtype, WIDEST):
         return None
     narrow = max(head_dim, value_dim) <= SLAB
     deferred = narrow or not of_keys  # the sums of keys and values, and what two tiles need, are too many registers
