@@ -1,4 +1,4 @@
-"""Calls of the fused Metal kernel with int8 or smoothed keys, and their comparison with the same rounding in numpy."""
+"""Calls of the fused kernel with int8 or smoothed keys, run on Metal's, and the same rounding in numpy beside them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import mlx.core as mx
 import numpy as np
 import quant_reference
 import reference
+import zoo
 from apparatus.simulated import Shape, backend, inputs
 from calls import attention_call, run_on
 from reference import Array
 
 import flextrace as flex
-from flextrace.kernels import QKQuant, Result, Smoothing
+from flextrace.kernels import AttentionCall, QKQuant, Result, Smoothing
 from flextrace.kernels.simulator import recording
 
 Tensors = tuple[mx.array, mx.array, mx.array]
@@ -45,6 +46,43 @@ def smoothing(k: mx.array, ids: Array | None = None, rows: Array | None = None, 
     return Smoothing(mx.array(means), *groups, add_back)
 
 
+QUANTS = {
+    "block": QKQuant("block"),
+    "row": QKQuant("row"),
+    "odd_blocks": QKQuant("block", q_block=33, k_block=10),
+    "smooth_q": QKQuant("block", smooth_q=True),
+    "row_smooth_q": QKQuant("row", smooth_q=True, q_block=20),
+    "odd_smooth_q": QKQuant("block", smooth_q=True, q_block=9, k_block=50),
+    "no_smoothing": QKQuant("block", smooth_k=False, smooth_q=True),
+}
+MODS = {"alibi": False, "relative_bias": False, "softcap": True, "sigmoid_activation": True}  # name: add_back
+MASKS = ("causal", "checkerboard_heads", "empty_rows", "padding_lengths")
+
+
+def made(name: str, shape: Shape) -> list[Any]:
+    """A mod of the zoo for the kernel, and for numpy."""
+    sizes, rng = (shape[0], shape[1], shape[2], shape[6]), np.random.default_rng
+    return [zoo.ZOO[name].make(*sizes, rng(3), array) for array in (zoo.mx_array, reference.array)]
+
+
+def call_of(
+    tensors: Tensors,
+    quant: QKQuant | None,
+    smooth: Smoothing | None,
+    score_mod: Any = None,
+    mask_mod: Any = None,
+    block_size: Any = None,
+    **asked: Any,
+) -> AttentionCall:
+    """A call that wants all results."""
+    score = None if score_mod is None else flex.score_mod(score_mod).bind()
+    mask = None if mask_mod is None else flex.mask_mod(mask_mod)
+    sizes = (*tensors[0].shape[:3], tensors[1].shape[2])
+    blocks = None if block_size is None else flex.create_block_mask(mask, *sizes, BLOCK_SIZE=block_size).blocks
+    asked |= {"quant": quant, "smoothing": smooth, "want_lse": True, "want_max": True}
+    return attention_call(*tensors, SCALE, score, None if mask is None else mask.bind(), blocks, **asked)
+
+
 def run(
     tensors: Tensors,
     quant: QKQuant | None,
@@ -55,12 +93,7 @@ def run(
     block_size: Any = None,
     async_copy: bool = False,
 ) -> Result:
-    score = None if score_mod is None else flex.score_mod(score_mod).bind()
-    mask = None if mask_mod is None else flex.mask_mod(mask_mod)
-    sizes = (*tensors[0].shape[:3], tensors[1].shape[2])
-    blocks = None if block_size is None else flex.create_block_mask(mask, *sizes, BLOCK_SIZE=block_size).blocks
-    asked = {"quant": quant, "smoothing": smooth, "async_copy": async_copy, "want_lse": True, "want_max": True}
-    call = attention_call(*tensors, SCALE, score, None if mask is None else mask.bind(), blocks, **asked)
+    call = call_of(tensors, quant, smooth, score_mod, mask_mod, block_size, async_copy=async_copy)
     with recording() as reports:
         result = run_on(backend(order), call)
     assert all(reports[-1].buffers[name].unwritten == 0 for name in ("out", "lse", "max_scores"))

@@ -15,7 +15,20 @@ import reference
 import zoo
 from apparatus import int8_rows
 from apparatus.cuda.simulated import simulated_cuda
-from apparatus.quantised import SCALE, Tensors, biased, compare, floats, relative_l1, smoothing
+from apparatus.quantised import (
+    MASKS,
+    MODS,
+    QUANTS,
+    SCALE,
+    Tensors,
+    biased,
+    call_of,
+    compare,
+    floats,
+    made,
+    relative_l1,
+    smoothing,
+)
 from apparatus.simulated import DTYPES, ORDERS, SHAPES, Shape, inputs
 from calls import attention_call, run_on
 
@@ -25,15 +38,6 @@ from flextrace.kernels import QKQuant, Result, Smoothing
 from flextrace.kernels.cuda import backend
 from flextrace.kernels.cuda.backend import CudaBackend
 
-QUANTS = {
-    "block": QKQuant("block"),
-    "row": QKQuant("row"),
-    "odd_blocks": QKQuant("block", q_block=33, k_block=10),
-    "smooth_q": QKQuant("block", smooth_q=True),
-    "row_smooth_q": QKQuant("row", smooth_q=True, q_block=20),
-    "odd_smooth_q": QKQuant("block", smooth_q=True, q_block=9, k_block=50),
-    "no_smoothing": QKQuant("block", smooth_k=False, smooth_q=True),
-}
 KINDS = ("ragged", "odd_dims", "gqa", "kv_batch_one", "one", "dim_128")
 
 
@@ -53,12 +57,7 @@ def run(
     order: str = "forward",
     block_size: Any = None,
 ) -> Result:
-    score = None if score_mod is None else flex.score_mod(score_mod).bind()
-    mask = None if mask_mod is None else flex.mask_mod(mask_mod)
-    sizes = (*tensors[0].shape[:3], tensors[1].shape[2])
-    blocks = None if block_size is None else flex.create_block_mask(mask, *sizes, BLOCK_SIZE=block_size).blocks
-    asked = {"quant": quant, "smoothing": smooth, "want_lse": True, "want_max": True}
-    call = attention_call(*tensors, SCALE, score, None if mask is None else mask.bind(), blocks, **asked)
+    call = call_of(tensors, quant, smooth, score_mod, mask_mod, block_size)
     with simulated_cuda(order=order) as ran:
         result = run_on(CudaBackend(), call)
     assert ("flextrace_attention_int8_" in ran.texts[-1]) == (quant is not None)
@@ -77,10 +76,6 @@ def test_attention_rounds_as_numpy_does(shape: str, quant: str) -> None:
     compare(tensors, run(tensors, chosen, smooth, order=ORDERS[turn // 3 % 3]), chosen, smooth)
 
 
-MODS = {"alibi": False, "relative_bias": False, "softcap": True, "sigmoid_activation": True}  # name: add_back
-MASKS = ("causal", "checkerboard_heads", "empty_rows", "padding_lengths")
-
-
 @pytest.mark.sampled(24)
 @pytest.mark.parametrize("name", [*MODS, *MASKS])
 def test_every_kind_of_mod_sees_the_whole_score(name: str) -> None:
@@ -88,9 +83,7 @@ def test_every_kind_of_mod_sees_the_whole_score(name: str) -> None:
     chosen = QUANTS[("block", "row_smooth_q", "odd_blocks", "odd_smooth_q")[turn % 4]]
     tensors = biased(SHAPES["gqa"], "float32", bias=1.0)
     smooth = smoothing(tensors[1], add_back=MODS.get(name, False))
-    shape = SHAPES["gqa"]
-    sizes, rng = (shape[0], shape[1], shape[2], shape[6]), np.random.default_rng
-    mod, plain = (zoo.ZOO[name].make(*sizes, rng(3), array) for array in (zoo.mx_array, reference.array))
+    mod, plain = made(name, SHAPES["gqa"])
     kind = zoo.ZOO[name].kind
     for block_size in (None, 16) if kind == "mask" else (None,):
         result = run(tensors, chosen, smooth, **{f"{kind}_mod": mod}, order=ORDERS[turn % 3], block_size=block_size)

@@ -10,23 +10,12 @@ import numpy as np
 import pytest
 import reference
 import zoo
-from apparatus.quantised import SCALE, biased, compare, floats, relative_l1, run, smoothing
+from apparatus.quantised import MASKS, MODS, QUANTS, SCALE, biased, compare, floats, made, relative_l1, run, smoothing
 from apparatus.simulated import DTYPES, ORDERS, SHAPES, Shape, backend, inputs
 from calls import attention_call, run_on
 
 import flextrace as flex
 from flextrace.kernels import QKQuant
-
-QUANTS = {
-    "block": QKQuant("block"),
-    "row": QKQuant("row"),
-    "odd_blocks": QKQuant("block", q_block=33, k_block=10),
-    "smooth_q": QKQuant("block", smooth_q=True),
-    "row_smooth_q": QKQuant("row", smooth_q=True, q_block=20),
-    "odd_smooth_q": QKQuant("block", smooth_q=True, q_block=9, k_block=50),
-    "no_smoothing": QKQuant("block", smooth_k=False, smooth_q=True),
-}
-
 
 KINDS = ("ragged", "odd_dims", "gqa", "kv_batch_one", "dim_128", "dim_512")  # not a few rows: these are not rounded
 
@@ -41,16 +30,6 @@ def test_attention_rounds_as_numpy_does(shape: str, quant: str) -> None:
     tensors, chosen = biased(SHAPES[shape], DTYPES[turn % 3]), QUANTS[quant]
     smooth = smoothing(tensors[1]) if chosen.smooth_k else None
     compare(tensors, run(tensors, chosen, smooth, order=ORDERS[turn // 3 % 3]), chosen, smooth)
-
-
-MODS = {"alibi": False, "relative_bias": False, "softcap": True, "sigmoid_activation": True}  # name: add_back
-MASKS = ("causal", "checkerboard_heads", "empty_rows", "padding_lengths")
-
-
-def made(name: str, shape: Shape) -> list[Any]:
-    """A mod of the zoo for the kernel, and for numpy."""
-    sizes, rng = (shape[0], shape[1], shape[2], shape[6]), np.random.default_rng
-    return [zoo.ZOO[name].make(*sizes, rng(3), array) for array in (zoo.mx_array, reference.array)]
 
 
 @pytest.mark.sampled(5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -18,7 +17,7 @@ from apparatus.cuda.simulated import Simulated, simulated_cuda
 from apparatus.simulated import DTYPES, ORDERS
 from backends import CUDA
 from calls import attention_call, run_on
-from decode_masks import MASKED
+from decode_masks import MASKED, zoo_case
 
 import flextrace as flex
 from flextrace.decorators import bound
@@ -198,31 +197,23 @@ def test_rows_of_several_blocks_know_their_heads() -> None:
         check(attend(exact, None, mask), reference.attention(*exact, mask_mod=mask))
 
 
-def zoo_case(entry: zoo.Entry, dtype: str, order: str) -> None:
-    batch, heads, q_len, kv_len = 2, 4, 3, 160
-    sizes = (batch, heads, q_len, 16), (batch, 2, kv_len, 16), (batch, 2, kv_len, 16)
-    exact = [reference.array(normal(*size), dtype) for size in sizes]
-
-    def made(array: Callable[..., Any]) -> tuple[Any, Any]:
-        mod = entry.make(batch, heads, q_len, kv_len, np.random.default_rng(1), array)
-        return (mod, None) if entry.kind == "score" else (None, mod)
-
-    got = attend(exact, *made(zoo.mx_array), dtype, order=order)
-    check(got, reference.attention(*exact, *made(reference.array)), dtype)
+def check_zoo(entry: zoo.Entry, dtype: str, order: str) -> None:
+    case = zoo_case(entry, dtype, normal)
+    check(attend(case.exact, *case.mods, dtype, order=order), case.want, dtype)
 
 
 @pytest.mark.sampled(60)
 @pytest.mark.parametrize("entry", zoo.ZOO.values(), ids=str)
 def test_the_zoo(entry: zoo.Entry) -> None:
     turn = list(zoo.ZOO.values()).index(entry)
-    zoo_case(entry, DTYPES[turn % 3], ORDERS[turn // 3 % 3])
+    check_zoo(entry, DTYPES[turn % 3], ORDERS[turn // 3 % 3])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("entry", zoo.ZOO.values(), ids=str)
 def test_the_whole_zoo(entry: zoo.Entry, dtype: str) -> None:
-    zoo_case(entry, dtype, "shuffled")
+    check_zoo(entry, dtype, "shuffled")
 
 
 @pytest.mark.sampled(12)

@@ -4,7 +4,6 @@ functions (tests/reference.py)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from apparatus.quantised import biased, smoothing
 from apparatus.quantised import run as run_rounded
 from apparatus.simulated import DTYPES, ORDERS, backend
 from calls import attention_call, run_on
-from decode_masks import MASKED
+from decode_masks import MASKED, zoo_case
 
 import flextrace as flex
 from flextrace import warm
@@ -158,23 +157,16 @@ def test_rows_of_several_tiles_know_their_heads() -> None:
         check(attend(exact, None, mask), reference.attention(*exact, mask_mod=mask))
 
 
-def zoo_case(entry: zoo.Entry, dtype: str, order: str) -> None:
-    batch, heads, q_len, kv_len = 2, 4, 3, 160
-    sizes = (batch, heads, q_len, 16), (batch, 2, kv_len, 16), (batch, 2, kv_len, 16)
-    exact = [reference.array(normal(*size), dtype) for size in sizes]
-
-    def made(array: Callable[..., Any]) -> tuple[Any, Any]:
-        mod = entry.make(batch, heads, q_len, kv_len, np.random.default_rng(1), array)
-        return (mod, None) if entry.kind == "score" else (None, mod)
-
-    check(attend(exact, *made(zoo.mx_array), dtype, order), reference.attention(*exact, *made(reference.array)), dtype)
+def check_zoo(entry: zoo.Entry, dtype: str, order: str) -> None:
+    case = zoo_case(entry, dtype, normal)
+    check(attend(case.exact, *case.mods, dtype, order), case.want, dtype)
 
 
 @pytest.mark.sampled(40)
 @pytest.mark.parametrize("entry", zoo.ZOO.values(), ids=str)
 def test_the_zoo(entry: zoo.Entry) -> None:
     turn = list(zoo.ZOO.values()).index(entry)
-    zoo_case(entry, DTYPES[turn % 3], ORDERS[turn // 3 % 3])
+    check_zoo(entry, DTYPES[turn % 3], ORDERS[turn // 3 % 3])
 
 
 @pytest.mark.long
@@ -182,7 +174,7 @@ def test_the_zoo(entry: zoo.Entry) -> None:
 @pytest.mark.parametrize("entry", zoo.ZOO.values(), ids=str)
 def test_the_whole_zoo(entry: zoo.Entry, order: str) -> None:
     for dtype in DTYPES:
-        zoo_case(entry, dtype, order)
+        check_zoo(entry, dtype, order)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
